@@ -1,0 +1,1 @@
+"""densekit: dense prediction with any ResNet-family backbone."""

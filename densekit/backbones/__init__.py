@@ -1,0 +1,1 @@
+"""Feature extractors by name: our own ResNet family and any timm network."""

@@ -1,0 +1,1 @@
+"""Data sets by name, transforms, batching and sampling."""

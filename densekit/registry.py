@@ -1,0 +1,125 @@
+"""Names for the leaves: backbones, heads, data sets.
+
+A part is one file in its folder: a decorated builder whose signature is the schema of its options. The folder is
+scanned when a name is first looked up, so a new part is one new file and nothing else. Parts can also be imported
+plainly: the registry is a door for names in configs, never the only one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import pydantic
+
+from densekit.types import DensekitError, nearest
+
+Builder = TypeVar("Builder", bound=Callable[..., Any])
+
+
+class Registry:
+    """Builders by name, for one kind of part.
+
+    Args:
+        kind: what the parts are called in messages, such as ``backbone``.
+        package: the folder to scan, such as ``densekit.backbones``.
+    """
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind = kind
+        self.package = package
+        self._builders: dict[str, Callable[..., Any]] = {}
+        self._prefixes: dict[str, Callable[..., Any]] = {}
+        self._scanned = False
+
+    def register(self, builder: Builder) -> Builder:
+        """Register a builder under its own name (decorator)."""
+        self.add(builder.__name__, builder)
+        return builder
+
+    def add(self, name: str, builder: Callable[..., Any]) -> None:
+        """Register a builder under ``name``: for tables of variants."""
+        if name in self._builders:
+            raise DensekitError(f"{self.kind} {name!r} is registered twice; names must be unique, rename one of them")
+        self._builders[name] = builder
+
+    def register_prefix(self, builder: Builder) -> Builder:
+        """Register a builder for all names ``<its name>/<rest>``: it is called with ``rest`` first (decorator)."""
+        self._prefixes[builder.__name__] = builder
+        return builder
+
+    def names(self) -> list[str]:
+        """All registered names, sorted; a prefix stands as ``prefix/...``."""
+        self._scan()
+        return sorted(self._builders) + [f"{p}/..." for p in sorted(self._prefixes)]
+
+    def options(self, name: str) -> dict[str, inspect.Parameter]:
+        """The keyword-only parameters of the builder: what a config may set beside what ``build`` is given."""
+        parameters = inspect.signature(self._lookup(name)[0], eval_str=True).parameters
+        return {n: p for n, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    def build(self, name: str, options: Mapping[str, Any], *given: Any, path: str = "", **fixed: Any) -> Any:
+        """Build a part.
+
+        Args:
+            name: registered name.
+            options: what the user wrote, checked against the builder's signature: names, types, required ones.
+            given: positional arguments of the builder (such as the backbone's levels).
+            path: where the options stand in the config, for messages.
+            fixed: keyword arguments that the program, not the user, decides; ignored where the builder has no such one.
+
+        Raises:
+            DensekitError: unknown name, unknown or missing option, or a value of the wrong type.
+        """
+        builder, rest = self._lookup(name, path)
+        parameters = self.options(name)
+        own = {n: v for n, v in fixed.items() if n in parameters}
+        values = self._checked(name, options, {n: p for n, p in parameters.items() if n not in own}, path)
+        return builder(*rest, *given, **values, **own)
+
+    def _lookup(self, name: str, path: str = "") -> tuple[Callable[..., Any], tuple[str, ...]]:
+        self._scan()
+        if name in self._builders:
+            return self._builders[name], ()
+        prefix, slash, rest = name.partition("/")
+        if slash and prefix in self._prefixes:
+            return self._prefixes[prefix], (rest,)
+        where = f"{path}.name: " if path else ""
+        raise DensekitError(f"{where}there is no {self.kind} {name!r}; {nearest(name, self._builders)}")
+
+    def _checked(
+        self, name: str, options: Mapping[str, Any], parameters: dict[str, inspect.Parameter], path: str
+    ) -> dict[str, Any]:
+        dot = f"{path}." if path else ""
+        for key in options:
+            if key not in parameters:
+                raise DensekitError(f"{dot}{key}: {self.kind} {name!r} has no such option; {nearest(key, parameters)}")
+        for key, parameter in parameters.items():
+            if parameter.default is inspect.Parameter.empty and key not in options:
+                raise DensekitError(f"{dot}{key}: {self.kind} {name!r} needs this option; add it to the config")
+        return {key: _converted(value, parameters[key].annotation, f"{dot}{key}") for key, value in options.items()}
+
+    def _scan(self) -> None:
+        if self._scanned:
+            return
+        self._scanned = True
+        package = importlib.import_module(self.package)
+        for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
+            importlib.import_module(f"{self.package}.{module}")
+
+
+def _converted(value: Any, annotation: Any, path: str) -> Any:
+    adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(annotation)
+    try:
+        return adapter.validate_python(value)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise DensekitError(f"{path}: {first['msg'][:1].lower()}{first['msg'][1:]}, not {value!r}") from None
+
+
+BACKBONES = Registry("backbone", "densekit.backbones")
+HEADS = Registry("head", "densekit.heads")
+DATASETS = Registry("data set", "densekit.data")

@@ -1,0 +1,24 @@
+"""Settings that every test shares."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+_SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+if "DENSEKIT_DATA" not in os.environ and _SHARED.is_dir():
+    os.environ["DENSEKIT_DATA"] = str(_SHARED)
+
+
+@pytest.fixture
+def real_data():
+    """Folder of the real data sets; the test skips where it is absent."""
+    folder = Path(os.environ.get("DENSEKIT_DATA", "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real data sets are not at {folder}; set DENSEKIT_DATA to run this test")
+    return folder
