@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import pydantic
 
-from densekit.types import DensekitError, nearest
+from densekit.errors import DensekitError, nearest
 
 Builder = TypeVar("Builder", bound=Callable[..., Any])
 

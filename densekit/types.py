@@ -2,8 +2,8 @@
 
 Conventions, stated here once and converted at the edge (readers, writers, weights of other libraries):
 
-* **images** RGB, channels first, uint8 in 0..255 (float32 on the same 0..255 scale where the file holds more than 8 bits)
-  until the model normalises them on the device; padded at the bottom and right with zeros.
+* **images** RGB, channels first, uint8 in 0..255 (float32 on the same 0..255 scale where the file holds
+  more than 8 bits) until the model normalises them on the device; padded at the bottom and right with zeros.
 * **boxes** ``(x1, y1, x2, y2)``, absolute pixels, continuous: width = x2 - x1, the first pixel spans 0..1.
 * **labels** 0-based class indices, foreground only; nobody sees a background class. ``Classes`` maps them to the
   data set's own ids and names.
@@ -17,8 +17,7 @@ Letters: B images in a batch, C channels, H height, W width, N padded boxes an i
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -26,27 +25,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from densekit.errors import DensekitError as DensekitError
+from densekit.errors import nearest as nearest
+
 IGNORE = 255
 """The mask value that no loss and no metric looks at."""
 
 Task = Literal["detection", "segmentation", "classification"]
-
-
-class DensekitError(ValueError):
-    """A mistake in what the user gave (a file, a key, an option).
-
-    The message is one line that says the value, the rule and the remedy. ``tools/`` print it and exit with 2.
-    """
-
-
-def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
-    """Say which of the ``known`` names are nearest to ``name``, as the end of an error message."""
-    known = [str(k) for k in known]
-    close = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
-    if close:
-        return "did you mean " + " or ".join(repr(c) for c in close) + "?"
-    shown = ", ".join(repr(k) for k in sorted(known)[:12])
-    return f"known are {shown}" + (f" and {len(known) - 12} more" if len(known) > 12 else "")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -188,7 +173,7 @@ def _to(value: Any, device: torch.device, non_blocking: bool) -> Any:
 
 @dataclasses.dataclass(slots=True)
 class Sample:
-    """One image with its annotations, on the CPU, after the transforms; a data set gives these, ``collate`` batches them.
+    """One image with its annotations, on the CPU, after the transforms; data sets give these, ``collate`` batches.
 
     Attributes:
         image: [H, W, C] uint8 (or float32 on the 0..255 scale), RGB.

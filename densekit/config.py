@@ -1,0 +1,397 @@
+"""The config of a run: one complete YAML file, checked key by key, with ``key.path=value`` overrides.
+
+Nothing here imports torch, so a misspelt key is told in a fraction of a second. A part (backbone, head, data set,
+transform) is written as ``{name: ..., option: value, ...}``; its options are checked against the part's own signature
+when it is built.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import pydantic
+import yaml
+from pydantic import Field
+
+from densekit.errors import DensekitError, nearest
+
+
+class _Model(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Part(pydantic.BaseModel):
+    """A named part and its options, such as ``{name: faster_rcnn, neck: fpn}``."""
+
+    model_config = pydantic.ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All keys but the name."""
+        return dict(self.model_extra or {})
+
+
+class BackboneConfig(Part):
+    """A backbone, its options, and where its weights come from.
+
+    Attributes:
+        weights: a file, ``torchvision/IMAGENET1K_V1``, ``timm/<tag>``; null starts from random numbers.
+    """
+
+    weights: str | None = None
+
+
+class NormalizeConfig(_Model):
+    """(image / 255 - mean) / std per channel; one number stands for all channels."""
+
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    @pydantic.model_validator(mode="after")
+    def _same_length(self) -> Self:
+        if len(self.mean) != len(self.std):
+            raise ValueError(
+                f"mean has {len(self.mean)} values and std has {len(self.std)}; give one of each a channel"
+            )
+        if not all(s > 0 for s in self.std):
+            raise ValueError("std must be above 0 in every channel")
+        return self
+
+
+class ModelConfig(_Model):
+    """Backbone and heads.
+
+    Attributes:
+        channels: image channels that the model takes (1 grey, 3 RGB, more for TIFF and npy).
+        heads: heads by a name of your own.
+        weights: a densekit checkpoint or a state dict of torchvision's detector to start the whole model from.
+    """
+
+    backbone: BackboneConfig
+    heads: dict[str, Part] = Field(min_length=1)
+    channels: int = Field(default=3, ge=1)
+    normalize: NormalizeConfig = NormalizeConfig()
+    weights: str | None = None
+
+
+class DataConfig(_Model):
+    """Data sets, transforms and how batches are put together.
+
+    Attributes:
+        train: the data set to learn from; val: chooses the best checkpoint; test: for ``evaluate.py --data test``.
+        train_transforms: list of transforms, in order; eval_transforms: may hold ``Resize`` only (it can be undone).
+        pad_to: batches are padded to a multiple of this many pixels.
+        aspect_grouping: put images of like shape (wider / higher than square) into one batch.
+        fixed_size: (height, width) to which every training batch is padded: constant shapes, for compiled steps.
+        workers: loader processes; null takes one less than the cores of each rank, at most 8.
+        on_bad_image: ``error`` stops and names the image; ``skip`` takes the next one and lists it at the end.
+        max_pixels: a larger image is refused before it is decoded.
+    """
+
+    train: Part
+    val: Part | None = None
+    test: Part | None = None
+    train_transforms: tuple[dict[str, Any], ...] = ()
+    eval_transforms: tuple[dict[str, Any], ...] = ()
+    pad_to: int = Field(default=32, ge=1)
+    aspect_grouping: bool = True
+    fixed_size: tuple[int, int] | None = None
+    workers: int | None = Field(default=None, ge=0)
+    on_bad_image: Literal["error", "skip"] = "error"
+    max_pixels: int = Field(default=2**28, ge=1)
+
+
+class OptimizerConfig(_Model):
+    """The optimiser and its parameter groups.
+
+    Attributes:
+        lr: learning rate at the given global batch size. backbone_lr: multiplier for the backbone.
+        norm_decay: whether norms and biases get weight decay too.
+    """
+
+    name: Literal["sgd", "adamw"] = "adamw"
+    lr: float = Field(gt=0)
+    weight_decay: float = Field(default=0.05, ge=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    nesterov: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
+    backbone_lr: float = Field(default=1.0, ge=0)
+    norm_decay: bool = False
+
+
+class ScheduleConfig(_Model):
+    """The learning rate over the run.
+
+    Attributes:
+        warmup: steps of linear warm-up from lr * warmup_start.
+        milestones: for ``step``: fractions of the run (or epochs where above 1) at which lr is multiplied by gamma.
+        power: for ``poly``. end: the last learning rate as a fraction of the first, for ``cosine`` and ``poly``.
+    """
+
+    name: Literal["constant", "step", "cosine", "poly"] = "cosine"
+    warmup: int = Field(default=0, ge=0)
+    warmup_start: float = Field(default=0.001, ge=0, le=1)
+    milestones: tuple[float, ...] = (0.6667, 0.8889)
+    gamma: float = Field(default=0.1, gt=0, lt=1)
+    power: float = Field(default=0.9, gt=0)
+    end: float = Field(default=0.0, ge=0, le=1)
+
+
+class TrainConfig(_Model):
+    """How to train.
+
+    Attributes:
+        epochs, steps: give one of them. A step is one update of the weights.
+        batch_size: images per step over all ranks and accumulated micro-batches.
+        accumulate: micro-batches per step. clip: largest norm of the gradient; null does not clip.
+        precision: ``auto`` takes bf16 where the hardware is fast at it, else fp32.
+        ema: decay of the averaged weights that are evaluated and saved as best; null keeps none.
+        compile: ``auto`` compiles where it was measured to pay (see README), true and false decide.
+        deterministic: same bits on every run on a GPU too, slower there; the CPU always gives the same bits.
+        save_every: steps between checkpoints; null saves with each evaluation.
+        max_minutes: stop training (evaluate and save) after this much time in training steps.
+        skip_non_finite: how many steps with a loss that is not finite are skipped before the run stops.
+    """
+
+    epochs: float | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, gt=0)
+    batch_size: int = Field(default=8, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig = ScheduleConfig()
+    clip: float | None = Field(default=None, gt=0)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    channels_last: bool = True
+    compile: Literal["auto"] | bool = "auto"
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    deterministic: bool = False
+    save_every: int | None = Field(default=None, ge=1)
+    max_minutes: float | None = Field(default=None, gt=0)
+    skip_non_finite: int = Field(default=0, ge=0)
+
+    @pydantic.model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either epochs or steps, one of the two")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}")
+        return self
+
+
+class EvaluationConfig(_Model):
+    """When and how to evaluate on ``data.val``.
+
+    Attributes:
+        every: epochs between evaluations (the last step always evaluates).
+        metric: which number chooses ``best.pt``; null takes AP, mIoU or top1 of the first head.
+        batch_size: images per batch over all ranks. max_detections: per image, for COCO's numbers.
+        patience: evaluations without a better number before the run stops early; null never does.
+        pictures: how many sample predictions to draw at the end.
+    """
+
+    every: float = Field(default=1.0, gt=0)
+    metric: str | None = None
+    batch_size: int = Field(default=8, ge=1)
+    max_detections: int = Field(default=100, ge=1)
+    patience: int | None = Field(default=None, ge=1)
+    pictures: int = Field(default=8, ge=0)
+
+
+class LogConfig(_Model):
+    """What a run writes beside checkpoints.
+
+    Attributes:
+        every: steps between lines of ``metrics.jsonl``. tensorboard: events beside them. csv: ``metrics.csv`` too.
+    """
+
+    every: int = Field(default=10, ge=1)
+    tensorboard: bool = True
+    csv: bool = False
+
+
+class Config(_Model):
+    """One run, complete."""
+
+    seed: int = Field(default=0, ge=0)
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    log: LogConfig = LogConfig()
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML config, apply ``key.path=value`` overrides, check it.
+
+    Args:
+        path: a YAML file; ``${NAME}`` and ``${NAME:-default}`` in values are replaced from the environment.
+        overrides: such as ``train.epochs=3`` or ``model.heads.boxes.neck=c5``; values are read as YAML.
+
+    Raises:
+        DensekitError: the file is missing or not YAML, a key is misspelt, a value is of the wrong type or range.
+    """
+    path = Path(path)
+    tree = _read(path)
+    for override in overrides:
+        _apply(tree, override)
+    return parse(_expanded(tree, str(path)), str(path))
+
+
+def parse(tree: Any, source: str) -> Config:
+    """Check a config that was already read; ``source`` names it in messages."""
+    try:
+        return Config.model_validate(tree)
+    except pydantic.ValidationError as error:
+        raise DensekitError(f"{source}: {_explain(error, tree)}") from None
+
+
+def dump(config: Config) -> str:
+    """The config as YAML that ``load`` reads back to an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=110)
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, but ``1e-3`` is a number and a key that stands twice is an error."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [self.construct_object(k, deep=True) for k, _ in node.value]
+        for key in keys:
+            if not isinstance(key, str | int | float | bool):
+                raise yaml.YAMLError(f"a key must be a word or a number, not {key!r}")
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"key {key!r} occurs twice{node.start_mark}")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def _yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)  # _Loader is a SafeLoader: no code runs
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = _yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        hint = nearest(path.name, siblings) if siblings else "give the path of a YAML file, such as one in configs/"
+        raise DensekitError(f"config {path} does not exist; {hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DensekitError(f"config {path} can't be read: {error}; give a readable YAML file") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise DensekitError(f"config {path} is not valid YAML: {_one_line(error)}; mend the file there") from None
+    if not isinstance(tree, dict):
+        raise DensekitError(f"config {path} holds {type(tree).__name__}, not a mapping of keys; see configs/")
+    return tree
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise DensekitError(f"override {override!r} is not of the form key.path=value, such as train.epochs=3")
+    try:
+        value = _yaml(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise DensekitError(f"override {override!r}: the value is not valid YAML: {_one_line(error)}") from None
+    *parents, last = key.strip().split(".")
+    node: Any = tree
+    for depth, part in enumerate(parents):
+        node = _child(node, part, ".".join(parents[: depth + 1]), override)
+    if isinstance(node, list):
+        node[_index(node, last, override)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise DensekitError(f"override {override!r}: {'.'.join(parents)} is {node!r}, which has no keys")
+
+
+def _child(node: Any, part: str, path: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, part, override)]
+    if not isinstance(node, dict):
+        raise DensekitError(f"override {override!r}: nothing stands below {path}")
+    if node.get(part) is None:
+        node[part] = {}
+    return node[part]
+
+
+def _index(node: list[Any], part: str, override: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise DensekitError(f"override {override!r}: {part!r} is not a position in a list of {len(node)} (from 0)")
+    return int(part)
+
+
+_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+
+
+def _expanded(value: Any, source: str) -> Any:
+    if isinstance(value, dict):
+        return {k: _expanded(v, source) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_expanded(v, source) for v in value]
+    return _VARIABLE.sub(lambda m: _variable(m, source), value) if isinstance(value, str) else value
+
+
+def _variable(match: re.Match[str], source: str) -> str:
+    name, default = match.groups()
+    value = os.environ.get(name) or default
+    if value is None:
+        raise DensekitError(f"{source}: environment variable {name} is not set; set it or write ${{{name}:-default}}")
+    return value
+
+
+def _explain(error: pydantic.ValidationError, tree: Any) -> str:
+    """The first problem in one line: path, rule, value, and the nearest key where one is misspelt."""
+    problems = error.errors(include_url=False)
+    # A misspelt key often makes another one missing: tell the cause first.
+    first = min(problems, key=lambda p: p["type"] != "extra_forbidden")
+    path = ".".join(str(p) for p in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{path}: there is no such key; {nearest(str(first['loc'][-1]), _fields(first['loc'][:-1]))}"
+    message = first["msg"].removeprefix("Value error, ")
+    shown = "" if first["type"] in ("missing", "value_error") else f", not {first['input']!r}"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{path}: {message[:1].lower()}{message[1:]}{shown}{more}"
+
+
+def _fields(location: Sequence[str | int]) -> list[str]:
+    """The keys that may stand at a place of the schema."""
+    model: Any = Config
+    for part in location:
+        annotation = model.model_fields[part].annotation if _is_model(model) and part in model.model_fields else None
+        model = next((a for a in _arguments(annotation) if _is_model(a)), None)
+        if model is None:
+            return []
+    return list(model.model_fields)
+
+
+def _is_model(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, pydantic.BaseModel)
+
+
+def _arguments(annotation: Any) -> tuple[Any, ...]:
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return typing.get_args(annotation) if union else (annotation,)
+
+
+def with_paths(config: Config, changes: Mapping[str, Any]) -> Config:
+    """A copy with some ``key.path`` values replaced, checked again (for tools that adapt a checkpoint's config)."""
+    tree = config.model_dump(mode="json")
+    for key, value in changes.items():
+        _apply(tree, f"{key}={yaml.safe_dump(value, default_flow_style=True, width=10**6).strip()}")
+    return parse(tree, "config")

@@ -1,0 +1,169 @@
+"""``DenseModel``: one backbone under any heads, from uint8 images to losses or predictions.
+
+B images, C channels, H, W padded size, K classes. No hidden transform: the model normalises by the numbers that its
+checkpoint carries and pads to the coarsest stride, nothing else. Resizing happens in the data pipeline and is undone
+on the predictions by ``Batch.sizes`` and ``Batch.original_sizes``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from densekit.config import ModelConfig
+from densekit.errors import DensekitError
+from densekit.registry import BACKBONES, HEADS
+from densekit.types import Batch, Classes, Classification, Detections, Head, Level, Predictions, Segmentation, Task
+
+
+class DenseModel(nn.Module):
+    """A backbone and its heads.
+
+    Args:
+        backbone: a module with ``levels``.
+        heads: heads by name; the losses of several heads are summed.
+        mean: per channel on the 0..1 scale; one value stands for all channels.
+        std: likewise.
+        channels: image channels.
+        classes: the data set's own names and ids.
+        channels_last: run in the channels-last memory layout, faster on every device that was measured.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        heads: Mapping[str, nn.Module],
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        classes: Classes,
+        channels: int = 3,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.heads = nn.ModuleDict(heads)
+        self.classes = classes
+        self.channels = channels
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) not in (1, channels):
+                raise DensekitError(
+                    f"model.normalize.{name} has {len(values)} values for {channels} image channels; "
+                    f"give one, or one a channel"
+                )
+            tensor = torch.tensor(list(values), dtype=torch.float32).expand(channels).reshape(1, channels, 1, 1)
+            self.register_buffer(name, tensor * 255.0)
+        self.stride = max(32, max(level.stride for level in self.levels))
+        self.to(memory_format=self.memory_format)
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The backbone's levels, finest first."""
+        levels: tuple[Level, ...] = self.backbone.levels  # type: ignore[assignment]  # nn.Module types its attributes
+        return levels
+
+    @property
+    def task(self) -> Task:
+        """The task of the first head."""
+        return self.head().task
+
+    def head(self, name: str | None = None) -> Head:
+        """The head of a name, or the first."""
+        return self.heads[name or next(iter(self.heads))]  # type: ignore[return-value]
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] uint8 (or float on 0..255) -> float32 normalised, padded with zeros to the coarsest stride."""
+        assert images.shape[1] == self.channels, f"{images.shape[1]} image channels, the model takes {self.channels}"
+        normal = (images.float() - self.mean) / self.std
+        bottom, right = -images.shape[2] % self.stride, -images.shape[3] % self.stride
+        normal = F.pad(normal, (0, right, 0, bottom)) if bottom or right else normal
+        return normal.contiguous(memory_format=self.memory_format)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """The backbone's maps of a batch of raw images, finest first."""
+        maps: list[Tensor] = self.backbone(self.normalize(images))
+        return maps
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses of every head, each a float32 scalar; named ``head.loss`` where there are several heads."""
+        maps = self.features(batch.images)
+        losses = {}
+        for name in self.heads:
+            for key, value in self.head(name).losses(maps, batch).items():
+                losses[key if len(self.heads) == 1 else f"{name}.{key}"] = value
+        return losses
+
+    def predict(self, batch: Batch, head: str | None = None) -> Predictions:
+        """Predictions of one head in the pixels of the original images, with the data set's own ids."""
+        return self.finish(self.head(head).predict(self.features(batch.images), batch), batch)
+
+    def losses_and_predictions(self, batch: Batch) -> tuple[dict[str, Tensor], Predictions]:
+        """Both from one pass of the backbone: the validation loss is free."""
+        maps = self.features(batch.images)
+        head = self.head()
+        return head.losses(maps, batch), self.finish(head.predict(maps, batch), batch)
+
+    def finish(self, predictions: Predictions, batch: Batch) -> Predictions:
+        """From the pixels of the batch to those of the original images, and from labels to the data set's ids."""
+        if isinstance(predictions, Detections):
+            return _finish_detections(predictions, batch, self.classes)
+        if isinstance(predictions, Segmentation):
+            return _finish_segmentation(predictions, batch, self.classes)
+        return Classification(predictions.probabilities, _ids(predictions.labels, self.classes))
+
+
+def _ids(labels: Tensor, classes: Classes) -> Tensor:
+    return torch.tensor(classes.ids, dtype=torch.int64, device=labels.device)[labels.long()]
+
+
+def _finish_detections(found: Detections, batch: Batch, classes: Classes) -> Detections:
+    scale = (batch.original_sizes / batch.sizes).flip(-1).repeat(1, 2).to(found.boxes)  # [B, 4]: x, y, x, y
+    limit = batch.original_sizes.flip(-1).repeat(1, 2).to(found.boxes)
+    boxes = torch.minimum(found.boxes * scale[:, None], limit[:, None])
+    return dataclasses.replace(found, boxes=boxes, labels=_ids(found.labels, classes))
+
+
+def _finish_segmentation(found: Segmentation, batch: Batch, classes: Classes) -> Segmentation:
+    probabilities, masks = [], []
+    for p, mask, size in zip(found.probabilities, found.masks, batch.original_sizes.tolist()):
+        multi_label = mask.dim() == 3
+        if list(p.shape[-2:]) != size:
+            p = F.interpolate(p[None], size=size, mode="bilinear", align_corners=False)[0]
+            mask = (p >= 0.5).to(torch.uint8) if multi_label else p.argmax(0)
+        probabilities.append(p)
+        masks.append(mask if multi_label else _ids(mask, classes))
+    return Segmentation(probabilities, masks)
+
+
+def build_model(config: ModelConfig, classes: Classes, *, channels_last: bool = True) -> DenseModel:
+    """Build the parts that a config names, with random weights.
+
+    Raises:
+        DensekitError: unknown part or option, or a value of the wrong type, with its path in the config.
+    """
+    backbone = BACKBONES.build(
+        config.backbone.name, config.backbone.options, path="model.backbone", in_channels=config.channels
+    )
+    heads = {
+        name: HEADS.build(
+            part.name, part.options, backbone.levels, path=f"model.heads.{name}", num_classes=len(classes)
+        )
+        for name, part in config.heads.items()
+    }
+    return DenseModel(
+        backbone,
+        heads,
+        mean=config.normalize.mean,
+        std=config.normalize.std,
+        classes=classes,
+        channels=config.channels,
+        channels_last=channels_last,
+    )
