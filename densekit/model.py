@@ -79,22 +79,33 @@ class DenseModel(nn.Module):
         """The head of a name, or the first."""
         return self.heads[name or next(iter(self.heads))]  # type: ignore[return-value]
 
-    def normalize(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] uint8 (or float on 0..255) -> float32 normalised, padded with zeros to the coarsest stride."""
+    def normalize(self, images: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """Normalise raw images and pad them to the coarsest stride.
+
+        Args:
+            images: [B, C, H, W] uint8, or float on the 0..255 scale.
+            sizes: [B, 2] (height, width) of each image inside its padding; the padding becomes zero *after* the
+                normalisation, as if each image had been normalised before it was put into the batch.
+
+        Returns:
+            [B, C, H', W'] float32, H' and W' multiples of the coarsest stride.
+        """
         assert images.shape[1] == self.channels, f"{images.shape[1]} image channels, the model takes {self.channels}"
         normal = (images.float() - self.mean) / self.std
+        if sizes is not None:
+            normal = normal * _inside(sizes, images.shape[2], images.shape[3])
         bottom, right = -images.shape[2] % self.stride, -images.shape[3] % self.stride
         normal = F.pad(normal, (0, right, 0, bottom)) if bottom or right else normal
         return normal.contiguous(memory_format=self.memory_format)
 
-    def features(self, images: Tensor) -> list[Tensor]:
+    def features(self, batch: Batch) -> list[Tensor]:
         """The backbone's maps of a batch of raw images, finest first."""
-        maps: list[Tensor] = self.backbone(self.normalize(images))
+        maps: list[Tensor] = self.backbone(self.normalize(batch.images, batch.sizes))
         return maps
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Losses of every head, each a float32 scalar; named ``head.loss`` where there are several heads."""
-        maps = self.features(batch.images)
+        maps = self.features(batch)
         losses = {}
         for name in self.heads:
             for key, value in self.head(name).losses(maps, batch).items():
@@ -103,11 +114,11 @@ class DenseModel(nn.Module):
 
     def predict(self, batch: Batch, head: str | None = None) -> Predictions:
         """Predictions of one head in the pixels of the original images, with the data set's own ids."""
-        return self.finish(self.head(head).predict(self.features(batch.images), batch), batch)
+        return self.finish(self.head(head).predict(self.features(batch), batch), batch)
 
     def losses_and_predictions(self, batch: Batch) -> tuple[dict[str, Tensor], Predictions]:
         """Both from one pass of the backbone: the validation loss is free."""
-        maps = self.features(batch.images)
+        maps = self.features(batch)
         head = self.head()
         return head.losses(maps, batch), self.finish(head.predict(maps, batch), batch)
 
@@ -118,6 +129,13 @@ class DenseModel(nn.Module):
         if isinstance(predictions, Segmentation):
             return _finish_segmentation(predictions, batch, self.classes)
         return Classification(predictions.probabilities, _ids(predictions.labels, self.classes))
+
+
+def _inside(sizes: Tensor, height: int, width: int) -> Tensor:
+    """[B, 1, H, W] bool: the pixels that belong to an image, not to its padding."""
+    rows = torch.arange(height, device=sizes.device)[None, :] < sizes[:, :1]
+    columns = torch.arange(width, device=sizes.device)[None, :] < sizes[:, 1:]
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
 
 
 def _ids(labels: Tensor, classes: Classes) -> Tensor:

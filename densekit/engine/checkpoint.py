@@ -1,0 +1,159 @@
+"""Checkpoints: written whole, checked when read, never running code that they hold.
+
+A checkpoint is torch's own zip file of plain types. Every record of the zip has a checksum (CRC-32), which is compared
+before anything is loaded. ``last.pt`` is what a run goes on from; the one before it stays as ``last.previous.pt``.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from densekit.errors import DensekitError
+from densekit.files import explain_os_error, whole_file
+from densekit.types import Classes
+
+FORMAT = 1
+"""Rises when a checkpoint of an older densekit can no longer be read as it is."""
+
+
+def save(path: Path, content: dict[str, Any], keep_previous: bool = False) -> None:
+    """Write a checkpoint whole or not at all.
+
+    Args:
+        path: the file.
+        content: tensors, numbers, strings, lists and dicts.
+        keep_previous: the file that stands there becomes ``<stem>.previous.pt``.
+
+    Raises:
+        DensekitError: full disk or no permission; the checkpoints on disk are as they were.
+    """
+    with whole_file(path) as file:
+        try:
+            torch.save({"format": FORMAT, **content}, file)
+        except RuntimeError as error:  # torch hides the OSError of a full disk behind its own
+            raise DensekitError(
+                f"{path} could not be written: {_first_line(error)}; is the disk full? Free some space and run again "
+                f"with --resume (the old checkpoint is whole)"
+            ) from None
+        file.flush()
+        os.fsync(file.fileno())
+        if keep_previous and path.exists():
+            _keep(path)
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint before this one is kept."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def _keep(path: Path) -> None:
+    """Give the old file a second name; the first one goes to the new file by the rename that follows."""
+    kept, temporary = previous(path), path.with_name(f".{path.stem}.link.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(path, temporary)
+        except OSError:  # a file system without links: one moment without the first name, never without the content
+            os.replace(path, kept)
+            return
+        os.replace(temporary, kept)
+    except OSError as error:
+        raise DensekitError(explain_os_error(error, kept)) from None
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint on the CPU, checksum first.
+
+    Raises:
+        DensekitError: missing, damaged, not a densekit checkpoint, or of a newer format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DensekitError(f"checkpoint {path} does not exist; give a best.pt or last.pt of a run folder")
+    _verify(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise DensekitError(
+            f"checkpoint {path} can't be loaded without running code in it ({_first_line(error)}); only files written "
+            f"by densekit are read"
+        ) from None
+    if not isinstance(content, dict) or not {"format", "config", "classes", "model"} <= content.keys():
+        raise DensekitError(f"{path} is not a densekit checkpoint; give a best.pt or last.pt of a run folder")
+    if not isinstance(content["format"], int) or content["format"] > FORMAT:
+        raise DensekitError(
+            f"checkpoint {path} has format {content['format']!r}, this densekit reads up to {FORMAT}; update densekit"
+        )
+    return content
+
+
+def load_last(path: Path) -> tuple[dict[str, Any], str | None]:
+    """Read ``last.pt``, or the one before it where it is damaged; also a line that says so.
+
+    Raises:
+        DensekitError: neither can be read.
+    """
+    try:
+        return load(path), None
+    except DensekitError as error:
+        if not previous(path).is_file():
+            raise
+        content = load(previous(path))
+        return content, f"{error}; going on from {previous(path).name} instead"
+
+
+def _verify(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, EOFError) as error:
+        raise DensekitError(
+            f"checkpoint {path} is damaged or not a checkpoint ({_first_line(error)}); use last.previous.pt or best.pt"
+        ) from None
+    if damaged is not None:
+        raise DensekitError(
+            f"checkpoint {path} is damaged (checksum of {damaged} differs); use last.previous.pt or best.pt"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def classes_of(content: dict[str, Any], path: str | Path) -> Classes:
+    """The class names and ids that a checkpoint carries.
+
+    Raises:
+        DensekitError: they are not there or not of the right form.
+    """
+    held = content["classes"]
+    try:
+        return Classes(tuple(str(n) for n in held["names"]), tuple(int(i) for i in held["ids"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DensekitError(f"checkpoint {path} holds no valid class list ({error}); train again or mend it") from None
+
+
+def load_weights(model: torch.nn.Module, state: Any, source: str | Path) -> None:
+    """Load a whole model's weights; every key and shape must fit.
+
+    Raises:
+        DensekitError: another model's weights, with the first keys that differ.
+    """
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise DensekitError(f"{source} holds no state dict of tensors; give a checkpoint of this model")
+    own = model.state_dict()
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = [k for k in own if k in state and own[k].shape != state[k].shape]
+    problems = [f"{len(k)} {w} such as {k[0]}" for w, k in (("missing", missing), ("unexpected", unexpected)) if k]
+    problems += [f"{k} is {tuple(state[k].shape)}, the model has {tuple(own[k].shape)}" for k in shapes[:1]]
+    if problems:
+        raise DensekitError(
+            f"{source} is a checkpoint of another model: {'; '.join(problems)}; use the config it was trained with"
+        )
+    model.load_state_dict(state)

@@ -1,0 +1,79 @@
+"""Ranks: the same script runs alone or under ``torchrun``."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """Where this process stands among its peers.
+
+    Attributes:
+        rank: of this process; size: number of processes; local: processes on this machine.
+        device: what this process computes on.
+    """
+
+    rank: int
+    size: int
+    local: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes files and prints."""
+        return self.rank == 0
+
+
+def join(device: str | None = None) -> World:
+    """Join the process group that ``torchrun`` describes in the environment, or stand alone.
+
+    Args:
+        device: ``cpu``, ``cuda`` or ``cuda:1``; None takes the GPU of the local rank where there is one.
+    """
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank, local = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    cuda = torch.cuda.is_available() and device != "cpu"
+    where = torch.device(device) if device and device != "cuda" else torch.device("cuda", local_rank) if cuda else None
+    where = where or torch.device("cpu")
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    if size > 1 and not dist.is_initialized():
+        # gloo carries the control messages (stop, gathered metrics) on the host, also where NCCL carries gradients.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo")
+    return World(rank, size, local, where)
+
+
+def leave() -> None:
+    """Leave the process group, if this process is in one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def gather(value: Any) -> list[Any]:
+    """Every rank's value, in the order of the ranks, on every rank."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether any rank says yes: a decision that all ranks must take alike."""
+    if not dist.is_initialized():
+        return flag
+    tensor = torch.tensor([int(flag)])
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return bool(tensor.item())
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if dist.is_initialized():
+        any_rank(False)

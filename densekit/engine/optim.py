@@ -1,0 +1,157 @@
+"""Optimisers, parameter groups, learning-rate schedules, averaged weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Schedule = Callable[[int], float]
+"""Factor of the learning rate at a step (0-based); a pure function, so there is no state to save."""
+
+
+def parameter_groups(
+    model: nn.Module, *, lr: float, weight_decay: float, backbone_lr: float = 1.0, norm_decay: bool = False
+) -> list[dict[str, Any]]:
+    """At most four groups: backbone or not, decayed or not.
+
+    Args:
+        model: parameters whose name begins with ``backbone.`` belong to the backbone.
+        lr: base learning rate, kept in each group as ``base_lr``.
+        weight_decay: for weights of two dimensions and more.
+        backbone_lr: multiplier for the backbone; 0 freezes it.
+        norm_decay: decay norms and biases (one dimension) too.
+    """
+    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        in_backbone = name.startswith("backbone.")
+        if in_backbone and backbone_lr == 0:
+            parameter.requires_grad_(False)
+        if not parameter.requires_grad:
+            continue
+        decayed = norm_decay or parameter.dim() > 1
+        rate = lr * (backbone_lr if in_backbone else 1.0)
+        group = groups.setdefault(
+            (in_backbone, decayed),
+            {"params": [], "lr": rate, "base_lr": rate, "weight_decay": weight_decay if decayed else 0.0},
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def make_optimizer(
+    name: Literal["sgd", "adamw"],
+    groups: list[dict[str, Any]],
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    betas: tuple[float, float] = (0.9, 0.999),
+) -> torch.optim.Optimizer:
+    """SGD with momentum or AdamW, fused.
+
+    Fused is one kernel for all parameters, and it can skip a step that has a non-finite gradient without asking the
+    host (see ``step.py``).
+    """
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=groups[0]["lr"], momentum=momentum, nesterov=nesterov, fused=True)
+    return torch.optim.AdamW(groups, lr=groups[0]["lr"], betas=betas, fused=True)
+
+
+def make_schedule(
+    name: Literal["constant", "step", "cosine", "poly"],
+    steps: int,
+    *,
+    warmup: int = 0,
+    warmup_start: float = 0.001,
+    milestones: Sequence[float] = (),
+    gamma: float = 0.1,
+    power: float = 0.9,
+    end: float = 0.0,
+    steps_per_epoch: int = 1,
+) -> Schedule:
+    """The factor of the learning rate as a function of the step.
+
+    Args:
+        name: constant, step (``gamma`` at each milestone), cosine (Loshchilov and Hutter 2017, eq. 5, one period),
+            poly ((1 - t) ** ``power``).
+        steps: length of the run.
+        warmup: steps of linear warm-up.
+        warmup_start: first factor of the warm-up.
+        milestones: fractions of the run, or epochs where above 1.
+        gamma: factor at each milestone.
+        power: of the polynomial.
+        end: last factor of cosine and poly.
+        steps_per_epoch: turns milestones in epochs into steps.
+    """
+    marks = [m * steps if m <= 1 else m * steps_per_epoch for m in milestones]
+
+    def factor(step: int) -> float:
+        ramp = 1.0 if step >= warmup else warmup_start + (1.0 - warmup_start) * step / warmup
+        t = min(1.0, max(0.0, (step - warmup) / max(1, steps - warmup)))
+        if name == "step":
+            return ramp * gamma ** sum(step >= m - 1e-9 for m in marks)
+        if name == "cosine":
+            return ramp * (end + (1.0 - end) * 0.5 * (1.0 + math.cos(math.pi * t)))
+        if name == "poly":
+            return float(ramp * (end + (1.0 - end) * (1.0 - t) ** power))
+        return ramp
+
+    return factor
+
+
+def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Give every group its base learning rate times ``factor``."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+class AveragedModel:
+    """Exponential moving average of a model's weights (Polyak averaging), in a copy that can be evaluated.
+
+    The decay is min(decay, (1 + step) / (10 + step)), so early averages are not held back by the random start.
+
+    Args:
+        model: what to average.
+        decay: 0..1, such as 0.999.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.decay = decay
+        self._pairs = self._floating(model)
+        self._others = [
+            (mine, theirs)
+            for mine, theirs in zip(self.model.state_dict().values(), model.state_dict().values())
+            if not mine.is_floating_point()
+        ]
+
+    def _floating(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+        pairs = [
+            (mine, theirs)
+            for mine, theirs in zip(self.model.state_dict().values(), model.state_dict().values())
+            if mine.is_floating_point()
+        ]
+        return [m for m, _ in pairs], [t for _, t in pairs]
+
+    @torch.no_grad()
+    def update(self, step: int, skip: Tensor | None = None) -> None:
+        """Move the average towards the model after update number ``step`` (0-based).
+
+        Args:
+            step: decides the decay.
+            skip: scalar, 1 where the step was skipped and the average must stay; read on the device.
+        """
+        weight = 1.0 - min(self.decay, (1 + step) / (10 + step))
+        mine, theirs = self._pairs
+        if skip is None:
+            torch._foreach_lerp_(mine, theirs, weight)
+        else:
+            # A skipped forward may have left NaN in batch-norm statistics, so select, do not multiply.
+            for own, other in zip(mine, theirs):
+                own.copy_(torch.where(skip > 0, own, torch.lerp(own, other, weight)))
+        for own, other in self._others:
+            own.copy_(other)
