@@ -1,0 +1,188 @@
+"""The few modules that backbones and heads share: norms, convolution + norm + ReLU, initialisation.
+
+Letters: B images, C channels, H height, W width, O output channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+Norm = Literal["batch", "frozen", "group", "sync"]
+"""Kinds of normalisation: batch statistics, fixed statistics, groups of channels, batch statistics over all ranks."""
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch norm as a fixed scale and shift: statistics and affine parameters are buffers, nothing is learned.
+
+    The keys are those of ``torchvision.ops.FrozenBatchNorm2d``, so a batch norm's state dict loads too.
+
+    Args:
+        channels: C.
+        eps: added to the variance; torchvision's COCO_V1 detectors were trained with 0.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, *, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """The scale [C] and shift [C] that this norm applies."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - self.running_mean * scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale and shift [B, C, H, W] in the input's dtype, computed in float32."""
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+    def extra_repr(self) -> str:
+        """Show channels and eps when the module is printed."""
+        return f"{self.weight.shape[0]}, eps={self.eps}"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.pop(prefix + "num_batches_tracked", None)  # a batch norm's counter has no meaning here
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class SyncBatchNorm2d(nn.SyncBatchNorm):
+    """Batch norm over the images of all ranks; unlike torch's own it also works on the CPU (gloo).
+
+    Without a process group, with one rank, and in evaluation it is a plain batch norm.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise [B, C, H, W]."""
+        if x.is_cuda or not (self.training and dist.is_available() and dist.is_initialized()):
+            return super().forward(x)
+        return self._over_ranks(x)
+
+    def _over_ranks(self, x: Tensor) -> Tensor:
+        values = x.float()
+        count = values.new_full((1,), x.numel() / x.shape[1])
+        sums = torch.cat([values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), count])
+        sums = cast(Tensor, all_reduce(sums))  # type: ignore[no-untyped-call]
+        total, squares, count = torch.split(sums, [x.shape[1], x.shape[1], 1])  # type: ignore[no-untyped-call]
+        mean = total / count
+        variance = squares / count - mean.square()
+        self._track(mean.detach(), variance.detach() * count / (count - 1).clamp(min=1))
+        scale = self.weight * (variance + self.eps).rsqrt()
+        shift = self.bias - mean * scale
+        return cast(Tensor, (values * scale[:, None, None] + shift[:, None, None]).to(x.dtype))
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        if not self.track_running_stats or self.running_mean is None or self.running_var is None:
+            return
+        assert self.momentum is not None
+        assert self.num_batches_tracked is not None
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance, self.momentum)
+        self.num_batches_tracked.add_(1)
+
+
+def make_norm(norm: Norm, channels: int) -> nn.Module:
+    """Build the norm for C channels.
+
+    ``group`` uses 32 groups (Wu and He 2018, section 4.1), fewer where that would leave a group one channel or would
+    not divide C: a group of one channel at one pixel would always give zero.
+    """
+    if norm == "batch":
+        return nn.BatchNorm2d(channels)
+    if norm == "frozen":
+        return FrozenBatchNorm2d(channels)
+    if norm == "sync":
+        return SyncBatchNorm2d(channels)
+    most = max(1, min(32, channels // 2))
+    groups = next(g for g in range(most, 0, -1) if channels % g == 0)
+    return nn.GroupNorm(groups, channels)
+
+
+def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
+    """``norm(conv(x))``; a frozen norm is folded into the convolution's weights.
+
+    Folding the weights costs O·C·k·k multiplications and saves one pass over the output in the forward and one in the
+    backward, and the copy of the output that a norm keeps for its backward. Gradients reach ``conv.weight`` unchanged.
+    """
+    if not isinstance(norm, FrozenBatchNorm2d):
+        return cast(Tensor, norm(conv(x)))
+    scale, shift = norm.affine()
+    if conv.bias is not None:
+        shift = shift + conv.bias * scale
+    folded = conv.weight * scale[:, None, None, None]
+    return cast(Tensor, conv._conv_forward(x, folded, shift))
+
+
+class ConvNormAct(nn.Sequential):
+    """Convolution, norm and ReLU: [B, C, H, W] -> [B, O, H / stride, W / stride].
+
+    The keys are those of ``torchvision.ops.Conv2dNormActivation``: ``0`` the convolution, ``1`` the norm.
+
+    Args:
+        channels_in: C.
+        channels_out: O.
+        kernel: side of the kernel; padded so that stride 1 keeps the size.
+        stride: step in both directions.
+        dilation: spacing of the kernel's taps.
+        groups: groups of channels that do not see one another.
+        norm: kind of norm; None leaves it out and gives the convolution a bias.
+        act: whether a ReLU follows.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        *,
+        kernel: int = 3,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        norm: Norm | None = "batch",
+        act: bool = True,
+    ) -> None:
+        conv = nn.Conv2d(
+            channels_in, channels_out, kernel, stride, (kernel - 1) // 2 * dilation, dilation, groups, bias=norm is None
+        )
+        layers: list[nn.Module] = [conv]
+        if norm is not None:
+            layers.append(make_norm(norm, channels_out))
+        if act:
+            layers.append(nn.ReLU(inplace=True))
+        super().__init__(*layers)
+        self.normed = norm is not None
+        init_conv(conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the layers; a frozen norm is folded into the convolution."""
+        if not self.normed:
+            return cast(Tensor, super().forward(x))  # type: ignore[no-untyped-call]
+        x = conv_norm(cast(nn.Conv2d, self[0]), self[1], x)
+        return cast(Tensor, self[2](x)) if len(self) > 2 else x
+
+
+def init_conv(conv: nn.Conv2d) -> None:
+    """Draw weights for a convolution before a ReLU (He et al. 2015, arXiv 1502.01852, eq. 14: fan out); bias zero."""
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+
+
+def init_convs(module: nn.Module) -> None:
+    """Apply ``init_conv`` to every convolution below ``module``."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            init_conv(part)
