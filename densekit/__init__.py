@@ -1,1 +1,3 @@
 """densekit: dense prediction with any ResNet-family backbone."""
+
+__version__ = "0.1.0"

@@ -147,7 +147,7 @@ class TrainStep:
                 with autocast(self.precision, self.world.device):
                     losses: dict[str, Tensor] = self.runner(batch)
                 total = torch.stack([v.float() for v in losses.values()]).sum() / len(batches)
-                self.scaler.scale(total).backward()
+                self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
             for name, value in losses.items():
                 part = value.detach().float() / len(batches)
                 sums[name] = sums[name] + part if name in sums else part

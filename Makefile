@@ -1,0 +1,41 @@
+# Everything runs in .venv, which is made on first use and reused afterwards.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.densekit-installed
+export NO_ALBUMENTATIONS_UPDATE = 1
+
+.PHONY: help install demo test lint bench clean
+
+help: ## show these targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s ':'
+
+install: $(STAMP) ## make .venv and install densekit with its test tools
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "densekit needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version); use make PYTHON=python3.12"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,export]'
+	touch $@
+
+demo: install ## train, evaluate and draw a detector on a generated data set (about 5 minutes on 4 cores)
+	$(BIN)/python tools/generate_shapes.py runs/shapes
+	rm -rf runs/demo
+	$(BIN)/python tools/train.py configs/detection/faster_rcnn_r18_shapes.yaml --out runs/demo
+	$(BIN)/python tools/evaluate.py runs/demo/best.pt --data test --json runs/demo/test.json
+	$(BIN)/python tools/predict.py runs/demo/best.pt runs/shapes/images/test --out runs/demo/test_predictions
+	@echo "Look at the pictures in runs/demo/test_predictions/pictures"
+
+lint: install ## format, lint and types
+	$(BIN)/ruff format --check densekit tools tests benchmarks
+	$(BIN)/ruff check densekit tools tests benchmarks
+	$(BIN)/mypy densekit
+
+test: lint ## the whole test suite, with lint and types
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not long"
+
+bench: install ## the benchmarks against the peers, in a short form
+	$(BIN)/python benchmarks/run_all.py --short
+
+clean: ## remove .venv and caches
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

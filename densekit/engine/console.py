@@ -1,0 +1,110 @@
+"""What a person at the terminal sees: one-line errors, progress, tables."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from densekit.errors import DensekitError
+
+T = TypeVar("T")
+INTERRUPTED = 130
+"""Exit code of a run that was asked to stop: 128 + SIGINT."""
+
+
+def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
+    """Run a tool's ``main``: a user's mistake becomes one line on stderr and exit code 2, never a traceback."""
+    try:
+        code = main(None) or 0
+    except DensekitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        code = INTERRUPTED
+    except BrokenPipeError:  # the reader of our output (head, less) went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    if code and "torch" in sys.modules:
+        # A rank that failed must not wait at the exit for peers and loader workers that wait for it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def say(text: str, first: bool = True) -> None:
+    """Print a line, on the first rank only."""
+    if first:
+        print(text, flush=True)
+
+
+class Bar:
+    """A progress bar with ETA; a plain line now and then where the output is no terminal.
+
+    Args:
+        what: what is going on.
+        total: number of steps. start: where it begins (a resumed run).
+        shown: False on all ranks but the first.
+        lines: about how many lines to print where the output is no terminal.
+    """
+
+    def __init__(self, what: str, total: int, *, start: int = 0, shown: bool = True, lines: int = 20) -> None:
+        self.what, self.total, self.shown = what, total, shown
+        self.console = Console(stderr=True)
+        self._live = shown and self.console.is_terminal
+        self._every = max(1, total // lines) if lines else 0
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            disable=not self._live,
+        )
+        self._task = self._progress.add_task(what, total=total, completed=start, note="")
+        self._done = start
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def advance(self, note: str = "", by: int = 1) -> None:
+        """One step further; ``note`` stands behind the bar."""
+        before, self._done = self._done, self._done + by
+        self._progress.update(self._task, advance=by, note=note)
+        if self.shown and not self._live and self._every and before // self._every != self._done // self._every:
+            left = self._progress.tasks[0].time_remaining
+            eta = f"  ETA {left:.0f} s" if left else ""
+            print(f"{self.what} {self._done}/{self.total}{eta}  {note}", file=sys.stderr, flush=True)
+
+
+def track(items: Iterable[T], what: str, total: int, *, shown: bool = True) -> Iterator[T]:
+    """Iterate with a progress bar."""
+    with Bar(what, total, shown=shown, lines=4) as bar:
+        for item in items:
+            yield item
+            bar.advance()
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table; floats with four digits."""
+    table = Table(title=title, title_justify="left")
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="left" if position == 0 else "right")
+    for row in rows:
+        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row))
+    width = None if sys.stdout.isatty() else 120
+    Console(width=width).print(table)

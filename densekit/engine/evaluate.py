@@ -1,0 +1,78 @@
+"""Predictions over a data set, against its annotations; each image counts once, whatever the number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from densekit.engine.console import track
+from densekit.engine.distributed import World, gather
+from densekit.engine.step import Precision, autocast, describe_batch, is_out_of_memory
+from densekit.errors import DensekitError
+from densekit.model import DenseModel
+from densekit.types import Batch, Metric, Predictions
+
+
+@torch.inference_mode()
+def evaluate(
+    model: DenseModel,
+    batches: Iterable[Batch],
+    metric: Metric,
+    *,
+    world: World,
+    precision: Precision = "fp32",
+    total: int = 0,
+) -> dict[str, Any]:
+    """Measure a model.
+
+    Args:
+        model: is put into evaluation mode.
+        batches: this rank's share of the data set.
+        metric: empty; collects the predictions.
+        world: ranks and device.
+        precision: of the forward pass.
+        total: number of batches, for the progress bar.
+
+    Returns:
+        The metric's numbers, the losses (``loss`` and each part, averaged over the images), and ``skipped``, a list of
+        the images that could not be read, where there are some. The same on every rank.
+    """
+    model.eval()
+    sums: dict[str, torch.Tensor] = {}
+    images, skipped = 0, []
+    for batch in track(batches, "evaluating", total, shown=world.is_first and total > 0):
+        losses, predictions = _forward(model, batch.to(world.device), precision)
+        for name, value in losses.items():
+            sums[name] = sums.get(name, torch.zeros((), device=world.device)) + value.double() * len(batch.ids)
+        images += len(batch.ids)
+        skipped += batch.skipped
+        metric.update(predictions, batch)
+    return _together(metric, {name: float(value) for name, value in sums.items()}, images, skipped)
+
+
+def _forward(model: DenseModel, batch: Batch, precision: Precision) -> tuple[dict[str, torch.Tensor], Predictions]:
+    try:
+        with autocast(precision, batch.images.device):
+            return model.losses_and_predictions(batch)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DensekitError(
+            f"out of memory while evaluating a batch of {describe_batch(batch)}; lower evaluation.batch_size or the "
+            f"size in data.eval_transforms"
+        ) from error
+
+
+def _together(metric: Metric, sums: dict[str, float], images: int, skipped: list[str]) -> dict[str, Any]:
+    states, parts = gather(metric.state()), gather((sums, images, skipped))
+    metric.merge(states)
+    numbers = metric.compute()
+    count = max(1, sum(n for _, n, _ in parts))
+    names = dict.fromkeys(name for losses, _, _ in parts for name in losses)
+    means = {name: sum(losses.get(name, 0.0) for losses, _, _ in parts) / count for name in names}
+    numbers["loss"] = sum(means.values())
+    numbers["losses"] = means
+    missing = [line for _, _, lines in parts for line in lines]
+    return {**numbers, "skipped": missing} if missing else numbers

@@ -1,0 +1,119 @@
+"""What a run writes down: ``metrics.jsonl``, ``timing.jsonl``, TensorBoard events, optionally ``metrics.csv``.
+
+``metrics.jsonl`` holds only what follows from config and data, so a killed and resumed run leaves the same bytes as
+one left alone; seconds, images/s and memory stand in ``timing.jsonl``.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from densekit.errors import DensekitError
+from densekit.files import explain_os_error, whole_file
+
+
+class Record:
+    """Lines of numbers in a run folder.
+
+    Args:
+        folder: of the run.
+        step: where the run goes on; later lines of a run that was killed are dropped.
+        tensorboard: write events too.
+        csv: write ``metrics.csv`` when the record is closed.
+        enabled: False on all ranks but the first.
+    """
+
+    def __init__(
+        self, folder: Path, *, step: int = 0, tensorboard: bool = True, csv: bool = False, enabled: bool = True
+    ) -> None:
+        self.folder, self.enabled, self._csv = folder, enabled, csv
+        self._writer: Any = None
+        if not enabled:
+            return
+        for name in ("metrics.jsonl", "timing.jsonl"):
+            _cut(folder / name, step)
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # 2 s to import
+
+            self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+
+    def write(self, kind: str, step: int, numbers: dict[str, Any]) -> None:
+        """Add a line to ``metrics.jsonl``.
+
+        Args:
+            kind: ``train``, ``val`` or ``test``.
+            step: updates done so far.
+            numbers: by name; nested ones allowed.
+        """
+        self._line("metrics.jsonl", {"kind": kind, "step": step, **numbers})
+        self._events(kind, step, numbers)
+
+    def timing(self, step: int, numbers: dict[str, float]) -> None:
+        """Add a line to ``timing.jsonl``: what depends on the machine and the hour."""
+        self._line("timing.jsonl", {"step": step, "time": round(time.time(), 3), **numbers})
+        self._events("timing", step, numbers)
+
+    def flush(self) -> None:
+        """Let what was written reach the disk; called before a checkpoint that counts on it."""
+        if self._writer is not None:
+            self._writer.flush()
+        if self.enabled and (self.folder / "metrics.jsonl").exists():
+            with (self.folder / "metrics.jsonl").open("rb") as file:
+                os.fsync(file.fileno())
+
+    def close(self) -> None:
+        """Finish: TensorBoard events, and the CSV where it was asked for."""
+        if self._writer is not None:
+            self._writer.close()
+        if self.enabled and self._csv:
+            _to_csv(self.folder)
+
+    def _line(self, name: str, numbers: dict[str, Any]) -> None:
+        if not self.enabled:
+            return
+        path = self.folder / name
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(numbers) + "\n")
+        except OSError as error:
+            raise DensekitError(explain_os_error(error, path)) from None
+
+    def _events(self, kind: str, step: int, numbers: dict[str, Any]) -> None:
+        if self._writer is not None:
+            for name, value in numbers.items():
+                if isinstance(value, int | float):
+                    self._writer.add_scalar(f"{kind}/{name}", value, step)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a jsonl file; a last line that a kill cut short is left out."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def _cut(path: Path, step: int) -> None:
+    """Drop the lines after ``step``: the run writes them again."""
+    if not path.exists():
+        return
+    kept = [line for line in read(path) if line.get("step", 0) <= step] if step else []
+    with whole_file(path, "w") as file:
+        file.writelines(json.dumps(line) + "\n" for line in kept)
+
+
+def _to_csv(folder: Path) -> None:
+    lines = read(folder / "metrics.jsonl")
+    columns = list(dict.fromkeys(k for line in lines for k, v in line.items() if not isinstance(v, dict | list)))
+    with whole_file(folder / "metrics.csv", "w") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(lines)

@@ -1,0 +1,183 @@
+"""The folder of a run: one config, its records, its checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import densekit
+from densekit.engine import checkpoint
+from densekit.engine.distributed import World, barrier
+from densekit.engine.optim import AveragedModel
+from densekit.engine.step import TrainStep
+from densekit.errors import DensekitError
+from densekit.files import write_text
+from densekit.model import DenseModel
+
+_MAY_CHANGE = ("log.", "data.workers", "evaluation.pictures", "train.max_minutes", "train.save_every")
+"""Config keys that do not change the weights, so a run may go on with other values."""
+
+
+@dataclasses.dataclass(slots=True)
+class RunState:
+    """Where a run stands; all that a resumed run needs beside weights, optimiser and average.
+
+    Attributes:
+        step: updates done.
+        seconds: spent in training steps.
+        best: best value of the chosen metric so far; None before the first evaluation.
+        best_step: when it was reached.
+        without_better: evaluations since.
+        skipped_steps: steps whose loss was not finite and that the config allowed to skip.
+        skipped_images: lines on images that could not be read.
+        finished: the last step was done and evaluated.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    best: float | None = None
+    best_step: int = 0
+    without_better: int = 0
+    skipped_steps: int = 0
+    skipped_images: list[str] = dataclasses.field(default_factory=list)
+    finished: bool = False
+
+
+class RunFolder:
+    """Opens, fills and resumes a run folder.
+
+    Args:
+        path: the folder; made where it does not exist.
+        config: the resolved config as YAML; saved as ``config.yaml``.
+        resume: go on with the run that stands there.
+        world: only the first rank writes.
+
+    Raises:
+        DensekitError: another run stands there, or the run there had another config.
+    """
+
+    def __init__(self, path: str | Path, config: str, *, resume: bool, world: World) -> None:
+        self.path = Path(path)
+        self.config = yaml.safe_load(config)
+        self.world = world
+        self._check(resume)
+        barrier()  # every rank has looked before the first one writes
+        if world.is_first:
+            write_text(self.path / "config.yaml", config)
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint that the run goes on from."""
+        return self.path / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the best value of the chosen metric."""
+        return self.path / "best.pt"
+
+    def _check(self, resume: bool) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise DensekitError(f"--out {self.path} is a file; give a folder")
+        saved = self.path / "config.yaml"
+        if not saved.exists():
+            if any(self.path.glob("*.pt")):
+                raise DensekitError(f"{self.path} holds checkpoints but no config.yaml; give another --out")
+            return
+        if not resume:
+            raise DensekitError(f"{self.path} holds another run; add --resume to go on with it or give another --out")
+        try:
+            before = yaml.safe_load(saved.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            raise DensekitError(f"{saved} is not valid YAML any more; restore it or give another --out") from None
+        changed = [k for k in _differences(before, self.config) if not k.startswith(_MAY_CHANGE)]
+        if changed:
+            key = changed[0]
+            raise DensekitError(
+                f"{self.path} holds a run with another config: {key} was {_at(before, key)!r} and is now "
+                f"{_at(self.config, key)!r}{f' (and {len(changed) - 1} more)' if len(changed) > 1 else ''}; "
+                f"use the same values to resume, or another --out"
+            )
+
+    def resume(self, step: TrainStep) -> tuple[RunState, str | None]:
+        """Load the last checkpoint into the model, optimiser and average of a training step.
+
+        Returns:
+            Where the run stands (a fresh state where there is no checkpoint), and a line on a damaged one.
+        """
+        if not self.last.is_file() and not checkpoint.previous(self.last).is_file():
+            return RunState(), None
+        if not self.last.is_file():
+            content, note = checkpoint.load(checkpoint.previous(self.last)), None
+        else:
+            content, note = checkpoint.load_last(self.last)
+        training = content.get("training")
+        if not isinstance(training, dict):
+            raise DensekitError(f"{self.last} holds no training state; start with another --out")
+        checkpoint.load_weights(step.model, training.get("model") or content["model"], self.last)
+        if step.average is not None:
+            checkpoint.load_weights(step.average.model, content["model"], self.last)
+        step.optimizer.load_state_dict(training["optimizer"])
+        step.scaler.load_state_dict(training["scaler"])
+        return RunState(**training["state"]), note
+
+    def save_last(self, model: DenseModel, step: TrainStep, state: RunState) -> None:
+        """Write ``last.pt``: the weights to use, and all that resuming needs. The one before it is kept."""
+        if not self.world.is_first:
+            return
+        training = {
+            "model": model.state_dict() if step.average is not None else None,
+            "optimizer": step.optimizer.state_dict(),
+            "scaler": step.scaler.state_dict(),
+            "state": dataclasses.asdict(state),
+        }
+        content = self._content(_to_use(model, step.average), state)
+        checkpoint.save(self.last, {**content, "training": training}, keep_previous=True)
+
+    def save_best(self, model: DenseModel, state: RunState, numbers: dict[str, Any]) -> None:
+        """Write ``best.pt``: everything that evaluation, prediction and fine-tuning need, and nothing more."""
+        if self.world.is_first:
+            plain = {k: v for k, v in numbers.items() if isinstance(v, int | float)}
+            checkpoint.save(self.best, {**self._content(model, state), "numbers": plain})
+
+    def _content(self, model: DenseModel, state: RunState) -> dict[str, Any]:
+        return {
+            "config": self.config,
+            "classes": {"names": list(model.classes.names), "ids": list(model.classes.ids)},
+            "model": model.state_dict(),
+            "made": {
+                "densekit": densekit.__version__,
+                "torch": str(torch.__version__),
+                "python": platform.python_version(),
+                "device": str(self.world.device),
+                "ranks": self.world.size,
+                "step": state.step,
+                "seconds": round(state.seconds, 1),
+                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            },
+        }
+
+
+def _to_use(model: DenseModel, average: AveragedModel | None) -> DenseModel:
+    return average.model if average is not None else model  # type: ignore[return-value]
+
+
+def _flat(tree: Any, path: str = "") -> dict[str, Any]:
+    """A tree of keys as ``key.path`` -> value."""
+    if isinstance(tree, dict) and tree:
+        return {k: v for key, value in tree.items() for k, v in _flat(value, f"{path}{key}.").items()}
+    return {path.rstrip("."): tree}
+
+
+def _differences(before: Any, now: Any) -> list[str]:
+    old, new = _flat(before), _flat(now)
+    return [k for k in {**old, **new} if old.get(k) != new.get(k) or (k in old) != (k in new)]
+
+
+def _at(tree: Any, key: str) -> Any:
+    return _flat(tree).get(key)
