@@ -1,0 +1,263 @@
+"""Image files to RGB arrays: one place that decides on orientation, bit depth, channels, limits and damaged files.
+
+* Grey and palette files become RGB where 3 channels are asked for, and colour becomes grey (ITU-R 601) where 1 is.
+* An alpha channel is dropped; the colours stay as they are stored, they are not blended with any background
+  (a TIFF with alpha excepted: libtiff multiplies by it).
+* 16-bit files become 8 bit by ``round(value / 257)``, so that 65535 becomes 255. Float files (TIFF, npy) stay float32
+  and are taken to be on the 0..255 scale.
+* Any other number of channels comes from ``.npy`` ([H, W] or [H, W, C]) or from TIFF (up to 4 interleaved channels, or
+  one channel a page).
+* Boxes belong to the width and height that the annotations give: a file whose stored size is that one is taken as it is
+  stored, whatever its EXIF tag says; else the tag is applied and the size must fit then. Without annotations the tag
+  is applied.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from densekit.data.image_header import ImageHeader, read_header
+from densekit.types import DensekitError, nearest
+
+cv2.setNumThreads(0)  # the loader runs one image a worker: OpenCV's own threads only get in each other's way
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are ours to report, in one line
+
+MAX_PIXELS = 2**28
+"""Width x height that an image may have unless the caller says otherwise (16384 x 16384, 0.8 GB as RGB)."""
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".npy"})
+"""File name endings, lower case, that count as images when a folder is listed."""
+
+_REDUCED = {
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
+
+Pixels = npt.NDArray[Any]
+
+
+def read_image(
+    path: Path,
+    *,
+    channels: int = 3,
+    size: tuple[int, int] | None = None,
+    max_pixels: int = MAX_PIXELS,
+    reduce: int = 1,
+) -> Pixels:
+    """Read one image file.
+
+    Args:
+        path: the file.
+        channels: channels to give: 1, 3, or exactly what the file holds.
+        size: (height, width) that the annotations give; settles the orientation. None: the EXIF tag does.
+        max_pixels: refuse a larger image before decoding it.
+        reduce: 1, 2, 4 or 8: decode a JPEG at this fraction of its size (sizes are rounded up), several times faster.
+            Other formats ignore it and come at full size.
+
+    Returns:
+        [H, W, channels] uint8 RGB, or float32 on the 0..255 scale where the file holds floats.
+
+    Raises:
+        DensekitError: the file is missing, empty, cut off, no image, too large, or of another size or channel count.
+    """
+    if path.suffix.lower() == ".npy":
+        return _checked(_read_npy(path, max_pixels), path, channels, size)
+    data = read_bytes(path, max_pixels)
+    header = _checked_header(path, data, max_pixels)
+    reduce = reduce if header.format == "JPEG" else 1
+    orientation = _orientation(path, header, size)
+    image = _oriented(_decode(path, data, header, channels, reduce), orientation)
+    if image.shape[2] != channels:
+        raise DensekitError(_channels_message(path, image.shape[2], channels))
+    return np.ascontiguousarray(image)
+
+
+def read_bytes(path: Path, max_pixels: int = MAX_PIXELS) -> bytes:
+    """Read a whole file that should be an image; missing, empty, forbidden and huge files are explained."""
+    try:
+        with path.open("rb") as file:
+            length = os.fstat(file.fileno()).st_size
+            if length > 16 * max_pixels:
+                raise DensekitError(f"{path}: {length} bytes is too much for {max_pixels} pixels; raise max_pixels")
+            data = file.read()
+    except OSError as error:
+        raise DensekitError(_unreadable(path, error)) from None
+    if not data:
+        raise DensekitError(f"{path}: the file is empty; copy it again or remove it from the annotations")
+    return data
+
+
+def inside(folder: Path, name: str, source: Path | str) -> Path:
+    """Join a folder and a file name from an untrusted file.
+
+    Args:
+        folder: the image folder.
+        name: relative file name as the annotations give it.
+        source: the file that gives the name, for the message.
+
+    Raises:
+        DensekitError: the name is absolute, climbs out by ``..``, or is a link to a file outside the folder.
+    """
+    if leaves_folder(name):
+        raise DensekitError(f"{source}: file_name {name!r} leaves the image folder; give a path relative to {folder}")
+    path = folder / name
+    root = os.path.realpath(folder)
+    if os.path.commonpath((root, os.path.realpath(path))) != root:
+        raise DensekitError(f"{source}: file_name {name!r} is a link out of {folder}; copy the file into the folder")
+    return path
+
+
+def leaves_folder(name: str) -> bool:
+    """Whether a file name is empty, absolute (on any system), climbs by ``..``, or holds a null byte."""
+    parts = name.replace("\\", "/").split("/")
+    return not name or "\0" in name or parts[0] == "" or parts[0].endswith(":") or ".." in parts
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        try:
+            names = os.listdir(path.parent)
+        except OSError:
+            return f"{path}: there is no such image, and no folder {path.parent}; correct the image folder"
+        near = nearest(path.name, names) if names else "the folder is empty"
+        return f"{path}: there is no such image; {near}"
+    return f"{path}: cannot be read ({error.strerror or error}); check that it is a file and may be read"
+
+
+def _checked_header(path: Path, data: bytes, max_pixels: int) -> ImageHeader:
+    header = read_header(data)
+    if header is None or header.width < 1 or header.height < 1:
+        raise DensekitError(f"{path}: not an image that can be read; convert it to PNG or JPEG, or remove it")
+    if header.width * header.height > max_pixels:
+        raise DensekitError(
+            f"{path}: {header.width} x {header.height} pixels is over the limit of {max_pixels}; "
+            "shrink or tile the image, or raise max_pixels"
+        )
+    if header.truncated:
+        raise DensekitError(f"{path}: the {header.format} is cut off before its end; copy it again or remove it")
+    return header
+
+
+def _decode(path: Path, data: bytes, header: ImageHeader, channels: int, reduce: int) -> Pixels:
+    """Decode to [H, W, C] RGB uint8 or float32, as stored (no orientation)."""
+    buffer = np.frombuffer(data, np.uint8)
+    try:
+        if channels not in (1, 3) and header.format == "TIFF":
+            image = _decode_pages(buffer)
+        else:
+            image = cv2.imdecode(buffer, _flags(channels, reduce))
+            image = image if channels in (1, 3) else _rgb_order(image)
+            if image is None and channels in (1, 3):  # float TIFF: OpenCV does not convert its colours
+                image = _rgb_order(cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED))
+    except cv2.error:
+        image = None
+    if image is None:
+        raise DensekitError(f"{path}: the {header.format} is damaged and cannot be decoded; copy it again or remove it")
+    return _as_channels(_eight_bit(image), channels)
+
+
+def _flags(channels: int, reduce: int) -> int:
+    if channels not in (1, 3):
+        return int(cv2.IMREAD_UNCHANGED)
+    colour = cv2.IMREAD_COLOR_RGB if channels == 3 else cv2.IMREAD_GRAYSCALE
+    depth = _REDUCED[reduce] if reduce > 1 else cv2.IMREAD_ANYDEPTH
+    return int(colour | depth | cv2.IMREAD_IGNORE_ORIENTATION)
+
+
+def _decode_pages(buffer: npt.NDArray[np.uint8]) -> Pixels | None:
+    read, pages = cv2.imdecodemulti(buffer, cv2.IMREAD_UNCHANGED)
+    if not read or not pages:
+        return None
+    if len(pages) == 1 or any(p.ndim != 2 or p.shape != pages[0].shape for p in pages):
+        return _rgb_order(pages[0])
+    return np.stack(pages, axis=2)
+
+
+def _rgb_order(image: Pixels | None) -> Pixels | None:
+    """OpenCV's BGR(A) to RGB(A); other layouts as they are."""
+    if image is not None and image.ndim == 3 and image.shape[2] in (3, 4):
+        return image[:, :, [2, 1, 0, 3][: image.shape[2]]]
+    return image
+
+
+def _eight_bit(image: Pixels) -> Pixels:
+    if image.dtype == np.uint16:
+        return ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if image.dtype == np.bool_:
+        return image.astype(np.uint8) * 255
+    return image if image.dtype == np.uint8 else image.astype(np.float32)
+
+
+def _as_channels(image: Pixels, channels: int) -> Pixels:
+    image = image[:, :, None] if image.ndim == 2 else image
+    if channels == 3 and image.shape[2] == 1:
+        return np.repeat(image, 3, axis=2)
+    if channels == 3 and image.shape[2] == 4:
+        return image[:, :, :3]
+    return image
+
+
+def _orientation(path: Path, header: ImageHeader, size: tuple[int, int] | None) -> int:
+    """EXIF orientation to apply, so that the image has the size that the annotations give."""
+    stored = (header.height, header.width)
+    if size is None:
+        return header.orientation
+    if stored == tuple(size):
+        return 1
+    if header.orientation >= 5 and stored == (size[1], size[0]):
+        return header.orientation
+    raise DensekitError(_size_message(path, header.width, header.height, size))
+
+
+def _oriented(image: Pixels, orientation: int) -> Pixels:
+    """Turn and mirror as EXIF 2.32, table 4, tag 274 says."""
+    if orientation in (2, 5, 7):
+        image = image[:, ::-1]
+    elif orientation == 4:
+        image = image[::-1]
+    turns = {3: 2, 5: 1, 6: 3, 7: 3, 8: 1}.get(orientation, 0)
+    return np.rot90(image, turns) if turns else image
+
+
+def _read_npy(path: Path, max_pixels: int) -> Pixels:
+    data = read_bytes(path, max_pixels)
+    try:
+        image = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, OSError, SyntaxError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "damaged"
+        raise DensekitError(f"{path}: not a plain .npy array ({reason}); save it again by numpy.save") from None
+    if not isinstance(image, np.ndarray) or image.ndim not in (2, 3) or image.dtype.kind not in "buif":
+        raise DensekitError(f"{path}: an image array must be [H, W] or [H, W, C] numbers; save it again so")
+    if image.size == 0 or image.shape[0] * image.shape[1] > max_pixels:
+        raise DensekitError(f"{path}: {image.shape} is empty or over the limit of {max_pixels}; raise max_pixels")
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        raise DensekitError(f"{path}: the array holds NaN or infinite values; replace them before training")
+    return image
+
+
+def _checked(image: Pixels, path: Path, channels: int, size: tuple[int, int] | None) -> Pixels:
+    image = _as_channels(_eight_bit(image), channels)
+    if image.shape[2] != channels:
+        raise DensekitError(_channels_message(path, image.shape[2], channels))
+    if size is not None and image.shape[:2] != tuple(size):
+        raise DensekitError(_size_message(path, image.shape[1], image.shape[0], size))
+    return np.ascontiguousarray(image)
+
+
+def _channels_message(path: Path, found: int, wanted: int) -> str:
+    return f"{path}: {found} channels, but the model takes {wanted}; set channels to {found} or convert the file"
+
+
+def _size_message(path: Path, width: int, height: int, size: tuple[int, int]) -> str:
+    return (
+        f"{path}: the image is {width} x {height} but its annotations say {size[1]} x {size[0]} (width x height); "
+        "correct the size in the annotation file, or restore the image that was annotated"
+    )
