@@ -75,13 +75,13 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
         count = values.new_full((1,), x.numel() / x.shape[1])
         sums = torch.cat([values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), count])
         sums = cast(Tensor, all_reduce(sums))  # type: ignore[no-untyped-call]
-        total, squares, count = torch.split(sums, [x.shape[1], x.shape[1], 1])  # type: ignore[no-untyped-call]
+        total, squares, count = torch.split(sums, [x.shape[1], x.shape[1], 1])
         mean = total / count
         variance = squares / count - mean.square()
         self._track(mean.detach(), variance.detach() * count / (count - 1).clamp(min=1))
         scale = self.weight * (variance + self.eps).rsqrt()
         shift = self.bias - mean * scale
-        return cast(Tensor, (values * scale[:, None, None] + shift[:, None, None]).to(x.dtype))
+        return (values * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor) -> None:

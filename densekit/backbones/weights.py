@@ -1,0 +1,279 @@
+"""Weights of a backbone from files and by name, with a report of what fitted and what did not.
+
+Files are read without running code in them: ``torch.load(weights_only=True)`` or safetensors. Their keys may be
+torchvision's, timm's, segmentation-models-pytorch's or densekit's (a backbone alone or a whole checkpoint): wrappers
+around the state dict and prefixes before the keys are recognised.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import pickle
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from densekit.backbones.pretrained import is_name, resolve
+from densekit.errors import DensekitError
+
+WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "weights")
+"""Keys under which training programs keep the state dict of a checkpoint."""
+
+PREFIXES = frozenset({"module", "model", "backbone", "encoder", "body", "_orig_mod", "net"})
+"""What may stand before a backbone's key: DDP's ``module.``, smp's ``encoder.`` and ``encoder.model.``, and so on."""
+
+LEAST_FIT = 0.5
+"""A file that gives a smaller fraction of the backbone's tensors than this is another network's."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What ``load_backbone_weights`` did. Names are the backbone's own; ``num_batches_tracked`` is not counted.
+
+    Attributes:
+        source: what was asked for.
+        sha256: of the file that was read.
+        loaded: tensors taken from the file.
+        missing: tensors that the file lacks; they keep their random start.
+        unexpected: tensors of the file that the backbone has no place for (a classifier, heads).
+        mismatched: (name, shape in the file, shape in the backbone); they keep their random start.
+        folded: the stem's weight, where its input channels were adapted.
+        licence: what the publisher says about the weights, where known.
+    """
+
+    source: str
+    sha256: str
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    folded: str | None = None
+    licence: str | None = None
+
+    def summary(self) -> str:
+        """One line with counts and first names."""
+        total = len(self.loaded) + len(self.missing) + len(self.mismatched)
+        parts = [f"weights {self.source} (sha256 {self.sha256[:12]}): {len(self.loaded)} of {total} tensors loaded"]
+        if self.folded:
+            parts.append(f"input channels of {self.folded} adapted")
+        parts += _listed("missing", self.missing)
+        parts += _listed("of another shape", [f"{n} {a} -> {b}" for n, a, b in self.mismatched])
+        parts += _listed("not used", self.unexpected)
+        if self.licence:
+            parts.append(f"licence {self.licence}")
+        return "; ".join(parts)
+
+
+def load_backbone_weights(backbone: nn.Module, source: str) -> LoadReport:
+    """Load weights into a backbone.
+
+    Keys are matched after a prefix of ``PREFIXES`` was taken off and with ``_`` and ``.`` held equal (timm renames
+    ``stages.0`` to ``stages_0`` in its feature networks). Where only the stem's input channels differ, its filters are
+    folded as ``fold_channels`` says. Nothing is changed unless enough fits.
+
+    Args:
+        backbone: any backbone; its ``name`` decides which weights a name stands for.
+        source: a ``.pth``, ``.pt`` or ``.safetensors`` file, or ``torchvision/<weights>`` or ``timm/<tag>``, which are
+            downloaded once and kept.
+
+    Raises:
+        DensekitError: the file is missing, damaged, unsafe or holds values that are not finite; the name is unknown or
+            can't be downloaded; or less than half of the backbone's tensors (``LEAST_FIT``) are in it.
+    """
+    name = str(getattr(backbone, "name", type(backbone).__name__))
+    path, licence = resolve(name, source) if is_name(source) else (Path(source), None)
+    found = _match(backbone, read_state_dict(path))
+    fraction = len(found.values) / max(1, len(found.values) + len(found.missing) + len(found.mismatched))
+    if fraction < LEAST_FIT:
+        raise DensekitError(_does_not_fit(source, name, found))
+    for key, value in found.values.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise DensekitError(f"{path}: {key} holds NaN or infinity; the file is damaged, fetch or train it again")
+    state = backbone.state_dict()
+    state.update({key: value.to(state[key].dtype) for key, value in found.values.items()})
+    backbone.load_state_dict(state)
+    return LoadReport(
+        source, sha256_of(path), tuple(found.values), found.missing, found.unexpected, found.mismatched, found.folded,
+        licence,
+    )  # fmt: skip
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Read the tensors of a file on the CPU, without running code that it may hold.
+
+    Raises:
+        DensekitError: the file is missing, damaged, not safe to read, or holds no tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DensekitError(
+            f"weights {path} do not exist; give a .pth, .pt or .safetensors file, or a name such as "
+            f"torchvision/IMAGENET1K_V1"
+        )
+    content = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
+    tensors = _unwrap(content)
+    if not tensors:
+        raise DensekitError(f"weights {path} hold no state dict of tensors; save module.state_dict() there")
+    return tensors
+
+
+def fold_channels(weight: Tensor, channels: int) -> Tensor:
+    """Adapt a stem's filters to another number of input channels.
+
+    For one channel the filters' sum: a grey image then gives what its three-channel copy gave. For N channels the
+    filters are repeated in turn and scaled by (old channels) / N, so that the responses keep their size.
+
+    Args:
+        weight: [O, C, k, k].
+        channels: N.
+
+    Returns:
+        [O, N, k, k].
+    """
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    old = weight.shape[1]
+    turn = torch.arange(channels) % old
+    return weight[:, turn] * (old / channels)
+
+
+def sha256_of(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Found:
+    values: dict[str, Tensor]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    folded: str | None
+
+
+def _match(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> _Found:
+    own = {key: value for key, value in backbone.state_dict().items() if _counts(key)}
+    given = _matching_keys(list(own), [key for key in tensors if _counts(key)])
+    stem = _stem_key(backbone)
+    values, mismatched, folded = {}, [], None
+    for key, file_key in given.items():
+        tensor, shape = tensors[file_key], own[key].shape
+        if key == stem and _folds(tensor, own[key]):
+            tensor, folded = fold_channels(tensor, shape[1]), key
+        if tensor.shape == shape:
+            values[key] = tensor
+        else:
+            mismatched.append((key, tuple(tensor.shape), tuple(shape)))
+    missing = tuple(key for key in own if key not in given)
+    used = set(given.values())
+    unexpected = tuple(key for key in tensors if _counts(key) and key not in used)
+    return _Found(values, missing, unexpected, tuple(mismatched), folded)
+
+
+def _matching_keys(own: list[str], held: list[str]) -> dict[str, str]:
+    """The file's key for each of the backbone's keys that it has, under the prefix that fits most of them."""
+    shared = [p for p in _prefixes(own[0]) if all(key.startswith(p) for key in own)][-1]
+    canonical = {_canonical(key, shared): key for key in own}
+    assert len(canonical) == len(own), "two keys of the backbone differ in '_' and '.' only"
+    best: dict[str, str] = {}
+    for prefix in dict.fromkeys(p for key in held for p in _prefixes(key)):
+        by_name = {_canonical(key, prefix): key for key in held if key.startswith(prefix)}
+        found = {key: by_name[name] for name, key in canonical.items() if name in by_name}
+        best = found if len(found) > len(best) else best
+    return best
+
+
+def _prefixes(key: str) -> list[str]:
+    """The known prefixes of a key: ``module.encoder.conv1.weight`` has ``""``, ``module.`` and ``module.encoder.``."""
+    prefixes = [""]
+    for part in key.split("."):
+        if part not in PREFIXES:
+            break
+        prefixes.append(f"{prefixes[-1]}{part}.")
+    return prefixes
+
+
+def _canonical(key: str, prefix: str) -> str:
+    return key.removeprefix(prefix).replace("_", ".")
+
+
+def _counts(key: str) -> bool:
+    return not key.endswith("num_batches_tracked")
+
+
+def _stem_key(backbone: nn.Module) -> str | None:
+    """The weight of the first convolution that reads the image."""
+    for name, module in backbone.named_modules():
+        if isinstance(module, nn.Conv2d):
+            return f"{name}.weight"
+    return None
+
+
+def _folds(given: Tensor, own: Tensor) -> bool:
+    return given.dim() == 4 and given.shape[1] != own.shape[1] and given.shape[::2] == own.shape[::2]
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise DensekitError(_unreadable(path, _first_line(error))) from None
+
+
+def _load_pickle(path: Path) -> Any:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:  # torch does not compare the checksums that the zip holds
+            if (damaged := file.testzip()) is not None:
+                raise DensekitError(_unreadable(path, f"the checksum of {damaged} differs"))
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise DensekitError(
+            f"weights {path} are damaged or hold more than tensors and plain values, which could run code when read "
+            f"({_first_line(error)}); save only module.state_dict() in the program that wrote them"
+        ) from None
+    except Exception as error:  # garbage makes torch's unpickler fail in any way
+        raise DensekitError(_unreadable(path, _first_line(error))) from None
+
+
+def _unreadable(path: Path, why: str) -> str:
+    return f"weights {path} can't be read ({why}); fetch or write them again"
+
+
+def _unwrap(content: Any) -> dict[str, Tensor]:
+    """The state dict inside a checkpoint; an empty one where there is none."""
+    while isinstance(content, Mapping):
+        tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+        if tensors:
+            return tensors
+        content = next((content[k] for k in WRAPPERS if k in content), None)
+    return {}
+
+
+def _does_not_fit(source: str, name: str, found: _Found) -> str:
+    total = len(found.values) + len(found.missing) + len(found.mismatched)
+    parts = _listed("missing", found.missing)
+    parts += _listed("of another shape", [f"{n} {a} -> {b}" for n, a, b in found.mismatched])
+    parts += _listed("not used", found.unexpected)
+    return (
+        f"weights {source} hardly fit backbone {name!r}: {len(found.values)} of {total} tensors, at least half must "
+        f"({'; '.join(parts)}); choose the network that they were trained for"
+    )
+
+
+def _listed(what: str, names: Sequence[str]) -> list[str]:
+    if not names:
+        return []
+    return [f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
