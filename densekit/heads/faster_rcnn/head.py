@@ -1,0 +1,229 @@
+"""densekit's own Faster R-CNN (Ren et al. 2015; Lin et al. 2017): no loop over images, no data-dependent shape.
+
+With the defaults and a ResNet-50 it is torchvision's ``fasterrcnn_resnet50_fpn``, number by number; ``torchvision.py``
+beside this file carries weights across.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+from densekit.errors import DensekitError
+from densekit.heads.faster_rcnn.fpn import FPN, LastLevel
+from densekit.heads.faster_rcnn.roi import NMS, FourConvFC, ProposalSamples, RegionHead, TwoFC
+from densekit.heads.faster_rcnn.rpn import AnchorSamples, Proposals, RegionProposalNetwork, Regions, RPNHead
+from densekit.layers import Norm
+from densekit.ops.assignment import at_least_one
+from densekit.ops.losses import BoxLoss, ClassLoss
+from densekit.ops.roi_align import Method
+from densekit.registry import HEADS
+from densekit.types import Batch, BoxTargets, Detections, Level, Task
+
+NormOption = Literal["none", "batch", "group", "frozen", "sync"]
+CLASSIC_SIZES = (32.0, 64.0, 128.0, 256.0, 512.0)
+
+
+class FasterRCNN(nn.Module):
+    """Two-stage detector on the maps of any backbone.
+
+    Args:
+        neck: the backbone's maps -> pyramid; announces ``levels`` and, of these, the ``pooled`` ones.
+        rpn: first stage.
+        roi: second stage.
+        stride: of the backbone's last map: the padded image is that many times larger.
+        before_nms: anchors of each level that enter the suppression of proposals, (in training, in prediction).
+        after_nms: proposals of an image that leave it, likewise.
+    """
+
+    task: Task = "detection"
+
+    def __init__(
+        self,
+        neck: FPN | LastLevel,
+        *,
+        rpn: RegionProposalNetwork,
+        roi: RegionHead,
+        stride: int,
+        before_nms: tuple[int, int] = (2000, 1000),
+        after_nms: tuple[int, int] = (2000, 1000),
+    ) -> None:
+        super().__init__()
+        self.neck, self.rpn, self.roi = neck, rpn, roi
+        self.stride = stride
+        self.before_nms, self.after_nms = before_nms, after_nms
+
+    def regions(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Regions]:
+        """The pyramid, and what the first stage says of every anchor."""
+        pyramid = self.neck(maps)
+        size = (maps[-1].shape[2] * self.stride, maps[-1].shape[3] * self.stride)
+        return pyramid, self.rpn(pyramid, size)
+
+    def losses(self, maps: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
+        """``rpn_objectness``, ``rpn_box``, ``class`` and ``box``: float32 scalars, already weighted.
+
+        Crowd regions are ignored; images without objects train on what is not there.
+        """
+        targets = self._targets(batch)
+        pyramid, regions = self.regions(maps)
+        anchors = self.rpn.sample(regions, targets, batch.seeds)
+        proposals = self.proposals(regions, batch.sizes, training=True)
+        return self.losses_of(pyramid, regions, anchors, self.roi.sample(proposals, targets, batch.seeds))
+
+    def losses_of(
+        self, pyramid: Sequence[Tensor], regions: Regions, anchors: AnchorSamples, proposals: ProposalSamples
+    ) -> dict[str, Tensor]:
+        """The losses of given samples: for comparison with other detectors, and for sampling of one's own."""
+        return {**self.rpn.losses(regions, anchors), **self.roi.losses(pyramid, proposals)}
+
+    def predict(self, maps: Sequence[Tensor], batch: Batch) -> Detections:
+        """Detections in the pixels of ``batch.images`` cut to ``batch.sizes``, with 0-based labels."""
+        pyramid, regions = self.regions(maps)
+        return self.roi.predict(pyramid, self.proposals(regions, batch.sizes, training=False), batch.sizes)
+
+    def proposals(self, regions: Regions, sizes: Tensor, *, training: bool) -> Proposals:
+        """The best boxes of the first stage, as many as training or prediction takes."""
+        which = 0 if training else 1
+        return self.rpn.proposals(regions, sizes, before_nms=self.before_nms[which], after_nms=self.after_nms[which])
+
+    @staticmethod
+    def _targets(batch: Batch) -> BoxTargets:
+        if batch.targets is None or batch.targets.boxes is None:
+            raise DensekitError("the detector's losses need boxes, but the data set gives none; use a COCO data set")
+        return at_least_one(batch.targets.boxes)
+
+
+# fmt: off  # options stand in groups, not one a line
+@HEADS.register
+def faster_rcnn(
+    levels: Sequence[Level],
+    *,
+    num_classes: int,
+    # neck and anchors
+    neck: Literal["fpn", "c5"] = "fpn",
+    channels: int = 256,
+    neck_norm: NormOption = "none",
+    anchor_sizes: tuple[tuple[float, ...], ...] | None = None,
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
+    # first stage
+    rpn_convs: int = 1,
+    rpn_positive_overlap: float = 0.7,
+    rpn_negative_overlap: float = 0.3,
+    rpn_samples: int = 256,
+    rpn_positive_fraction: float = 0.5,
+    rpn_before_nms: tuple[int, int] = (2000, 1000),
+    rpn_after_nms: tuple[int, int] = (2000, 1000),
+    rpn_nms_threshold: float = 0.7,
+    rpn_score_threshold: float = 0.0,
+    rpn_box_loss: BoxLoss = "smooth_l1",
+    rpn_box_weight: float = 1.0,
+    # second stage
+    box_head: Literal["two_fc", "four_conv_fc"] = "two_fc",
+    box_head_width: int = 1024,
+    box_head_norm: NormOption = "none",
+    class_agnostic_boxes: bool = False,
+    pool_size: int = 7,
+    sampling_ratio: int = 2,
+    aligned: bool = False,
+    roi_align: Method = "auto",
+    positive_overlap: float = 0.5,
+    negative_overlap: float = 0.5,
+    samples: int = 512,
+    positive_fraction: float = 0.25,
+    box_loss: BoxLoss = "smooth_l1",
+    box_weight: float = 1.0,
+    class_loss: ClassLoss = "cross_entropy",
+    focal_gamma: float = 2.0,
+    # detections
+    nms: NMS = "greedy",
+    nms_threshold: float = 0.5,
+    nms_sigma: float = 0.5,
+    nms_class_agnostic: bool = False,
+    nms_candidates: int = 2000,
+    score_threshold: float = 0.05,
+    max_detections: int = 100,
+) -> FasterRCNN:
+    """Faster R-CNN on any backbone.
+
+    Options of the first stage (``rpn_...``) are explained at ``RegionProposalNetwork`` and ``FasterRCNN``, those of the
+    second and of the detections at ``RegionHead``. Pairs are (in training, in prediction). ``neck`` is a pyramid or the
+    backbone's last map alone; ``anchor_sizes`` has one tuple a level of the neck (default: 32 to 512 pixels, one a
+    level of the pyramid, all on the single map).
+
+    Raises:
+        DensekitError: options that do not go together.
+    """
+    maps = (FPN if neck == "fpn" else LastLevel)(levels, channels=channels, norm=_norm(neck_norm))
+    sizes = _anchor_sizes(anchor_sizes, maps.levels)
+    rpn = RegionProposalNetwork(
+        RPNHead(channels, anchors=len(sizes[0]) * len(anchor_ratios), convs=rpn_convs),
+        anchor_sizes=sizes,
+        anchor_ratios=anchor_ratios,
+        positive_overlap=rpn_positive_overlap,
+        negative_overlap=rpn_negative_overlap,
+        samples=rpn_samples,
+        positive_fraction=rpn_positive_fraction,
+        nms_threshold=rpn_nms_threshold,
+        score_threshold=rpn_score_threshold,
+        loss=rpn_box_loss,
+        loss_weight=rpn_box_weight,
+    )
+    roi = RegionHead(
+        _box_head(box_head, channels, pool_size, box_head_width, box_head_norm),
+        num_classes=num_classes,
+        strides=[level.stride for level in maps.pooled],
+        pool_size=pool_size,
+        sampling_ratio=sampling_ratio,
+        aligned=aligned,
+        roi_align=roi_align,
+        class_agnostic=class_agnostic_boxes,
+        positive_overlap=positive_overlap,
+        negative_overlap=negative_overlap,
+        samples=samples,
+        positive_fraction=positive_fraction,
+        box_loss=box_loss,
+        box_weight=box_weight,
+        class_loss=class_loss,
+        focal_gamma=focal_gamma,
+        nms=nms,
+        nms_threshold=nms_threshold,
+        nms_sigma=nms_sigma,
+        nms_class_agnostic=nms_class_agnostic,
+        nms_candidates=nms_candidates,
+        score_threshold=score_threshold,
+        max_detections=max_detections,
+    )
+    stride = levels[-1].stride
+    return FasterRCNN(maps, rpn=rpn, roi=roi, stride=stride, before_nms=rpn_before_nms, after_nms=rpn_after_nms)
+
+
+# fmt: on
+
+
+def _norm(option: NormOption) -> Norm | None:
+    return None if option == "none" else option
+
+
+def _anchor_sizes(
+    given: tuple[tuple[float, ...], ...] | None, levels: Sequence[Level]
+) -> tuple[tuple[float, ...], ...]:
+    if given is None:
+        return (CLASSIC_SIZES,) if len(levels) == 1 else tuple((32.0 * 2**i,) for i in range(len(levels)))
+    names = ", ".join(level.name for level in levels)
+    if len(given) != len(levels):
+        raise DensekitError(f"anchor_sizes has {len(given)} tuples; give one a level of the neck: {names}")
+    if len({len(sizes) for sizes in given}) > 1 or not given[0]:
+        raise DensekitError(f"anchor_sizes {given}: every level ({names}) needs the same number of sizes, at least one")
+    return given
+
+
+def _box_head(
+    kind: Literal["two_fc", "four_conv_fc"], channels: int, size: int, width: int, norm: NormOption
+) -> TwoFC | FourConvFC:
+    if kind == "four_conv_fc":
+        return FourConvFC(channels, size=size, norm=_norm(norm), width=width)
+    if norm != "none":
+        raise DensekitError(f"box_head_norm {norm!r} needs convolutions; use box_head: four_conv_fc, or norm none")
+    return TwoFC(channels, size=size, width=width)

@@ -1,0 +1,272 @@
+"""The second stage (Girshick 2015): pool each proposal's features, classify it and refine its box.
+
+B images, N padded objects an image, P proposals an image, S samples an image, R = all regions of the batch, C channels,
+K classes (logit 0 is "nothing", logit k + 1 is class k), D detections an image, M candidates an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from densekit.heads.faster_rcnn.rpn import Proposals, rows
+from densekit.layers import ConvNormAct, Norm
+from densekit.ops import boxes as box_ops
+from densekit.ops.assignment import assign
+from densekit.ops.losses import BoxLoss, ClassLoss, box_loss, class_loss, mean_over_ranks
+from densekit.ops.nms import first_kept, greedy_nms, soft_nms
+from densekit.ops.roi_align import Method, roi_align
+from densekit.ops.sampling import sample
+from densekit.types import BoxTargets, Detections
+
+NMS = Literal["greedy", "soft_linear", "soft_gaussian"]
+
+WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+SMALLEST_DETECTION = 1e-2
+STREAM = 2
+
+
+class ProposalSamples(NamedTuple):
+    """The proposals that the losses look at.
+
+    Attributes:
+        proposals: [B, S, 4].
+        labels: [B, S] int64 logit to learn: 0 is "nothing", k + 1 is class k.
+        valid: [B, S] bool.
+        boxes: [B, S, 4] object of each positive.
+    """
+
+    proposals: Tensor
+    labels: Tensor
+    valid: Tensor
+    boxes: Tensor
+
+
+class TwoFC(nn.Module):
+    """Two fully connected layers (Lin et al. 2017, section 4.2).
+
+    Args:
+        channels: C.
+        size: side of the pooled patch.
+        width: outputs of each layer.
+    """
+
+    def __init__(self, channels: int, *, size: int, width: int = 1024) -> None:
+        super().__init__()
+        self.width = width
+        self.fc1 = nn.Linear(channels * size**2, width)
+        self.fc2 = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[R, C, size, size] -> [R, width]."""
+        return F.relu(self.fc2(F.relu(self.fc1(_flat(x)))))
+
+
+class FourConvFC(nn.Module):
+    """Four 3 x 3 convolutions, then one fully connected layer (Wu and He 2018, section 5.2, "4conv1fc").
+
+    Args:
+        channels: C.
+        size: side of the pooled patch.
+        norm: after each convolution.
+        width: outputs of the last layer.
+    """
+
+    def __init__(self, channels: int, *, size: int, norm: Norm | None = None, width: int = 1024) -> None:
+        super().__init__()
+        self.width = width
+        self.convs = nn.Sequential(*(ConvNormAct(channels, channels, kernel=3, norm=norm) for _ in range(4)))
+        self.fc = nn.Linear(channels * size**2, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[R, C, size, size] -> [R, width]."""
+        return F.relu(self.fc(_flat(self.convs(x))))
+
+
+def _flat(x: Tensor) -> Tensor:
+    """[R, C, h, w] -> [R, h * w * C]: pooled patches lie channels last, so this moves nothing."""
+    return x.permute(0, 2, 3, 1).flatten(1)
+
+
+class RegionHead(nn.Module):
+    """Classifies and refines proposals, learns from samples of them.
+
+    Args:
+        box_head: pooled patches -> [R, ``box_head.width``].
+        num_classes: K.
+        strides: of the levels that are pooled, finest first.
+        pool_size: side of the pooled patch.
+        sampling_ratio: samples a bin and direction of RoIAlign.
+        aligned: half-cell shift of RoIAlign.
+        roi_align: way to compute it, see ``ops/roi_align.py``.
+        class_agnostic: one box a proposal instead of one a class.
+        positive_overlap: IoU with an object from which on a proposal is positive.
+        negative_overlap: IoU below which it is negative.
+        samples: proposals an image in the loss (S).
+        positive_fraction: most of them that are positive.
+        box_loss: kind of box loss.
+        box_weight: of the box loss.
+        class_loss: kind of class loss.
+        focal_gamma: of the focal loss.
+        nms: kind of suppression.
+        nms_threshold: IoU above which ``greedy`` drops and ``soft_linear`` lowers the worse of two.
+        nms_sigma: of ``soft_gaussian``.
+        nms_class_agnostic: detections of different classes suppress one another too.
+        nms_candidates: best (proposal, class) pairs of an image that enter the suppression (M).
+        score_threshold: lowest score of a detection.
+        max_detections: D.
+    """
+
+    def __init__(
+        self,
+        box_head: TwoFC | FourConvFC,
+        *,
+        num_classes: int,
+        strides: Sequence[int],
+        pool_size: int = 7,
+        sampling_ratio: int = 2,
+        aligned: bool = False,
+        roi_align: Method = "auto",
+        class_agnostic: bool = False,
+        positive_overlap: float = 0.5,
+        negative_overlap: float = 0.5,
+        samples: int = 512,
+        positive_fraction: float = 0.25,
+        box_loss: BoxLoss = "smooth_l1",
+        box_weight: float = 1.0,
+        class_loss: ClassLoss = "cross_entropy",
+        focal_gamma: float = 2.0,
+        nms: NMS = "greedy",
+        nms_threshold: float = 0.5,
+        nms_sigma: float = 0.5,
+        nms_class_agnostic: bool = False,
+        nms_candidates: int = 2000,
+        score_threshold: float = 0.05,
+        max_detections: int = 100,
+    ) -> None:
+        super().__init__()
+        self.box_head = box_head
+        self.num_classes, self.strides = num_classes, tuple(strides)
+        self.pool_size, self.sampling_ratio, self.aligned, self.roi_align = (
+            pool_size,
+            sampling_ratio,
+            aligned,
+            roi_align,
+        )
+        self.class_agnostic = class_agnostic
+        self.positive_overlap, self.negative_overlap = positive_overlap, negative_overlap
+        self.samples, self.positive_fraction = samples, positive_fraction
+        self.box_loss, self.box_weight = box_loss, box_weight
+        self.class_loss, self.focal_gamma = class_loss, focal_gamma
+        self.nms, self.nms_threshold, self.nms_sigma = nms, nms_threshold, nms_sigma
+        self.nms_class_agnostic, self.nms_candidates = nms_class_agnostic, nms_candidates
+        self.score_threshold, self.max_detections = score_threshold, max_detections
+        self.scores = nn.Linear(box_head.width, num_classes + 1)
+        self.deltas = nn.Linear(box_head.width, 4 * (1 if class_agnostic else num_classes))
+        for layer, std in ((self.scores, 0.01), (self.deltas, 0.001)):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, pyramid: Sequence[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Look at regions.
+
+        Args:
+            pyramid: one [B, C, H, W] a level, finest first; levels beyond ``strides`` are not used.
+            boxes: [B, P, 4].
+
+        Returns:
+            [B, P, K + 1] logits and [B, P, K, 4] deltas (1 instead of K if class-agnostic), float32 in any autocast.
+        """
+        pooled = roi_align(
+            pyramid[: len(self.strides)],
+            boxes,
+            self.strides,
+            output_size=self.pool_size,
+            sampling_ratio=self.sampling_ratio,
+            aligned=self.aligned,
+            method=self.roi_align,
+        )
+        features = self.box_head(pooled)
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.float()
+            logits, deltas = self.scores(features), self.deltas(features)
+        return logits.unflatten(0, boxes.shape[:2]), deltas.reshape(*boxes.shape[:2], -1, 4)
+
+    @torch.no_grad()
+    def sample(self, proposals: Proposals, targets: BoxTargets, seeds: Tensor) -> ProposalSamples:
+        """Choose the proposals that the losses look at, the objects' own boxes among them."""
+        real = targets.valid & ~targets.crowd
+        boxes = torch.cat([proposals.boxes, targets.boxes], dim=1)
+        valid = torch.cat([proposals.valid, real], dim=1)
+        assigned = assign(
+            boxes,
+            targets,
+            positive_overlap=self.positive_overlap,
+            negative_overlap=self.negative_overlap,
+            best_for_each=False,
+        )
+        drawn = sample(
+            assigned.positive & valid,
+            assigned.negative & valid,
+            seeds,
+            count=self.samples,
+            positive_fraction=self.positive_fraction,
+            stream=STREAM,
+        )
+        target = assigned.object.gather(1, drawn.chosen)
+        labels = torch.where(drawn.positive, targets.labels.gather(1, target) + 1, 0)
+        return ProposalSamples(rows(boxes, drawn.chosen), labels, drawn.valid, rows(targets.boxes, target))
+
+    def losses(self, pyramid: Sequence[Tensor], samples: ProposalSamples) -> dict[str, Tensor]:
+        """Losses over the sampled proposals of the batch (Girshick 2015, eq. 1): ``class``, ``box``.
+
+        Means over the samples; the focal loss is divided by the positives (Lin et al. 2017, section 4.1).
+        """
+        logits, deltas = self(pyramid, samples.proposals)
+        count = mean_over_ranks(samples.valid.sum())
+        positive = samples.valid & (samples.labels > 0)
+        if not self.class_agnostic:
+            place = (samples.labels - 1).clamp(min=0)[..., None, None].expand(-1, -1, 1, 4)
+            deltas = deltas.gather(2, place)
+        box = box_loss(deltas[:, :, 0], samples.boxes, samples.proposals, positive, kind=self.box_loss, weights=WEIGHTS)
+        cls = class_loss(logits, samples.labels, samples.valid, kind=self.class_loss, gamma=self.focal_gamma)
+        over = mean_over_ranks(positive.sum()) if self.class_loss == "focal" else count
+        return {"class": cls / over, "box": self.box_weight * box / count}
+
+    @torch.no_grad()
+    def predict(self, pyramid: Sequence[Tensor], proposals: Proposals, sizes: Tensor) -> Detections:
+        """Detections in the pixels of the images, cut to ``sizes`` [B, 2]."""
+        logits, deltas = self(pyramid, proposals.boxes)
+        scores = logits.softmax(-1)[..., 1:]  # [B, P, K]
+        scores = torch.where(proposals.valid[..., None] & (scores > self.score_threshold), scores, 0.0).flatten(1)
+        scores, pair = scores.topk(min(self.nms_candidates, scores.shape[1]), dim=1)  # [B, M]
+        region, labels = pair // self.num_classes, pair % self.num_classes
+        deltas = rows(deltas.flatten(1, 2), region if self.class_agnostic else pair)
+        boxes = box_ops.clip(box_ops.decode(deltas, rows(proposals.boxes, region), WEIGHTS), sizes)
+        valid = (scores > 0) & box_ops.longer_than(boxes, SMALLEST_DETECTION)
+        return self._suppress(boxes, torch.where(valid, scores, 0.0), labels)
+
+    def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Detections:
+        """[B, M] candidates, best first -> D detections an image."""
+        groups = None if self.nms_class_agnostic else labels
+        if self.nms == "greedy":
+            kept = greedy_nms(boxes, scores > 0, self.nms_threshold, groups=groups)
+            place, valid = first_kept(kept, self.max_detections)
+            scores = scores.gather(1, place)
+        else:
+            place, scores = soft_nms(
+                boxes,
+                scores,
+                self.max_detections,
+                decay="linear" if self.nms == "soft_linear" else "gaussian",
+                threshold=self.nms_threshold,
+                sigma=self.nms_sigma,
+                groups=groups,
+            )
+            valid = scores > self.score_threshold
+        boxes = torch.where(valid[..., None], rows(boxes, place), 0.0)
+        return Detections(boxes, torch.where(valid, scores, 0.0), torch.where(valid, labels.gather(1, place), 0), valid)

@@ -1,0 +1,230 @@
+"""The region proposal network (Ren et al. 2015, section 3.1), batched over images and with constant shapes.
+
+B images, N padded objects an image, A anchors an image (all levels), C channels, P proposals an image, S samples an
+image, k anchors a cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from densekit.ops import boxes as box_ops
+from densekit.ops.anchors import cell_anchors, grid_anchors
+from densekit.ops.assignment import assign
+from densekit.ops.losses import BoxLoss, binary_loss, box_loss, mean_over_ranks
+from densekit.ops.nms import greedy_nms
+from densekit.ops.sampling import sample
+from densekit.types import BoxTargets
+
+WEIGHTS = (1.0, 1.0, 1.0, 1.0)
+SMALLEST_PROPOSAL = 1e-3
+STREAM = 1
+
+
+class Regions(NamedTuple):
+    """What the network says of every anchor; float32.
+
+    Attributes:
+        objectness: [B, A] logits.
+        deltas: [B, A, 4] relative to the anchors.
+        anchors: [A, 4], level by level.
+        per_level: number of anchors of each level.
+    """
+
+    objectness: Tensor
+    deltas: Tensor
+    anchors: Tensor
+    per_level: tuple[int, ...]
+
+
+class AnchorSamples(NamedTuple):
+    """The anchors that the losses look at.
+
+    Attributes:
+        chosen: [B, S] int64 into the A anchors.
+        positive: [B, S] bool.
+        valid: [B, S] bool.
+        boxes: [B, S, 4] object of each positive.
+    """
+
+    chosen: Tensor
+    positive: Tensor
+    valid: Tensor
+    boxes: Tensor
+
+
+class Proposals(NamedTuple):
+    """Boxes that may hold an object, best first.
+
+    Attributes:
+        boxes: [B, P, 4] inside the image; zeros where not valid.
+        valid: [B, P] bool.
+    """
+
+    boxes: Tensor
+    valid: Tensor
+
+
+class RPNHead(nn.Module):
+    """3 x 3 convolutions, then objectness and box deltas of the anchors of each cell, shared by all levels.
+
+    The two predictions run in float32 under any autocast: coarse deltas move boxes by pixels, coarse scores tie.
+
+    Args:
+        channels: C.
+        anchors: k.
+        convs: number of 3 x 3 convolutions.
+    """
+
+    def __init__(self, channels: int, *, anchors: int, convs: int = 1) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(convs))
+        self.objectness = nn.Conv2d(channels, anchors, 1)
+        self.deltas = nn.Conv2d(channels, anchors * 4, 1)
+        for conv in (m for m in self.modules() if isinstance(m, nn.Conv2d)):
+            nn.init.normal_(conv.weight, std=0.01)
+            assert conv.bias is not None
+            nn.init.zeros_(conv.bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, C, H, W] -> [B, H * W * k] objectness and [B, H * W * k, 4] deltas, float32."""
+        for conv in self.convs:
+            x = F.relu(conv(x))
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float()
+            objectness = self.objectness(x).permute(0, 2, 3, 1).flatten(1)
+            deltas = self.deltas(x).permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4)
+        return objectness, deltas
+
+
+class RegionProposalNetwork(nn.Module):
+    """Scores anchors, learns them from samples, and turns the best into proposals.
+
+    Args:
+        head: gives objectness and deltas of one level.
+        anchor_sizes: sizes in pixels of each level's anchors.
+        anchor_ratios: heights over widths, the same on all levels.
+        positive_overlap: IoU with an object from which on an anchor is positive.
+        negative_overlap: IoU below which it is negative.
+        samples: anchors an image in the loss (S).
+        positive_fraction: most of them that are positive.
+        nms_threshold: IoU above which the worse of two proposals of a level is dropped.
+        score_threshold: probability below which an anchor gives no proposal.
+        loss: kind of box loss.
+        loss_weight: of the box loss.
+    """
+
+    def __init__(
+        self,
+        head: RPNHead,
+        *,
+        anchor_sizes: Sequence[Sequence[float]],
+        anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        positive_overlap: float = 0.7,
+        negative_overlap: float = 0.3,
+        samples: int = 256,
+        positive_fraction: float = 0.5,
+        nms_threshold: float = 0.7,
+        score_threshold: float = 0.0,
+        loss: BoxLoss = "smooth_l1",
+        loss_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.head = head
+        for level, sizes in enumerate(anchor_sizes):
+            self.register_buffer(f"cells_{level}", cell_anchors(sizes, anchor_ratios), persistent=False)
+        self.positive_overlap, self.negative_overlap = positive_overlap, negative_overlap
+        self.samples, self.positive_fraction = samples, positive_fraction
+        self.nms_threshold, self.score_threshold = nms_threshold, score_threshold
+        self.loss, self.loss_weight = loss, loss_weight
+
+    def forward(self, pyramid: Sequence[Tensor], size: tuple[int, int]) -> Regions:
+        """Score all anchors.
+
+        Args:
+            pyramid: one [B, C, H, W] a level, finest first.
+            size: (height, width) of the padded images: the anchors of every level cover it.
+        """
+        scored = [self.head(features) for features in pyramid]
+        anchors = [self._anchors(i, (m.shape[2], m.shape[3]), size) for i, m in enumerate(pyramid)]
+        objectness, deltas = (torch.cat(parts, dim=1) for parts in zip(*scored))
+        return Regions(objectness, deltas, torch.cat(anchors), tuple(len(a) for a in anchors))
+
+    def _anchors(self, level: int, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        return grid_anchors(getattr(self, f"cells_{level}"), grid, (size[0] // grid[0], size[1] // grid[1]))
+
+    @torch.no_grad()
+    def sample(self, regions: Regions, targets: BoxTargets, seeds: Tensor) -> AnchorSamples:
+        """Choose the anchors that the losses look at: a pure function of the images' seeds."""
+        assigned = assign(
+            regions.anchors[None],
+            targets,
+            positive_overlap=self.positive_overlap,
+            negative_overlap=self.negative_overlap,
+            best_for_each=True,
+        )
+        drawn = sample(
+            assigned.positive,
+            assigned.negative,
+            seeds,
+            count=self.samples,
+            positive_fraction=self.positive_fraction,
+            stream=STREAM,
+        )
+        boxes = rows(targets.boxes, assigned.object.gather(1, drawn.chosen))
+        return AnchorSamples(drawn.chosen, drawn.positive, drawn.valid, boxes)
+
+    def losses(self, regions: Regions, samples: AnchorSamples) -> dict[str, Tensor]:
+        """``rpn_objectness`` and ``rpn_box``: means over the sampled anchors of the batch (Ren et al. 2015, eq. 1)."""
+        count = mean_over_ranks(samples.valid.sum())
+        objectness = binary_loss(regions.objectness.gather(1, samples.chosen), samples.positive, samples.valid)
+        box = box_loss(
+            rows(regions.deltas, samples.chosen),
+            samples.boxes,
+            regions.anchors[samples.chosen],
+            samples.positive,
+            kind=self.loss,
+            weights=WEIGHTS,
+        )
+        return {"rpn_objectness": objectness / count, "rpn_box": self.loss_weight * box / count}
+
+    @torch.no_grad()
+    def proposals(self, regions: Regions, sizes: Tensor, *, before_nms: int, after_nms: int) -> Proposals:
+        """The best boxes of each image.
+
+        Args:
+            regions: of ``forward``.
+            sizes: [B, 2] (height, width) of the images inside their padding.
+            before_nms: best anchors of each level that enter the suppression.
+            after_nms: best boxes of all levels that leave it (P, unless there are fewer anchors).
+        """
+        kept, first = [], 0
+        for count in regions.per_level:
+            kept.append(self._best_of_level(regions, first, min(before_nms, count), count, sizes))
+            first += count
+        boxes, scores = (torch.cat(parts, dim=1) for parts in zip(*kept))
+        scores, order = scores.topk(min(after_nms, scores.shape[1]), dim=1)
+        valid = scores > -torch.inf
+        return Proposals(torch.where(valid[..., None], rows(boxes, order), 0.0), valid)
+
+    def _best_of_level(
+        self, regions: Regions, first: int, best: int, count: int, sizes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The ``best`` of the ``count`` anchors from ``first`` on: [B, best, 4] boxes, [B, best] logits or -inf."""
+        scores, place = regions.objectness[:, first : first + count].topk(best, dim=1)
+        place = place + first
+        boxes = box_ops.decode(rows(regions.deltas, place), regions.anchors[place], WEIGHTS)
+        boxes = box_ops.clip(boxes, sizes)
+        valid = box_ops.longer_than(boxes, SMALLEST_PROPOSAL) & (scores.sigmoid() >= self.score_threshold)
+        kept = greedy_nms(boxes, valid, self.nms_threshold)
+        return boxes, torch.where(kept, scores, -torch.inf)
+
+
+def rows(values: Tensor, index: Tensor) -> Tensor:
+    """Rows of each image: [B, n, 4] and [B, m] -> [B, m, 4]."""
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))

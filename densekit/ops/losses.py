@@ -1,0 +1,79 @@
+"""Losses of detectors, and the counts that normalise them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from densekit.ops import boxes as box_ops
+
+BoxLoss = Literal["smooth_l1", "l1", "giou", "diou", "ciou"]
+ClassLoss = Literal["cross_entropy", "focal"]
+
+SMOOTH_L1_BETA = 1 / 9
+"""Where smooth L1 turns from a parabola into a line: the value of the reference code."""
+
+
+def box_loss(
+    deltas: Tensor, boxes: Tensor, references: Tensor, mask: Tensor, *, kind: BoxLoss, weights: box_ops.Weights
+) -> Tensor:
+    """Sum of the box losses where ``mask`` is true.
+
+    Args:
+        deltas: [..., 4] predictions relative to ``references``.
+        boxes: [..., 4] what they should decode to.
+        references: [..., 4] anchors or proposals.
+        mask: [...] bool; elsewhere the boxes may hold anything.
+        kind: ``smooth_l1`` and ``l1`` compare deltas (summed over the four), the others boxes: 1 - overlap.
+        weights: of the box coding.
+    """
+    boxes = torch.where(mask[..., None], boxes.float(), references.float())
+    deltas = torch.where(mask[..., None], deltas.float(), 0.0)
+    if kind == "smooth_l1" or kind == "l1":
+        target = box_ops.encode(boxes, references, weights)
+        target = torch.where(mask[..., None], target, 0.0)
+        beta = SMOOTH_L1_BETA if kind == "smooth_l1" else 0.0
+        return F.smooth_l1_loss(deltas, target, beta=beta, reduction="sum")
+    overlap = box_ops.aligned_iou(box_ops.decode(deltas, references, weights), boxes, kind)
+    return torch.where(mask, 1 - overlap, 0.0).sum()
+
+
+def class_loss(logits: Tensor, labels: Tensor, mask: Tensor, *, kind: ClassLoss, gamma: float = 2.0) -> Tensor:
+    """Sum of the class losses where ``mask`` is true.
+
+    Args:
+        logits: [..., K] softmax logits.
+        labels: [...] int64.
+        mask: [...] bool.
+        kind: ``focal`` weighs cross-entropy by (1 - p) ** gamma, p the probability of the label
+            (Lin et al. 2017, eq. 4, with a softmax instead of sigmoids).
+        gamma: of the focal loss.
+    """
+    loss = F.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), reduction="none")
+    if kind == "focal":
+        loss = loss * (1 - torch.exp(-loss)) ** gamma
+    return (loss * mask.flatten()).sum()
+
+
+def binary_loss(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """Sum of the binary cross-entropies of [...] logits and [...] bool labels where ``mask`` is true."""
+    loss = F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")
+    return (loss * mask).sum()
+
+
+def mean_over_ranks(count: Tensor) -> Tensor:
+    """The count that a loss is divided by: at least 1, and in distributed training the mean over the ranks.
+
+    Dividing by the mean makes the average of the ranks' gradients (which DDP takes) equal to the gradient of the
+    global batch on one rank, however unevenly the samples fall. Without gradients (validation) each rank stands alone.
+    """
+    count = count.float()
+    if torch.is_grad_enabled() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        count = count.clone()
+        dist.all_reduce(count)
+        count = count / dist.get_world_size()
+    return count.clamp(min=1.0)

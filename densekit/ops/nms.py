@@ -1,0 +1,148 @@
+"""Non-maximum suppression over a whole batch, with results of constant size.
+
+Greedy suppression has two ways to the same result:
+
+* ``kernel``: torchvision's kernel, image by image inside one operator. The right one on a CPU: it never compares boxes
+  of different images.
+* ``fixed_point``: what is kept is a fixed point of "kept unless a better kept box overlaps", reached by repeating it
+  from "all kept" (Zheng et al. 2021, Cluster-NMS, section 4.2): a few batched products, no synchronisation of the host.
+  After t rounds every box is decided whose chain of better overlapping boxes has at most t links.
+
+B images, n boxes an image, D results an image.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torchvision  # noqa: F401  # registers torch.ops.torchvision
+from torch import Tensor
+
+from densekit.ops import boxes as box_ops
+
+Method = Literal["auto", "kernel", "fixed_point"]
+Decay = Literal["linear", "gaussian"]
+
+ROUNDS = 32
+"""Rounds of the fixed point; 2000 proposals of real images need about ten."""
+
+
+@torch.no_grad()
+def greedy_nms(
+    boxes: Tensor, valid: Tensor, threshold: float, *, groups: Tensor | None = None, method: Method = "auto"
+) -> Tensor:
+    """Keep the boxes that no better kept box overlaps by more than ``threshold``.
+
+    Args:
+        boxes: [B, n, 4], best first.
+        valid: [B, n] bool: the others are neither kept nor do they suppress.
+        threshold: IoU.
+        groups: [B, n] int64, such as classes: boxes of different groups ignore one another.
+        method: see the module; ``auto`` takes ``kernel`` on a CPU and ``fixed_point`` elsewhere.
+
+    Returns:
+        [B, n] bool.
+    """
+    boxes = torch.where(valid[..., None], boxes.float(), 0.0)  # an empty box overlaps nothing
+    if method == "auto":
+        method = "kernel" if boxes.device.type == "cpu" else "fixed_point"
+    if method == "kernel":
+        if groups is not None:
+            boxes = _apart(boxes, groups)
+        kept: Tensor = _kernel_nms(boxes, threshold)
+        return kept & valid
+    return _fixed_point_nms(boxes, valid, threshold, groups)
+
+
+def _apart(boxes: Tensor, groups: Tensor) -> Tensor:
+    """Move the groups so far from one another that they cannot overlap; float64, so that no overlap changes."""
+    span = boxes.amax() - boxes.amin() + 1
+    return boxes.double() + (groups * span)[..., None]
+
+
+@torch.library.custom_op("densekit::greedy_nms", mutates_args=())
+def _kernel_nms(boxes: Tensor, threshold: float) -> Tensor:
+    """[B, n, 4] boxes, best first -> [B, n] bool. An operator of constant shape, so that graphs can hold it."""
+    kept = boxes.new_zeros(boxes.shape[:2], dtype=torch.bool)
+    order = torch.arange(boxes.shape[1], 0, -1, device=boxes.device, dtype=boxes.dtype)  # stands for the scores
+    for image, mask in zip(boxes, kept):
+        mask[torch.ops.torchvision.nms(image, order, threshold)] = True
+    return kept
+
+
+@_kernel_nms.register_fake
+def _(boxes: Tensor, threshold: float) -> Tensor:
+    return boxes.new_empty(boxes.shape[:2], dtype=torch.bool)
+
+
+def _fixed_point_nms(boxes: Tensor, valid: Tensor, threshold: float, groups: Tensor | None) -> Tensor:
+    suppresses = box_ops.iou(boxes, boxes) > threshold  # [B, better, worse]
+    if groups is not None:
+        suppresses &= groups[:, :, None] == groups[:, None, :]
+    links = suppresses.triu_(1).to(torch.float16 if boxes.is_cuda else torch.float32)
+    kept = valid
+    for _ in range(ROUNDS):
+        kept = valid & (torch.bmm(kept[:, None].to(links.dtype), links)[:, 0] == 0)
+    return kept
+
+
+@torch.no_grad()
+def soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    count: int,
+    *,
+    decay: Decay,
+    threshold: float = 0.5,
+    sigma: float = 0.5,
+    groups: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Lower the scores of boxes that overlap a better one, instead of dropping them (Bodla et al. 2017, eq. 2 and 3).
+
+    Args:
+        boxes: [B, n, 4].
+        scores: [B, n] > 0; boxes with a score of 0 are never taken before those with one.
+        count: D, at most n.
+        decay: ``linear``: times 1 - IoU where the IoU is above ``threshold``; ``gaussian``: times exp(-IoU^2 / sigma).
+        threshold: of the linear decay.
+        sigma: of the Gaussian decay.
+        groups: [B, n] int64: boxes of different groups ignore one another.
+
+    Returns:
+        [B, D] int64 indices and [B, D] decayed scores, best first.
+    """
+    left = scores.float().clone()
+    places, values = [], []
+    for _ in range(min(count, boxes.shape[1])):
+        value, place = left.max(dim=1, keepdim=True)  # [B, 1]
+        overlap = box_ops.iou(boxes.gather(1, place[..., None].expand(-1, -1, 4)), boxes)[:, 0].nan_to_num(0.0)
+        if groups is not None:
+            overlap = torch.where(groups == groups.gather(1, place), overlap, 0.0)
+        left = left * (
+            torch.where(overlap > threshold, 1 - overlap, 1.0)
+            if decay == "linear"
+            else torch.exp(-(overlap**2) / sigma)
+        )
+        left = left.scatter(1, place, -1.0)
+        places.append(place)
+        values.append(value.clamp(min=0))
+    return torch.cat(places, dim=1), torch.cat(values, dim=1)
+
+
+def first_kept(kept: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Places of the first ``count`` true entries of each row.
+
+    Args:
+        kept: [B, n] bool.
+        count: D.
+
+    Returns:
+        [B, D] int64 places (0 where there are fewer) and [B, D] bool.
+    """
+    slot = kept.cumsum(1) - 1
+    slot = torch.where(kept & (slot < count), slot, count)  # what is not wanted goes to one slot more
+    places = torch.arange(kept.shape[1], device=kept.device).expand_as(slot)
+    first = torch.zeros(kept.shape[0], count + 1, dtype=torch.int64, device=kept.device).scatter_(1, slot, places)
+    filled = torch.arange(count, device=kept.device)[None] < kept.sum(1, keepdim=True)
+    return first[:, :count], filled
