@@ -30,11 +30,17 @@ def spread(model: nn.Module) -> None:
             module.running_mean.copy_(torch.randn(module.running_mean.shape, generator=generator) * 0.1)
             module.running_var.copy_(torch.rand(module.running_var.shape, generator=generator) + 0.5)
             module.weight.data.copy_(torch.rand(module.weight.shape, generator=generator) * 0.4 + 0.3)
-    factors = {"rpn.head.cls_logits": 40.0, "rpn.head.bbox_pred": 10.0, "box_predictor.cls_score": 8.0}
-    for name, module in model.named_modules():
-        for end, factor in factors.items():
-            if name.endswith(end):
-                module.weight.data.mul_(factor)
+    model.rpn.head.cls_logits.weight.data.mul_(40)
+    model.rpn.head.bbox_pred.weight.data.mul_(10)
+    seen = []
+    classify = model.roi_heads.box_predictor.cls_score
+    hook = classify.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    with torch.no_grad():
+        model.eval()([torch.rand(3, 96, 128, generator=generator)])
+        hook.remove()
+        logits = classify(seen[0])
+        classify.weight.mul_(2 / logits.std(0)[:, None])
+        classify.bias.copy_(-(seen[0] @ classify.weight.T).mean(0))
 
 
 @pytest.fixture(scope="module", params=["v1", "v2"])
@@ -109,7 +115,7 @@ def test_detections_are_torchvisions(pair, batch):
         assert found.valid[i, :count].all()
         scores = found.scores[i, :count]
         torch.testing.assert_close(scores, expected["scores"], atol=1e-4, rtol=0)  # the same order up to ties
-        assert scores.std() > 0.02  # few ties
+        assert scores.std() > 0.1  # few ties
         same = (found.boxes[i, :count, None] - expected["boxes"]).abs().amax(-1) <= 1e-2
         same &= found.labels[i, :count, None] == expected["labels"] - 1
         same &= (scores[:, None] - expected["scores"]).abs() <= 1e-4
