@@ -111,13 +111,13 @@ def make_norm(norm: Norm, channels: int) -> nn.Module:
     return nn.GroupNorm(groups, channels)
 
 
-def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
-    """``norm(conv(x))``; a frozen norm is folded into the convolution's weights.
+def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+    """``norm(conv(x))``; a frozen norm is folded into the weights of a plain convolution.
 
-    Folding the weights costs O·C·k·k multiplications and saves one pass over the output in the forward and one in the
+    Folding costs one product with the weights and saves one pass over the output in the forward and one in the
     backward, and the copy of the output that a norm keeps for its backward. Gradients reach ``conv.weight`` unchanged.
     """
-    if not isinstance(norm, FrozenBatchNorm2d):
+    if not (isinstance(norm, FrozenBatchNorm2d) and isinstance(conv, nn.Conv2d)):
         return cast(Tensor, norm(conv(x)))
     scale, shift = norm.affine()
     if conv.bias is not None:
@@ -170,7 +170,7 @@ class ConvNormAct(nn.Sequential):
         """Run the layers; a frozen norm is folded into the convolution."""
         if not self.normed:
             return cast(Tensor, super().forward(x))  # type: ignore[no-untyped-call]
-        x = conv_norm(cast(nn.Conv2d, self[0]), self[1], x)
+        x = conv_norm(self[0], self[1], x)
         return cast(Tensor, self[2](x)) if len(self) > 2 else x
 
 

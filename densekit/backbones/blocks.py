@@ -1,0 +1,161 @@
+"""The parts of the ResNet family: stems, blocks, pyramidal convolutions and shortcuts.
+
+Parameter names are torchvision's, timm's and the PyConv authors' (``conv1``, ``bn1``, ``downsample.0`` ...).
+
+Letters: B images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from densekit.layers import Norm, conv_norm, make_norm
+
+Stem = Literal["7x7", "deep", "3x3"]
+"""How a network begins: a 7x7 convolution of stride 2; three 3x3 ones of which the first has stride 2 (Szegedy et al.
+2016, as in ResNet-C, He et al. 2018, arXiv 1812.01187, figure 2b); one 3x3 of stride 1, for small images."""
+
+
+class Block(nn.Module):
+    """Convolutions with norms in a row and a shortcut around them (He et al. 2015, figure 5).
+
+    Args:
+        convs: without biases; a ReLU follows each norm, after the last one the shortcut is added first.
+        channels: channels that each of the convolutions gives.
+        norm: kind of norm.
+        shortcut: from the block's input to the shape of its output; None for a plain network.
+        drop_path: probability that an image skips the convolutions in training (stochastic depth, Huang et al. 2016,
+            arXiv 1603.09382).
+    """
+
+    def __init__(
+        self, convs: list[nn.Module], channels: list[int], *, norm: Norm, shortcut: nn.Module | None, drop_path: float
+    ) -> None:
+        super().__init__()
+        self.depth = len(convs)
+        for number, (conv, width) in enumerate(zip(convs, channels), 1):
+            self.add_module(f"conv{number}", conv)
+            self.add_module(f"bn{number}", make_norm(norm, width))
+        self.downsample = shortcut
+        self.drop_path = drop_path
+
+    @property
+    def last_norm(self) -> nn.Module:
+        """The norm before the sum."""
+        return cast(nn.Module, getattr(self, f"bn{self.depth}"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, channels[-1], H / stride, W / stride]."""
+        y = x
+        for number in range(1, self.depth + 1):
+            y = conv_norm(getattr(self, f"conv{number}"), getattr(self, f"bn{number}"), y)
+            y = F.relu_(y) if number < self.depth else y
+        if self.downsample is not None:
+            y = _drop_path(y, self.drop_path if self.training else 0.0) + self.downsample(x)
+        return F.relu_(y)
+
+
+class PyramidalConv(nn.Module):
+    """Convolutions of several kernel sizes side by side (Duta et al. 2020, section 3, figure 2b).
+
+    The output channels are shared out in equal parts; of three levels the last takes half.
+
+    Args:
+        channels: in and out.
+        levels: (kernel, groups) of each.
+        stride: of all.
+        dilation: of all.
+    """
+
+    def __init__(self, channels: int, levels: tuple[tuple[int, int], ...], *, stride: int, dilation: int) -> None:
+        super().__init__()
+        part = channels // {2: 2, 3: 4, 4: 4}[len(levels)]
+        widths = [part] * (len(levels) - 1)
+        widths.append(channels - sum(widths))
+        self.names = [f"conv2_{number}" for number in range(1, len(levels) + 1)]
+        for name, width, (kernel, groups) in zip(self.names, widths, levels):
+            self.add_module(
+                name, unbiased_conv(channels, width, kernel, stride=stride, dilation=dilation, groups=groups)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H / stride, W / stride]."""
+        return torch.cat([getattr(self, name)(x) for name in self.names], 1)
+
+
+class Projection(nn.Sequential):
+    """Shortcut by a 1x1 convolution and a norm, after a max pool where one is given first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, channels, H / stride, W / stride]."""
+        x = self[0](x) if len(self) == 3 else x
+        return conv_norm(self[-2], self[-1], x)
+
+
+class PaddingShortcut(nn.Module):
+    """Shortcut without parameters: every ``stride``-th pixel, and zeros for the new channels (option A)."""
+
+    def __init__(self, new_channels: int, stride: int) -> None:
+        super().__init__()
+        self.new_channels = new_channels
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C + new_channels, H / stride, W / stride]."""
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
+
+
+def make_stem(stem: Stem, in_channels: int, channels: int, norm: Norm) -> nn.Module:
+    """The convolutions before a network's first norm, from the image's channels to ``channels``."""
+    if stem == "7x7":
+        return unbiased_conv(in_channels, channels, 7, stride=2)
+    if stem == "3x3":
+        return unbiased_conv(in_channels, channels, 3)
+    half, layers = channels // 2, nn.Sequential()
+    for source, stride in ((in_channels, 2), (half, 1)):
+        layers.extend([unbiased_conv(source, half, 3, stride=stride), make_norm(norm, half), nn.ReLU(inplace=True)])
+    return layers.append(unbiased_conv(half, channels, 3))
+
+
+def unbiased_conv(
+    channels_in: int, channels_out: int, kernel: int, *, stride: int = 1, dilation: int = 1, groups: int = 1
+) -> nn.Conv2d:
+    """A convolution before a norm, padded so that stride 1 keeps the size."""
+    padding = kernel // 2 * dilation
+    return nn.Conv2d(channels_in, channels_out, kernel, stride, padding, dilation, groups, bias=False)
+
+
+def _drop_path(y: Tensor, rate: float) -> Tensor:
+    if rate == 0.0:
+        return y
+    keep = torch.rand(y.shape[0], 1, 1, 1, device=y.device) >= rate
+    return y * (keep / (1.0 - rate)).to(y.dtype)
+
+
+def checkpoint_contexts(
+    block: nn.Module,
+) -> Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]:
+    """Contexts of a checkpointed block's two forwards: the second one must not count into the running statistics.
+
+    A compiled graph recomputes values only and updates the statistics once by itself.
+    """
+    return lambda: (nullcontext(), nullcontext() if torch.compiler.is_compiling() else _statistics_kept(block))
+
+
+@contextmanager
+def _statistics_kept(block: nn.Module) -> Iterator[None]:
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    try:
+        for norm in norms:
+            norm.track_running_stats = False
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
