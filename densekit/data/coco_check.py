@@ -60,8 +60,8 @@ def check_images(columns: CocoColumns) -> None:
     if len(small):
         i = small[0]
         raise DensekitError(
-            f"{path}: image {_plain(images.ids[i])!r}: width {images.widths[i]} and height {images.heights[i]} are no size "
-            f"in pixels; {REMEDY}"
+            f"{path}: image {_plain(images.ids[i])!r}: width {images.widths[i]} and height {images.heights[i]} "
+            f"are no size in pixels; {REMEDY}"
         )
     for index, name in enumerate(images.file_names):
         if leaves_folder(name):
