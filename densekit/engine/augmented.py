@@ -1,0 +1,128 @@
+"""Test-time augmentation of a segmenter: the mean of the predictions on flipped and scaled copies.
+
+Letters: B images, C channels, K classes, H, W size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from densekit.errors import DensekitError, nearest
+from densekit.model import DenseModel
+from densekit.types import Batch, Segmentation
+
+Flip = Literal["none", "horizontal", "vertical", "both"]
+
+_FLIPPED_DIMS: dict[str, tuple[int, ...]] = {"none": (), "horizontal": (-1,), "vertical": (-2,), "both": (-2, -1)}
+
+
+def check_augmentation(flips: Sequence[str], scales: Sequence[float]) -> None:
+    """Refuse what can't be averaged.
+
+    Raises:
+        DensekitError: an unknown flip, a scale that is not above zero, or an empty list.
+    """
+    for flip in flips:
+        if flip not in _FLIPPED_DIMS:
+            raise DensekitError(f"there is no flip {flip!r}; {nearest(flip, _FLIPPED_DIMS)}")
+    for scale in scales:
+        if not 0 < scale < 100:
+            raise DensekitError(f"scale {scale} must lie between 0 and 100; 1 is the image as it is")
+    if not (flips and scales):
+        raise DensekitError("give at least one flip ('none' is the image as it is) and one scale (1.0)")
+
+
+@torch.inference_mode()
+def predict_augmented(
+    model: DenseModel,
+    batch: Batch,
+    *,
+    flips: Sequence[Flip] = ("none",),
+    scales: Sequence[float] = (1.0,),
+    head: str | None = None,
+) -> Segmentation:
+    """Average the probabilities over every flip at every scale.
+
+    Args:
+        model: in evaluation mode, with a segmentation head.
+        batch: on the model's device.
+        flips: each of ``none``, ``horizontal``, ``vertical``, ``both``.
+        scales: factors on the size of the batch's images (bilinear, with smoothing where they shrink).
+        head: which head; None takes the first.
+
+    Returns:
+        Probabilities and masks in the pixels of the original images, as ``DenseModel.predict`` gives them; for one
+        scale of 1 and no flip exactly those.
+
+    Raises:
+        DensekitError: as ``check_augmentation``; the head is no segmentation head.
+    """
+    check_augmentation(flips, scales)
+    if model.head(head).task != "segmentation":
+        raise DensekitError("flips, scales and windows need a segmentation head; this one is for another task")
+    if tuple(flips) == ("none",) and tuple(scales) == (1.0,):
+        return _predict(model, batch, head)
+    parts = [_averaged(model, part, flips, scales, head) for part in _without_padding(batch)]
+    return Segmentation([p for part in parts for p in part.probabilities], [m for part in parts for m in part.masks])
+
+
+def classes_of(probabilities: Tensor, ids: Tensor, multi_label: bool) -> Tensor:
+    """From [K, H, W] probabilities to the data set's ids [H, W], or to layers of 0 and 1 [K, H, W] uint8."""
+    # max, not argmax: the same labels, and 50 times faster over the first dimension on the CPU.
+    return (probabilities >= 0.5).to(torch.uint8) if multi_label else ids[probabilities.max(0).indices]
+
+
+def _averaged(
+    model: DenseModel, batch: Batch, flips: Sequence[Flip], scales: Sequence[float], head: str | None
+) -> Segmentation:
+    sums: list[Tensor] = []
+    multi_label = False
+    for scale in scales:
+        scaled = _scaled(batch, scale)
+        for flip in flips:
+            dims = _FLIPPED_DIMS[flip]
+            found = _predict(model, dataclasses.replace(scaled, images=scaled.images.flip(dims)), head)
+            back = [p.flip(dims) for p in found.probabilities]
+            sums = [s + b for s, b in zip(sums, back)] if sums else back
+            multi_label = found.masks[0].dim() == 3
+    ids = torch.tensor(model.classes.ids, device=batch.images.device)
+    means = [s / (len(scales) * len(flips)) for s in sums]
+    return Segmentation(means, [classes_of(mean, ids, multi_label) for mean in means])
+
+
+def _predict(model: DenseModel, batch: Batch, head: str | None) -> Segmentation:
+    found = model.predict(batch, head)
+    assert isinstance(found, Segmentation)
+    return found
+
+
+def _without_padding(batch: Batch) -> Iterator[Batch]:
+    """The batch, or its images one by one where some are padded: a flip would move the padding before the image."""
+    size = list(batch.images.shape[-2:])
+    sizes = batch.sizes.tolist()
+    if all(s == size for s in sizes):
+        yield batch
+        return
+    for index, (height, width) in enumerate(sizes):
+        one = slice(index, index + 1)
+        yield Batch(
+            images=batch.images[one, :, :height, :width],
+            sizes=batch.sizes[one],
+            original_sizes=batch.original_sizes[one],
+            ids=batch.ids[one],
+            seeds=batch.seeds[one],
+        )
+
+
+def _scaled(batch: Batch, scale: float) -> Batch:
+    if scale == 1:
+        return batch
+    height, width = (max(1, round(side * scale)) for side in batch.images.shape[-2:])
+    images = F.interpolate(batch.images.float(), size=(height, width), mode="bilinear", antialias=scale < 1)
+    return dataclasses.replace(batch, images=images, sizes=batch.sizes.new_tensor([[height, width]] * len(batch.ids)))
