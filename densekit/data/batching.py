@@ -1,0 +1,128 @@
+"""Samples to a batch: images, boxes and masks padded to the same shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from densekit.types import IGNORE, Batch, BoxTargets, DensekitError, Sample, Targets
+
+BOXES_MULTIPLE = 8
+"""Padded numbers of boxes are multiples of this, so that few shapes occur."""
+
+
+def collate(
+    samples: Sequence[Sample],
+    *,
+    pad_to: int = 32,
+    fixed_size: tuple[int, int] | None = None,
+    max_objects: int | None = None,
+) -> Batch:
+    """Make a batch.
+
+    Args:
+        samples: at least one, all with the same kinds of targets.
+        pad_to: height and width of the batch are multiples of this.
+        fixed_size: (height, width) to pad to, instead of that of the largest image.
+        max_objects: number of boxes to pad to, instead of the largest number in the batch.
+
+    Returns:
+        A batch whose images are [B, C, H, W] laid out channels last, so nothing is transposed on the way to the model.
+
+    Raises:
+        DensekitError: an image is larger than ``fixed_size``, or channel counts differ.
+    """
+    height, width = _padded_size(samples, pad_to, fixed_size)
+    return Batch(
+        images=_images(samples, height, width),
+        sizes=torch.tensor([s.image.shape[:2] for s in samples], dtype=torch.int64),
+        original_sizes=torch.tensor([s.original_size for s in samples], dtype=torch.int64),
+        ids=[s.id for s in samples],
+        seeds=torch.tensor([s.seed for s in samples], dtype=torch.int64),
+        targets=_targets(samples, height, width, max_objects),
+        truth=None if samples[0].truth is None else [torch.from_numpy(_truth(s)) for s in samples],
+    )
+
+
+def round_up(number: int, multiple: int) -> int:
+    """The smallest multiple that is not below ``number``."""
+    return -(-number // multiple) * multiple
+
+
+def _truth(sample: Sample) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    if sample.truth is None:
+        raise DensekitError(f"image {sample.id!r} has no mask while others of its batch have; give each image one")
+    return np.ascontiguousarray(sample.truth)
+
+
+def _padded_size(samples: Sequence[Sample], pad_to: int, fixed_size: tuple[int, int] | None) -> tuple[int, int]:
+    if fixed_size is None:
+        return (
+            round_up(max(s.image.shape[0] for s in samples), pad_to),
+            round_up(max(s.image.shape[1] for s in samples), pad_to),
+        )
+    for sample in samples:
+        size = sample.image.shape[:2]
+        if size[0] > fixed_size[0] or size[1] > fixed_size[1]:
+            raise DensekitError(
+                f"image {sample.id!r} is {size[1]} x {size[0]} (width x height) after the transforms, larger than "
+                f"fixed_size {fixed_size[1]} x {fixed_size[0]}; resize or crop in the transforms, or raise fixed_size"
+            )
+    return fixed_size
+
+
+def _images(samples: Sequence[Sample], height: int, width: int) -> Tensor:
+    channels = samples[0].image.shape[2]
+    floats = any(s.image.dtype != np.uint8 for s in samples)
+    images = torch.zeros((len(samples), height, width, channels), dtype=torch.float32 if floats else torch.uint8)
+    for row, sample in zip(images.numpy(), samples):
+        h, w, c = sample.image.shape
+        if c != channels:
+            raise DensekitError(f"image {sample.id!r} has {c} channels, others of its batch {channels}; convert it")
+        row[:h, :w] = sample.image
+    return images.permute(0, 3, 1, 2)
+
+
+def _targets(samples: Sequence[Sample], height: int, width: int, max_objects: int | None) -> Targets | None:
+    first = samples[0]
+    targets = Targets()
+    if first.boxes is not None:
+        targets.boxes = _boxes(samples, max_objects)
+    if first.mask is not None:
+        targets.masks = _masks(samples, height, width)
+    if first.target is not None:
+        targets.labels = torch.tensor([s.target for s in samples], dtype=torch.int64)
+    return None if (targets.boxes, targets.masks, targets.labels) == (None, None, None) else targets
+
+
+def _boxes(samples: Sequence[Sample], max_objects: int | None) -> BoxTargets:
+    most = max(len(s.boxes) for s in samples if s.boxes is not None)
+    if max_objects is not None and most > max_objects:
+        raise DensekitError(f"an image has {most} boxes, more than max_objects {max_objects}; raise it")
+    n = max(BOXES_MULTIPLE, round_up(most if max_objects is None else max_objects, BOXES_MULTIPLE))
+    boxes = np.zeros((len(samples), n, 4), np.float32)
+    labels = np.zeros((len(samples), n), np.int64)
+    crowd, valid = np.zeros((len(samples), n), np.bool_), np.zeros((len(samples), n), np.bool_)
+    for b, sample in enumerate(samples):
+        assert sample.boxes is not None, f"image {sample.id!r} has no boxes while others of its batch have"
+        assert sample.labels is not None, f"image {sample.id!r} has boxes and no labels"
+        assert sample.crowd is not None, f"image {sample.id!r} has boxes and no crowd flags"
+        k = len(sample.boxes)
+        boxes[b, :k], labels[b, :k], crowd[b, :k], valid[b, :k] = sample.boxes, sample.labels, sample.crowd, True
+    return BoxTargets(*(torch.from_numpy(a) for a in (boxes, labels, crowd, valid)))
+
+
+def _masks(samples: Sequence[Sample], height: int, width: int) -> Tensor:
+    first = samples[0].mask
+    assert first is not None
+    single = first.ndim == 2
+    shape = (len(samples), *first.shape[:-2], height, width)
+    masks = np.full(shape, IGNORE, np.int64 if single else np.uint8)
+    for row, sample in zip(masks, samples):
+        assert sample.mask is not None, f"image {sample.id!r} has no mask while others of its batch have"
+        h, w = sample.mask.shape[-2:]
+        row[..., :h, :w] = sample.mask
+    return torch.from_numpy(masks)

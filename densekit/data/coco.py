@@ -1,0 +1,135 @@
+"""The ``coco`` data set: a folder of images and a COCO json, for detection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from densekit.data.coco_file import CocoFile, open_coco
+from densekit.data.geometry import xywh_to_xyxy
+from densekit.data.images import MAX_PIXELS, inside, read_image
+from densekit.data.sampling import draw_seed, sample_random
+from densekit.data.transforms import Pipeline
+from densekit.registry import DATASETS
+from densekit.types import Classes, DensekitError, Sample, Task
+
+
+class CocoDataset:
+    """Images and their boxes, addressed by (epoch, index).
+
+    Args:
+        folder: the images; ``file_name`` in the json is relative to it and may not leave it.
+        file: the annotations.
+        transforms: applied to every sample; None: images at their own size.
+        seed: of the run; every draw comes from (seed, epoch, index).
+        channels: image channels to give.
+        max_pixels: a larger image is refused before it is decoded.
+    """
+
+    task: Task = "detection"
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        file: CocoFile,
+        transforms: Pipeline | None = None,
+        seed: int = 0,
+        channels: int = 3,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        if not folder.is_dir():
+            raise DensekitError(f"{folder}: there is no such image folder; correct the path of the images")
+        self.folder = folder
+        self.file = file
+        self.transforms = transforms or Pipeline(())
+        self.seed = seed
+        self.channels = channels
+        self.max_pixels = max_pixels
+
+    @property
+    def classes(self) -> Classes:
+        """The categories of the file."""
+        return self.file.classes
+
+    @property
+    def max_objects(self) -> int:
+        """The most boxes that any image has."""
+        return self.file.max_objects
+
+    def __len__(self) -> int:
+        return len(self.file)
+
+    def path(self, index: int) -> Path:
+        """The image file at ``index``.
+
+        Raises:
+            DensekitError: the name leaves the image folder.
+        """
+        return inside(self.folder, self.file.file_names[index], self.file.path)
+
+    def sample(self, epoch: int, index: int) -> Sample:
+        """Read, decode and transform one image; the same (epoch, index) always gives the same sample.
+
+        Raises:
+            DensekitError: the image is missing, damaged, too large or of another size than the json says.
+        """
+        random = sample_random(self.seed, epoch, index)
+        sample = self._read(index, draw_seed(random))
+        return self.transforms(sample, random)
+
+    def aspect_ratios(self) -> npt.NDArray[np.float32]:
+        """[len] width / height, from the json."""
+        return (self.file.sizes[:, 1] / self.file.sizes[:, 0]).astype(np.float32)
+
+    def _read(self, index: int, seed: int) -> Sample:
+        size = (int(self.file.sizes[index, 0]), int(self.file.sizes[index, 1]))
+        rows = self.file.annotations(index)
+        return Sample(
+            image=read_image(
+                self.path(index),
+                channels=self.channels,
+                size=size,
+                max_pixels=self.max_pixels,
+                reduce=self.transforms.reduction(size),
+            ),
+            id=self.file.image_id(index),
+            original_size=size,
+            seed=seed,
+            boxes=xywh_to_xyxy(self.file.boxes[rows], self.file.sizes[index]),
+            labels=np.array(self.file.labels[rows], np.int64),
+            crowd=np.array(self.file.crowd[rows], np.bool_),
+        )
+
+
+@DATASETS.register
+def coco(
+    *,
+    images: Path,
+    annotations: Path,
+    classes: tuple[str, ...] | None = None,
+    on_bad_box: Literal["error", "drop"] = "error",
+    transforms: Pipeline | None = None,
+    seed: int = 0,
+    training: bool = False,
+    channels: int = 3,
+    max_pixels: int = MAX_PIXELS,
+) -> CocoDataset:
+    """Images and boxes of a COCO json.
+
+    Args:
+        images: the image folder.
+        annotations: the json file.
+        classes: names of the categories to use, in label order; None: all, by id.
+        on_bad_box: a box without area, with NaN, or outside its image is an error, or dropped.
+        transforms: see ``CocoDataset``.
+        seed: see ``CocoDataset``.
+        training: detection looks at the same data either way.
+        channels: see ``CocoDataset``.
+        max_pixels: see ``CocoDataset``.
+    """
+    file = open_coco(annotations, on_bad_box=on_bad_box, classes=classes)
+    return CocoDataset(images, file=file, transforms=transforms, seed=seed, channels=channels, max_pixels=max_pixels)

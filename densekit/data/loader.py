@@ -1,0 +1,239 @@
+"""Batches from a data set, made by worker processes that share the annotations.
+
+Workers get step numbers and make whole batches: nothing in a batch depends on which worker made it or what it made
+before. A mistake in the data travels to the main process as a value and is raised there in one line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import multiprocessing
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch.utils.data
+
+from densekit.data.batching import collate
+from densekit.data.sampling import Address, BatchPlan, eval_batches
+from densekit.types import Batch, Dataset, DensekitError, Sample
+
+OnBadImage = Literal["error", "skip"]
+
+MOST_SKIPPED_IN_A_ROW = 64
+"""So many unreadable images one after the other are no accident: then ``skip`` gives up as well."""
+
+
+def train_loader(
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    start: int = 0,
+    pad_to: int = 32,
+    fixed_size: tuple[int, int] | None = None,
+    aspect_grouping: bool = True,
+    on_bad_image: OnBadImage = "error",
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """This rank's part of every global batch from step ``start`` on, without end.
+
+    Args:
+        dataset: what to sample from.
+        batch_size: images in a global batch, over all ranks.
+        seed: the batch of a step is a pure function of (seed, step).
+        rank: of this process.
+        world_size: number of ranks; must divide ``batch_size``.
+        workers: processes that make batches; 0 makes them here.
+        start: first step to give; a resumed run goes on exactly.
+        pad_to: batches are padded to a multiple of this.
+        fixed_size: (height, width) of every batch, for constant shapes; then the number of boxes is constant too.
+        aspect_grouping: batch images of like shape together, where the data set knows their shapes.
+        on_bad_image: an image that cannot be read is an error, or replaced by the next one in the data set and listed
+            in ``Batch.skipped``.
+        pin_memory: give batches in pinned memory, for a GPU.
+
+    Raises:
+        DensekitError: while iterating: an image cannot be read.
+    """
+    ratios = dataset.aspect_ratios() if aspect_grouping else None
+    plan = BatchPlan(len(dataset), batch_size, seed, ratios)
+    plan.slice(0, rank, world_size)  # complains now if the ranks cannot share a batch
+    most = getattr(dataset, "max_objects", None) if fixed_size is not None else None
+    options = {"pad_to": pad_to, "fixed_size": fixed_size, "max_objects": most}
+    source = _TrainBatches(dataset, plan, rank, world_size, on_bad_image, options)
+    loader = _data_loader(source, itertools.count(start), workers, pin_memory)
+    return (_raised(item) for item in loader)
+
+
+class EvalLoader:
+    """This rank's batches of an evaluation; can be iterated again and again, by the same workers.
+
+    Args:
+        source: makes the batches.
+        batches: how many.
+        workers: processes that make batches.
+        pin_memory: give batches in pinned memory.
+    """
+
+    def __init__(self, source: _EvalBatches, *, batches: int, workers: int, pin_memory: bool) -> None:
+        self._loader = _data_loader(source, range(batches), workers, pin_memory)
+        self._count = batches
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches in order; lines about images that were skipped travel with the batch before or behind them."""
+        held: Batch | None = None
+        skipped: list[str] = []
+        for item in self._loader:
+            batch = _raised(item)
+            if not batch.ids:
+                skipped += batch.skipped
+                continue
+            if held is not None:
+                yield held
+            held, skipped = dataclasses.replace(batch, skipped=skipped + batch.skipped), []
+        if held is not None:
+            held.skipped += skipped
+            yield held
+        elif skipped:
+            raise DensekitError(f"not one image could be read; the first: {skipped[0]}")
+
+
+def eval_loader(
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    pad_to: int = 32,
+    on_bad_image: OnBadImage = "error",
+    pin_memory: bool = False,
+) -> EvalLoader:
+    """Every image exactly once over the ranks; images of like shape come together.
+
+    The batches are the same whatever the number of ranks: they are dealt out whole, ``batch_size`` images each.
+
+    Args:
+        dataset: what to evaluate on.
+        batch_size: images in a batch.
+        rank: of this process.
+        world_size: number of ranks.
+        workers: processes that make batches; 0 makes them here.
+        pad_to: batches are padded to a multiple of this.
+        on_bad_image: an image that cannot be read is an error, or left out and listed in ``Batch.skipped``.
+        pin_memory: give batches in pinned memory, for a GPU.
+    """
+    batches = eval_batches(len(dataset), max(1, batch_size), rank, world_size, dataset.aspect_ratios())
+    source = _EvalBatches(dataset, batches, on_bad_image, {"pad_to": pad_to})
+    return EvalLoader(source, batches=len(batches), workers=workers, pin_memory=pin_memory)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Mistake:
+    """A DensekitError on its way from a worker to the main process."""
+
+    message: str
+
+
+def _raised(item: Batch | _Mistake) -> Batch:
+    if isinstance(item, _Mistake):
+        raise DensekitError(item.message)
+    return item
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _TrainBatches:
+    """Batch by step, for a map-style DataLoader."""
+
+    dataset: Dataset
+    plan: BatchPlan
+    rank: int
+    world_size: int
+    on_bad_image: OnBadImage
+    options: dict[str, Any]
+
+    def __getitem__(self, step: int) -> Batch | _Mistake:
+        skipped: list[str] = []
+        try:
+            addresses = self.plan.slice(step, self.rank, self.world_size)
+            samples = [self._sample(address, skipped) for address in addresses]
+            return dataclasses.replace(collate(samples, **self.options), skipped=skipped)
+        except DensekitError as error:
+            return _Mistake(str(error))
+
+    def _sample(self, address: Address, skipped: list[str]) -> Sample:
+        """The sample, or the next one in the data set that can be read."""
+        epoch, index = address
+        for offset in range(min(len(self.dataset), MOST_SKIPPED_IN_A_ROW)):
+            try:
+                return self.dataset.sample(epoch, (index + offset) % len(self.dataset))
+            except DensekitError as error:
+                if self.on_bad_image == "error":
+                    raise
+                skipped.append(str(error))
+        raise DensekitError(
+            f"{len(skipped)} images in a row cannot be read, so none is skipped; the first: {skipped[0]}"
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _EvalBatches:
+    """Batch by position, for a map-style DataLoader."""
+
+    dataset: Dataset
+    batches: list[list[int]]
+    on_bad_image: OnBadImage
+    options: dict[str, Any]
+
+    def __getitem__(self, position: int) -> Batch | _Mistake:
+        samples, skipped = [], []
+        try:
+            for index in self.batches[position]:
+                try:
+                    samples.append(self.dataset.sample(0, index))
+                except DensekitError as error:
+                    if self.on_bad_image == "error":
+                        raise
+                    skipped.append(str(error))
+            if not samples:
+                return _nothing(skipped)
+            return dataclasses.replace(collate(samples, **self.options), skipped=skipped)
+        except DensekitError as error:
+            return _Mistake(str(error))
+
+
+def _nothing(skipped: list[str]) -> Batch:
+    """A batch without images that only carries the lines about them; ``EvalLoader`` does not hand it on."""
+    empty = torch.zeros((0, 2), dtype=torch.int64)
+    images = torch.zeros((0, 1, 1, 1), dtype=torch.uint8)
+    return Batch(images, empty, empty, [], torch.zeros(0, dtype=torch.int64), skipped=skipped)
+
+
+def _data_loader(source: Any, steps: Any, workers: int, pin_memory: bool) -> torch.utils.data.DataLoader[Any]:
+    # fork shares the columns of the annotations and starts in milliseconds; where there is none (macOS, Windows) the
+    # columns travel as the name of the cache file that they are mapped from.
+    context = multiprocessing.get_context("fork") if workers and sys.platform == "linux" else None
+    return torch.utils.data.DataLoader(
+        source,
+        sampler=steps,
+        batch_size=None,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=pin_memory,
+        multiprocessing_context=context,
+        worker_init_fn=_start_worker if workers else None,
+    )
+
+
+def _start_worker(worker: int) -> None:
+    """Ctrl-C reaches the whole process group: the main process decides, the workers go on until it says stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
