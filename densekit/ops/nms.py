@@ -25,7 +25,7 @@ Method = Literal["auto", "kernel", "fixed_point"]
 Decay = Literal["linear", "gaussian"]
 
 ROUNDS = 32
-"""Rounds of the fixed point; 2000 proposals of real images need about ten."""
+"""Rounds of the fixed point; 1000 to 4000 boxes jittered around 1 to 300 objects took 5 to 13."""
 
 
 @torch.no_grad()

@@ -179,7 +179,7 @@ class _WeightedRows(torch.autograd.Function):
         ordered, order = rows.flatten().sort()
         starts = torch.arange(ctx.table_rows, device=rows.device, dtype=rows.dtype)
         offsets = torch.searchsorted(ordered, starts, out_int32=True)
-        bags = (order // rows.shape[1]).to(torch.int32)
+        bags = torch.div(order, rows.shape[1], rounding_mode="trunc").to(torch.int32)
         share = weights.flatten()[order].to(gradient.dtype)
         table = F.embedding_bag(bags, gradient.contiguous(), offsets, per_sample_weights=share, mode="sum")
         return table, None, None

@@ -1,0 +1,91 @@
+"""Suppression over a batch against torchvision's, image by image."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+
+from densekit.ops.nms import first_kept, greedy_nms, soft_nms
+
+
+@pytest.mark.parametrize("method", ["kernel", "fixed_point"])
+@pytest.mark.parametrize("threshold", [0.3, 0.7])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_greedy_suppression_is_torchvisions(method, threshold, grouped, random_boxes):
+    boxes = random_boxes(3, 200)
+    groups = torch.arange(600).reshape(3, 200) % 4 if grouped else None
+    valid = torch.rand(3, 200, generator=torch.Generator().manual_seed(0)) > 0.2
+    kept = greedy_nms(boxes, valid, threshold, groups=groups, method=method)
+    scores = torch.arange(200, 0, -1).float()
+    for i in range(3):
+        real = valid[i].nonzero()[:, 0]
+        ids = groups[i, real] if grouped else torch.zeros(len(real))
+        expected = torchvision.ops.batched_nms(boxes[i, real], scores[real], ids, threshold)
+        assert torch.equal(kept[i].nonzero()[:, 0], real[expected])
+    assert kept.any(1).all()
+
+
+def test_a_chain_of_suppressions_is_followed_to_its_end():
+    left = torch.arange(30.0) * 5  # each overlaps its neighbours alone by more than 0.3
+    boxes = torch.stack([left, left * 0, left + 10, left * 0 + 10], dim=-1)[None]
+    for method in ("kernel", "fixed_point"):
+        kept = greedy_nms(boxes, torch.ones(1, 30, dtype=torch.bool), 0.3, method=method)
+        assert kept[0].tolist() == [True, False] * 15
+
+
+def test_a_crowded_cluster_is_decided_alike_by_both_methods():
+    generator = torch.Generator().manual_seed(0)
+    center = torch.randn(1, 1000, 2, generator=generator) * 8 + 100
+    half = torch.exp(torch.randn(1, 1000, 2, generator=generator) * 0.2 + 3)
+    boxes, valid = torch.cat([center - half, center + half], dim=-1), torch.ones(1, 1000, dtype=torch.bool)
+    kept = [greedy_nms(boxes, valid, 0.7, method=method) for method in ("kernel", "fixed_point")]
+    assert torch.equal(*kept)
+    assert 10 < kept[0].sum() < 500
+
+
+def slow_soft_nms(boxes, scores, decay, threshold, sigma):
+    """Bodla et al. 2017, figure 3, as written."""
+    boxes, scores = boxes.tolist(), scores.tolist()
+    found = []
+    while boxes:
+        best = max(range(len(scores)), key=scores.__getitem__)
+        box, score = boxes.pop(best), scores.pop(best)
+        found.append((box, score))
+        for i, other in enumerate(boxes):
+            overlap = torchvision.ops.box_iou(torch.tensor([box]), torch.tensor([other])).item()
+            if decay == "gaussian":
+                scores[i] *= torch.exp(torch.tensor(-(overlap**2) / sigma)).item()
+            elif overlap > threshold:
+                scores[i] *= 1 - overlap
+    return found
+
+
+@pytest.mark.parametrize("decay", ["linear", "gaussian"])
+def test_soft_suppression_is_the_papers(decay, random_boxes):
+    boxes = random_boxes(2, 30)
+    scores = torch.rand(2, 30, generator=torch.Generator().manual_seed(0))
+    place, decayed = soft_nms(boxes, scores, 20, decay=decay, threshold=0.3)
+    for i in range(2):
+        for k, (box, score) in enumerate(slow_soft_nms(boxes[i], scores[i], decay, 0.3, 0.5)[:20]):
+            torch.testing.assert_close(boxes[i, place[i, k]], torch.tensor(box))
+            torch.testing.assert_close(decayed[i, k], torch.tensor(score), atol=1e-5, rtol=0)
+
+
+def test_soft_suppression_leaves_other_groups_alone(random_boxes):
+    boxes = random_boxes(1, 1).expand(1, 4, 4)
+    scores = torch.tensor([[0.9, 0.8, 0.7, 0.6]])
+    _, decayed = soft_nms(boxes, scores, 4, decay="gaussian", groups=torch.tensor([[0, 1, 2, 3]]))
+    torch.testing.assert_close(decayed, scores)
+    _, decayed = soft_nms(boxes, scores, 4, decay="gaussian")
+    assert (decayed[0, 1:] < 0.12).all()
+
+
+def test_first_kept_are_in_order_and_padded():
+    kept = torch.tensor([[False, True, True, False, True], [False] * 5])
+    place, filled = first_kept(kept, 2)
+    assert place.tolist() == [[1, 2], [0, 0]]
+    assert filled.tolist() == [[True, True], [False, False]]
+    place, filled = first_kept(kept, 7)
+    assert place[0].tolist() == [1, 2, 4, 0, 0, 0, 0]
+    assert filled.sum(1).tolist() == [3, 0]
