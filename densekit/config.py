@@ -11,7 +11,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -389,9 +389,9 @@ def _arguments(annotation: Any) -> tuple[Any, ...]:
     return typing.get_args(annotation) if union else (annotation,)
 
 
-def with_paths(config: Config, changes: Mapping[str, Any]) -> Config:
-    """A copy with some ``key.path`` values replaced, checked again (for tools that adapt a checkpoint's config)."""
+def override(config: Config, overrides: Sequence[str]) -> Config:
+    """A copy of a config with ``key.path=value`` overrides applied, checked again."""
     tree = config.model_dump(mode="json")
-    for key, value in changes.items():
-        _apply(tree, f"{key}={yaml.safe_dump(value, default_flow_style=True, width=10**6).strip()}")
-    return parse(tree, "config")
+    for text in overrides:
+        _apply(tree, text)
+    return parse(_expanded(tree, "config"), "config") if overrides else config

@@ -72,7 +72,7 @@ class Bar:
             disable=not self._live,
         )
         self._task = self._progress.add_task(what, total=total, completed=start, note="")
-        self._done = start
+        self._done, self._note = start, ""
 
     def __enter__(self) -> Bar:
         self._progress.start()
@@ -81,14 +81,15 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def advance(self, note: str = "", by: int = 1) -> None:
-        """One step further; ``note`` stands behind the bar."""
-        before, self._done = self._done, self._done + by
-        self._progress.update(self._task, advance=by, note=note)
+    def advance(self, note: str | None = None) -> None:
+        """One step further; ``note`` stands behind the bar until the next one."""
+        self._note = self._note if note is None else note
+        before, self._done = self._done, self._done + 1
+        self._progress.update(self._task, advance=1, note=self._note)
         if self.shown and not self._live and self._every and before // self._every != self._done // self._every:
             left = self._progress.tasks[0].time_remaining
             eta = f"  ETA {left:.0f} s" if left else ""
-            print(f"{self.what} {self._done}/{self.total}{eta}  {note}", file=sys.stderr, flush=True)
+            print(f"{self.what} {self._done}/{self.total}{eta}  {self._note}", file=sys.stderr, flush=True)
 
 
 def track(items: Iterable[T], what: str, total: int, *, shown: bool = True) -> Iterator[T]:

@@ -82,7 +82,7 @@ def write_bundle(folder: RunFolder, step: TrainStep, result: StepResult) -> Path
         path,
         {
             "config": folder.config,
-            "classes": {"names": list(classes.names), "ids": list(classes.ids)},  # type: ignore[union-attr, arg-type]
+            "classes": {"names": list(classes.names), "ids": list(classes.ids)},
             "model": step.model.state_dict(),
             "bundle": {
                 "step": result.step,

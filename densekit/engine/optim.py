@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from densekit.model import DenseModel
+
 Schedule = Callable[[int], float]
 """Factor of the learning rate at a step (0-based); a pure function, so there is no state to save."""
 
@@ -119,7 +121,7 @@ class AveragedModel:
         decay: 0..1, such as 0.999.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: DenseModel, decay: float) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False)
         self.decay = decay
         self._pairs = self._floating(model)
@@ -129,7 +131,7 @@ class AveragedModel:
             if not mine.is_floating_point()
         ]
 
-    def _floating(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    def _floating(self, model: DenseModel) -> tuple[list[Tensor], list[Tensor]]:
         pairs = [
             (mine, theirs)
             for mine, theirs in zip(self.model.state_dict().values(), model.state_dict().values())

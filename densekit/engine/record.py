@@ -9,10 +9,15 @@ from __future__ import annotations
 import csv
 import json
 import os
+import resource
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from densekit.engine.step import StepResult
 from densekit.errors import DensekitError
 from densekit.files import explain_os_error, whole_file
 
@@ -58,6 +63,22 @@ class Record:
         self._line("timing.jsonl", {"step": step, "time": round(time.time(), 3), **numbers})
         self._events("timing", step, numbers)
 
+    def step(self, result: StepResult, rate: float, seconds: float, images: int) -> str:
+        """Write down a training step, and say it in a few words.
+
+        Args:
+            result: of the step.
+            rate: its learning rate.
+            seconds: since the last line, all told.
+            images: seen in that time, over all ranks.
+        """
+        losses = {name: float(value) for name, value in result.losses.items()}
+        total = sum(losses.values())
+        self.write("train", result.step + 1, {"loss": total, **losses, "norm": float(result.norm), "lr": rate})
+        speed, memory = images / max(seconds, 1e-9), memory_in_use()
+        self.timing(result.step + 1, {"images_per_s": speed, "memory_gib": memory})
+        return f"loss {total:.4f}  {speed:.1f} images/s  {memory:.1f} GiB"
+
     def flush(self) -> None:
         """Let what was written reach the disk; called before a checkpoint that counts on it."""
         if self._writer is not None:
@@ -88,6 +109,16 @@ class Record:
             for name, value in numbers.items():
                 if isinstance(value, int | float):
                     self._writer.add_scalar(f"{kind}/{name}", value, step)
+
+
+def memory_in_use() -> float:
+    """Memory of this process in GiB: the most of the GPU's where there is one, else resident now."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    status = Path("/proc/self/statm")
+    if status.exists():
+        return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

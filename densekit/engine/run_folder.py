@@ -14,7 +14,6 @@ import yaml
 import densekit
 from densekit.engine import checkpoint
 from densekit.engine.distributed import World, barrier
-from densekit.engine.optim import AveragedModel
 from densekit.engine.step import TrainStep
 from densekit.errors import DensekitError
 from densekit.files import write_text
@@ -126,17 +125,17 @@ class RunFolder:
         step.scaler.load_state_dict(training["scaler"])
         return RunState(**training["state"]), note
 
-    def save_last(self, model: DenseModel, step: TrainStep, state: RunState) -> None:
+    def save_last(self, step: TrainStep, state: RunState) -> None:
         """Write ``last.pt``: the weights to use, and all that resuming needs. The one before it is kept."""
         if not self.world.is_first:
             return
         training = {
-            "model": model.state_dict() if step.average is not None else None,
+            "model": step.model.state_dict() if step.average is not None else None,
             "optimizer": step.optimizer.state_dict(),
             "scaler": step.scaler.state_dict(),
             "state": dataclasses.asdict(state),
         }
-        content = self._content(_to_use(model, step.average), state)
+        content = self._content(step.model_to_use, state)
         checkpoint.save(self.last, {**content, "training": training}, keep_previous=True)
 
     def save_best(self, model: DenseModel, state: RunState, numbers: dict[str, Any]) -> None:
@@ -161,10 +160,6 @@ class RunFolder:
                 "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             },
         }
-
-
-def _to_use(model: DenseModel, average: AveragedModel | None) -> DenseModel:
-    return average.model if average is not None else model  # type: ignore[return-value]
 
 
 def _flat(tree: Any, path: str = "") -> dict[str, Any]:

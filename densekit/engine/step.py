@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from densekit.engine.distributed import World, any_rank
 from densekit.engine.optim import AveragedModel, Schedule, set_rate
 from densekit.errors import DensekitError
+from densekit.model import DenseModel
 from densekit.types import Batch
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -88,7 +89,7 @@ class TrainStep:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: DenseModel,
         optimizer: torch.optim.Optimizer,
         schedule: Schedule,
         *,
@@ -132,6 +133,15 @@ class TrainStep:
         if self.average is not None:
             self.average.update(step, skip=bad)
         return StepResult(losses, norm, bad, batches, step)
+
+    @property
+    def model_to_use(self) -> DenseModel:
+        """The averaged model where there is one, else the trained one: what is evaluated and saved as best."""
+        return self.model if self.average is None else self.average.model
+
+    def rate(self, step: int) -> float:
+        """The learning rate of the first parameter group at a step."""
+        return float(self.optimizer.param_groups[0]["base_lr"]) * self.schedule(step)
 
     def forgive(self) -> None:
         """Let updates go on after a bad step that the caller has dealt with."""

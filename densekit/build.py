@@ -1,0 +1,268 @@
+"""From a config to objects: data sets, model, training step, timetable. The tools tell the rest of the story."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from densekit.backbones.weights import load_backbone_weights, read_state_dict
+from densekit.config import Config, DataConfig, Part, override, parse
+from densekit.data import loader
+from densekit.data.image_files import ImageFiles, list_images
+from densekit.data.transforms import Pipeline
+from densekit.engine import checkpoint
+from densekit.engine.distributed import World
+from densekit.engine.optim import AveragedModel, make_optimizer, make_schedule, parameter_groups
+from densekit.engine.plan import MAIN_METRIC, Plan
+from densekit.engine.step import TrainStep, choose_precision
+from densekit.errors import DensekitError
+from densekit.model import DenseModel, build_model
+from densekit.registry import DATASETS
+from densekit.types import Batch, Classes, Dataset, Metric
+
+Split = Literal["train", "val", "test"]
+
+
+def dataset(config: Config, split: Split, *, training: bool, classes: Classes | None = None) -> Dataset:
+    """The data set of a split.
+
+    Args:
+        config: of the run.
+        split: which of ``data.train``, ``data.val``, ``data.test``.
+        training: with the training transforms; else with those of evaluation, and with what metrics need.
+        classes: what the data set's classes must be; None takes whatever it has.
+
+    Raises:
+        DensekitError: no such split, bad options, bad annotations, or other classes.
+    """
+    part: Part | None = getattr(config.data, split)
+    if part is None:
+        raise DensekitError(f"data.{split}: the config has no such data set; add it, or choose another --data")
+    built: Dataset = DATASETS.build(
+        part.name,
+        part.options,
+        path=f"data.{split}",
+        transforms=transforms(config.data, training),
+        seed=config.seed,
+        training=training,
+        channels=config.model.channels,
+        max_pixels=config.data.max_pixels,
+    )
+    if not len(built):
+        raise DensekitError(f"data.{split}: the data set holds no images; check its paths")
+    if classes is not None and (difference := classes.difference(built.classes)):
+        raise DensekitError(f"data.{split}: its classes are not those that the model learned: {difference}")
+    return built
+
+
+def transforms(config: DataConfig, training: bool) -> Pipeline:
+    """The transforms of training or of evaluation."""
+    where = "data.train_transforms" if training else "data.eval_transforms"
+    specs = config.train_transforms if training else config.eval_transforms
+    return Pipeline(specs, training=training, path=where)
+
+
+def model(config: Config, classes: Classes) -> tuple[DenseModel, list[str]]:
+    """The model with its first weights, and lines that say where these came from.
+
+    The random numbers of new weights follow from ``config.seed``.
+    """
+    torch.manual_seed(config.seed)
+    built = build_model(config.model, classes, channels_last=config.train.channels_last)
+    report = []
+    if config.model.backbone.weights is not None:
+        report.append(load_backbone_weights(built.backbone, config.model.backbone.weights).summary())
+    if config.model.weights is not None:
+        report.append(_load_whole(built, config.model.weights))
+    return built, report
+
+
+def _load_whole(built: DenseModel, source: str) -> str:
+    """Start a model from a densekit checkpoint or from torchvision's detector."""
+    from densekit.heads.faster_rcnn.torchvision import from_torchvision, is_torchvision_detector
+
+    state = read_state_dict(source)
+    if is_torchvision_detector(state):
+        state = {**built.state_dict(), **from_torchvision(state, head=next(iter(built.heads)))}
+    else:
+        content = checkpoint.load(source)
+        state = content["model"]
+        if difference := built.classes.difference(checkpoint.classes_of(content, source)):
+            raise DensekitError(
+                f"model.weights: {source} was trained on other classes than the data set's: {difference}; to keep its "
+                f"backbone alone give it as model.backbone.weights"
+            )
+    checkpoint.load_weights(built, state, source)
+    return f"all weights from {source}"
+
+
+def from_checkpoint(path: Path, overrides: Sequence[str] = ()) -> tuple[DenseModel, Config]:
+    """The model that a checkpoint holds, in evaluation mode, and its config with overrides.
+
+    Raises:
+        DensekitError: not a checkpoint, a damaged one, or overrides that do not fit it.
+    """
+    content = checkpoint.load(path)
+    config = override(parse(content["config"], f"the config in {path}"), overrides)
+    built = build_model(config.model, checkpoint.classes_of(content, path), channels_last=config.train.channels_last)
+    checkpoint.load_weights(built, content["model"], path)
+    return built.eval(), config
+
+
+def plan(config: Config, train_set: Dataset, world: World, built: DenseModel) -> Plan:
+    """The timetable of the run.
+
+    Raises:
+        DensekitError: the batch size can't be shared evenly.
+    """
+    micro = config.train.batch_size // config.train.accumulate
+    if micro % world.size:
+        raise DensekitError(
+            f"train.batch_size / train.accumulate = {micro} images can't be shared by {world.size} ranks; make it a "
+            f"multiple of {world.size}"
+        )
+    per_epoch = max(1, len(train_set) // config.train.batch_size)
+    steps = config.train.steps or max(1, round((config.train.epochs or 0) * per_epoch))
+    return Plan(
+        steps=steps,
+        steps_per_epoch=per_epoch,
+        evaluate_every=max(1, round(config.evaluation.every * per_epoch)),
+        metric=config.evaluation.metric or MAIN_METRIC[built.task],
+        save_every=config.train.save_every,
+        patience=config.evaluation.patience,
+    )
+
+
+def train_step(config: Config, built: DenseModel, timetable: Plan, world: World) -> TrainStep:
+    """Optimiser, schedule and averaged weights around a model that is on its device."""
+    t, o, s = config.train, config.train.optimizer, config.train.schedule
+    if t.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    groups = parameter_groups(
+        built, lr=o.lr, weight_decay=o.weight_decay, backbone_lr=o.backbone_lr, norm_decay=o.norm_decay
+    )
+    return TrainStep(
+        built,
+        make_optimizer(o.name, groups, momentum=o.momentum, nesterov=o.nesterov, betas=o.betas),
+        make_schedule(
+            s.name,
+            timetable.steps,
+            warmup=s.warmup,
+            warmup_start=s.warmup_start,
+            milestones=s.milestones,
+            gamma=s.gamma,
+            power=s.power,
+            end=s.end,
+            steps_per_epoch=timetable.steps_per_epoch,
+        ),
+        world=world,
+        seed=config.seed,
+        precision=choose_precision(t.precision, world.device),
+        clip=t.clip,
+        average=AveragedModel(built, t.ema) if t.ema is not None else None,
+        compiled=t.compile is True,
+    )
+
+
+def workers(config: Config, world: World) -> int:
+    """Loader processes of this rank."""
+    if config.data.workers is not None:
+        return config.data.workers
+    return max(0, min(8, len(os.sched_getaffinity(0)) // world.local - 1))
+
+
+def train_batches(config: Config, train_set: Dataset, world: World, start: int) -> Iterator[Batch]:
+    """This rank's endless micro-batches from update number ``start``."""
+    return loader.train_loader(
+        train_set,
+        batch_size=config.train.batch_size // config.train.accumulate,
+        seed=config.seed,
+        rank=world.rank,
+        world_size=world.size,
+        workers=workers(config, world),
+        start=start * config.train.accumulate,
+        pad_to=config.data.pad_to,
+        fixed_size=config.data.fixed_size,
+        aspect_grouping=config.data.aspect_grouping,
+        on_bad_image=config.data.on_bad_image,
+        pin_memory=world.device.type == "cuda",
+    )
+
+
+def eval_batches(config: Config, val_set: Dataset, world: World) -> loader.EvalLoader:
+    """This rank's share of a data set, every image once over the ranks."""
+    return loader.eval_loader(
+        val_set,
+        batch_size=config.evaluation.batch_size,
+        rank=world.rank,
+        world_size=world.size,
+        workers=workers(config, world),
+        pad_to=config.data.pad_to,
+        on_bad_image=config.data.on_bad_image,
+        pin_memory=world.device.type == "cuda",
+    )
+
+
+def metric(config: Config, built: DenseModel, data: Dataset) -> Metric:
+    """The empty metric of the model's task."""
+    if built.task == "detection":
+        from densekit.metrics.coco import CocoMetric
+
+        return CocoMetric(data, max_detections=config.evaluation.max_detections)
+    if built.task == "segmentation":
+        from densekit.metrics.segmentation import SegmentationMetric
+
+        return SegmentationMetric(data.classes)
+    from densekit.metrics.accuracy import AccuracyMetric
+
+    return AccuracyMetric(data.classes)
+
+
+def summary(config: Config, built: DenseModel, data: Dataset, step: TrainStep, timetable: Plan, world: World) -> str:
+    """One line on what was chosen, at the start of a run."""
+    device = (
+        torch.cuda.get_device_name(world.device)
+        if world.device.type == "cuda"
+        else f"CPU ({torch.get_num_threads()} threads)"
+    )
+    parameters = sum(p.numel() for p in built.parameters()) / 1e6
+    trained = sum(p.numel() for p in step.parameters) / 1e6
+    heads = " + ".join(part.name for part in config.model.heads.values())
+    layout = "channels_last" if config.train.channels_last else "channels_first"
+    average = f", average {config.train.ema}" if config.train.ema else ""
+    return (
+        f"{config.model.backbone.name} + {heads}, {parameters:.1f} M parameters ({trained:.1f} M trained), "
+        f"{len(data)} images, {len(data.classes)} classes; {world.size} x {device}, {step.precision}, {layout}, "
+        f"{'compiled' if config.train.compile is True else 'not compiled'}{average}, "
+        f"{workers(config, world)} loader workers; {timetable.steps} steps of {config.train.batch_size} images "
+        f"({timetable.steps / timetable.steps_per_epoch:.1f} epochs)"
+    )
+
+
+def image_batches(config: Config, images: ImageFiles, world: World, batch_size: int) -> loader.EvalLoader:
+    """Batches of plain images."""
+    return loader.eval_loader(
+        images,
+        batch_size=batch_size,
+        workers=workers(config, world),
+        pad_to=config.data.pad_to,
+        on_bad_image=config.data.on_bad_image,
+        pin_memory=world.device.type == "cuda",
+    )
+
+
+def image_files(config: Config, built: DenseModel, inputs: Sequence[str]) -> ImageFiles:
+    """Files, folders and globs as a data set to predict on."""
+    return ImageFiles(
+        list_images(inputs),
+        task=built.task,
+        classes=built.classes,
+        transforms=transforms(config.data, training=False),
+        channels=config.model.channels,
+        max_pixels=config.data.max_pixels,
+    )

@@ -1,0 +1,85 @@
+"""When a run evaluates, saves and stops, and which evaluation was the best."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+from densekit.engine.run_folder import RunState
+from densekit.errors import DensekitError, nearest
+from densekit.types import Task
+
+MAIN_METRIC: dict[Task, str] = {"detection": "AP", "segmentation": "mIoU", "classification": "top1"}
+"""The number that chooses the best checkpoint of a task, unless the config names another."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plan:
+    """The timetable of a run, in updates of the weights.
+
+    Attributes:
+        steps: length of the run.
+        steps_per_epoch: updates in which the training set is seen once.
+        evaluate_every: updates between evaluations.
+        save_every: updates between checkpoints beside those at evaluations; None: those alone.
+        metric: number that chooses the best checkpoint; ``loss`` is better when lower, all others when higher.
+        patience: evaluations without a better one before the run stops; None never stops.
+    """
+
+    steps: int
+    steps_per_epoch: int
+    evaluate_every: int
+    metric: str
+    save_every: int | None = None
+    patience: int | None = None
+
+    def evaluates(self, step: int) -> bool:
+        """Whether to evaluate after ``step`` updates."""
+        return step % self.evaluate_every == 0 or step == self.steps
+
+    def saves(self, step: int) -> bool:
+        """Whether to write ``last.pt`` after ``step`` updates."""
+        return self.evaluates(step) or (self.save_every is not None and step % self.save_every == 0)
+
+    def judge(self, numbers: dict[str, Any], state: RunState) -> bool:
+        """Take an evaluation into the state; True where it is the best so far. Ends the run when patience is out.
+
+        Raises:
+            DensekitError: the metric to choose by is not among the numbers.
+        """
+        value = self.value(numbers)
+        sign = -1.0 if self.metric == "loss" else 1.0
+        # A number that is not finite is never the best, but a first checkpoint must exist.
+        better = state.best is None or (math.isfinite(value) and sign * value > sign * state.best)
+        if better:
+            state.best, state.best_step, state.without_better = value, state.step, 0
+        else:
+            state.without_better += 1
+            state.finished |= self.patience is not None and state.without_better >= self.patience
+        return better
+
+    def value(self, numbers: dict[str, Any]) -> float:
+        """The number to choose by."""
+        if not isinstance(numbers.get(self.metric), int | float):
+            known = [k for k, v in numbers.items() if isinstance(v, int | float)]
+            raise DensekitError(
+                f"evaluation.metric: the evaluation gives no number {self.metric!r}; {nearest(self.metric, known)}"
+            )
+        return float(numbers[self.metric])
+
+    def verdict(self, numbers: dict[str, Any], state: RunState, improved: bool) -> str:
+        """One line on an evaluation."""
+        best = "the best so far" if improved else f"best {state.best:.4f} at step {state.best_step}"
+        epoch = state.step / self.steps_per_epoch
+        return f"step {state.step} (epoch {epoch:.1f}): {self.metric} {self.value(numbers):.4f} ({best})"
+
+    def farewell(self, state: RunState, out: Path) -> str:
+        """The last line of a run."""
+        best = f"best {self.metric} {state.best:.4f} at step {state.best_step}; " if state.best is not None else ""
+        skipped = f"{len(state.skipped_images)} unreadable images were skipped; " if state.skipped_images else ""
+        return (
+            f"done: {state.step} steps in {state.seconds / 60:.1f} minutes of training; {best}{skipped}"
+            f"measure it with tools/evaluate.py {out / 'best.pt'}"
+        )

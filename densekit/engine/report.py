@@ -1,0 +1,70 @@
+"""Tables of an evaluation's numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from densekit.engine.drawing import write_picture
+from densekit.types import Task
+
+Rows = list[list[object]]
+
+COCO_NUMBERS = {
+    "AP": "IoU .50:.95, all areas",
+    "AP50": "IoU .50",
+    "AP75": "IoU .75",
+    "APs": "small, area below 32 x 32",
+    "APm": "medium",
+    "APl": "large, area above 96 x 96",
+    "AR1": "recall, 1 detection an image",
+    "AR10": "recall, 10 detections",
+    "AR100": "recall, most detections",
+    "ARs": "recall, small",
+    "ARm": "recall, medium",
+    "ARl": "recall, large",
+}
+
+
+Table = tuple[str, Sequence[str], Rows]
+
+
+def tables(task: Task, numbers: dict[str, Any]) -> list[Table]:
+    """Title, columns and rows of each table that a person wants to see.
+
+    Args:
+        task: decides what the main table explains.
+        numbers: what ``evaluate`` gave.
+    """
+    explained = COCO_NUMBERS if task == "detection" else {}
+    main: Rows = [
+        [name, value, explained.get(name, "")]
+        for name, value in numbers.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
+    main += [[f"loss: {name}", value, ""] for name, value in numbers.get("losses", {}).items()]
+    found: list[Table] = [("all classes", ("number", "value", ""), main)]
+    per_class: dict[str, dict[str, Any]] = numbers.get("per_class", {})
+    if per_class:
+        columns = list(next(iter(per_class.values())))
+        rows: Rows = [[name, *(_shown(row.get(c)) for c in columns)] for name, row in per_class.items()]
+        found.append(("per class", ("class", *columns), rows))
+    if numbers.get("skipped"):
+        found.append(("images that could not be read", ("image",), [[line] for line in numbers["skipped"]]))
+    return found
+
+
+def _shown(value: Any) -> object:
+    return "-" if value is None else value
+
+
+def write_pictures(folder: Path, numbers: dict[str, Any], names: Sequence[str]) -> list[Path]:
+    """Draw what can be drawn of an evaluation: the confusion matrix, where there is one."""
+    if "confusion" not in numbers:
+        return []
+    from densekit.engine.drawing_masks import draw_confusion
+
+    path = folder / "confusion.png"
+    write_picture(path, draw_confusion(numbers["confusion"], names))
+    return [path]

@@ -1,0 +1,64 @@
+"""Measure a checkpoint on a data set.
+
+    python tools/evaluate.py runs/bccd/best.pt --data test --json test.json
+    python tools/evaluate.py runs/bccd/best.pt data.val.annotations=other.json data.val.images=other/
+
+The data set is a split of the checkpoint's own config (val unless said otherwise); any key of that config can be
+overridden. Detectors get COCO's 12 numbers and AP per class, segmenters mIoU, Dice and IoU per class, classifiers
+top-1 and top-5; all get the loss. Under torchrun the ranks share the images and every image counts once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from densekit.engine.console import print_table, run, say
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt of a run folder")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace the checkpoint's")
+    parser.add_argument("--data", choices=("train", "val", "test"), default="val", help="split (default: val)")
+    parser.add_argument("--json", type=Path, help="write the numbers to this file")
+    parser.add_argument("--pictures", type=Path, help="folder for pictures, such as a confusion matrix")
+    parser.add_argument("--match-names", action="store_true", help="match classes by name where ids or order differ")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU where there is one")
+    args = parser.parse_intermixed_args(argv)
+
+    from densekit import build
+    from densekit.engine import distributed, report
+    from densekit.engine.evaluate import evaluate
+    from densekit.engine.step import choose_precision
+    from densekit.files import write_text
+
+    world = distributed.join(args.device)
+    model, config = build.from_checkpoint(args.checkpoint, args.overrides)
+    data = build.dataset(config, args.data, training=False, classes=model.classes, match_names=args.match_names)
+    batches = build.eval_batches(config, data, world)
+    metric = build.metric(config, model, data)
+    say(f"{args.checkpoint} on {args.data}: {len(data)} images, {len(data.classes)} classes", world.is_first)
+    numbers = evaluate(
+        model.to(world.device),
+        batches,
+        metric,
+        world=world,
+        precision=choose_precision(config.train.precision, world.device),
+        total=len(batches),
+    )
+    if world.is_first:
+        for title, columns, rows in report.tables(model.task, numbers):
+            print_table(title, columns, rows)
+        if args.json:
+            write_text(args.json, json.dumps(numbers, indent=1) + "\n")
+        if args.pictures:
+            report.write_pictures(args.pictures, numbers, model.classes.names)
+    distributed.leave()
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,76 @@
+"""Run a checkpoint on images of your own.
+
+    python tools/predict.py runs/bccd/best.pt photos/ extra/*.jpg --out predictions
+
+Images are files, folders or globs. A detector writes predictions.json (COCO result format, in the data set's own
+category ids), predictions.csv and pictures/ with the boxes drawn; a segmenter writes masks/ (class-index PNG) and
+pictures/ (overlays); a classifier writes predictions.json and predictions.csv. images.json names the image behind each
+image id. Images are resized as in the checkpoint's evaluation and everything comes back in the pixels of the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from densekit.engine.console import run, say, track
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt of a run folder")
+    parser.add_argument("inputs", nargs="+", metavar="IMAGES", help="files, folders, globs; key.path=value overrides")
+    parser.add_argument("--out", type=Path, default=Path("predictions"), help="folder to write (default: predictions)")
+    parser.add_argument("--score", type=float, default=0.5, help="lowest score that is drawn (default: 0.5)")
+    parser.add_argument("--no-pictures", action="store_true", help="write numbers only")
+    parser.add_argument("--batch", type=int, default=8, help="images per batch (default: 8)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU where there is one")
+    window = parser.add_argument_group("segmentation")
+    window.add_argument("--window", type=int, help="side of a sliding window in pixels: bounded memory on large images")
+    window.add_argument("--overlap", type=float, default=0.25, help="share that windows overlap (default: 0.25)")
+    window.add_argument("--flips", action="store_true", help="average over mirrored images")
+    window.add_argument("--scales", type=float, nargs="+", default=[1.0], help="average over these sizes")
+    window.add_argument("--probabilities", action="store_true", help="write class probabilities (.npy, float16) too")
+    args = parser.parse_intermixed_args(argv)
+
+    from densekit import build
+    from densekit.engine import distributed
+    from densekit.engine.predict import Options, predict_images
+    from densekit.engine.step import choose_precision
+    from densekit.engine.writers import make_writer
+
+    world = distributed.join(args.device)
+    inputs = [text for text in args.inputs if not is_override(text)]
+    model, config = build.from_checkpoint(args.checkpoint, [text for text in args.inputs if is_override(text)])
+    options = Options(
+        choose_precision(config.train.precision, world.device),
+        args.window,
+        args.overlap,
+        ("none", "horizontal", "vertical", "both") if args.flips else ("none",),
+        tuple(args.scales),
+    )
+    options.check(model)
+    images = build.image_files(config, model, inputs)
+    writer = make_writer(
+        model.task,
+        model.classes,
+        args.out,
+        score=args.score,
+        pictures=not args.no_pictures,
+        probabilities=args.probabilities,
+    )
+    batches = build.image_batches(config, images, world, batch_size=1 if args.window else args.batch)
+    model = model.to(world.device)
+    predict_images(model, track(batches, "predicting", len(batches)), images, writer, options)
+    say(writer.close())
+    return 0
+
+
+def is_override(text: str) -> bool:
+    """Whether an argument is a key.path=value of the config, not a file."""
+    return "=" in text and not Path(text).exists() and text.split("=")[0].replace(".", "").replace("_", "").isalnum()
+
+
+if __name__ == "__main__":
+    run(main)

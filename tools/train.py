@@ -1,0 +1,121 @@
+"""Train any head on any backbone, from one YAML config.
+
+    python tools/train.py configs/detection/faster_rcnn_r18_bccd.yaml --out runs/bccd train.epochs=20
+
+Any key of the config can be overridden as key.path=value. The run folder gets config.yaml, metrics.jsonl, TensorBoard
+events, last.pt, best.pt and sample predictions. A run that was stopped or killed goes on with --resume, as if it had
+not been. On several GPUs or machines: torchrun --nproc-per-node 8 tools/train.py CONFIG ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from densekit import config as configs
+from densekit.engine.console import INTERRUPTED, Bar, run, say
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="YAML file, such as one in configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace the config's")
+    parser.add_argument("--out", type=Path, help="run folder (default: runs/<name of the config>)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU where there is one")
+    args = parser.parse_intermixed_args(argv)
+    config = configs.load(args.config, args.overrides)
+
+    from densekit import build  # torch takes seconds to import; a misspelt key should not
+    from densekit.engine import distributed
+    from densekit.engine.evaluate import evaluate
+    from densekit.engine.guard import FiniteGuard, Stop
+    from densekit.engine.record import Record
+    from densekit.engine.run_folder import RunFolder
+    from densekit.engine.samples import draw_samples
+
+    world = distributed.join(args.device)
+    out = args.out or Path("runs") / Path(args.config).stem
+
+    # Data and model: everything that the config names is built and checked before the run folder is touched.
+    train_set = build.dataset(config, "train", training=True)
+    val_set = build.dataset(config, "val", training=False, classes=train_set.classes) if config.data.val else None
+    model, report = build.model(config, train_set.classes)
+    plan = build.plan(config, train_set, world, model)
+    step = build.train_step(config, model.to(world.device), plan, world)
+
+    # The run folder, and the state of a run to go on with.
+    folder = RunFolder(out, configs.dump(config), resume=args.resume, world=world)
+    state, warning = folder.resume(step)
+    record = Record(
+        out, step=state.step, tensorboard=config.log.tensorboard, csv=config.log.csv, enabled=world.is_first
+    )
+    guard = FiniteGuard(config.train.skip_non_finite, folder, step)
+    for line in [*report, build.summary(config, model, train_set, step, plan, world), *([warning] if warning else [])]:
+        say(line, world.is_first)
+    if state.step:
+        say(f"going on from step {state.step} of {plan.steps}", world.is_first)
+
+    # The loop.
+    val_batches = build.eval_batches(config, val_set, world) if val_set is not None else None
+    batches = build.train_batches(config, train_set, world, start=state.step)
+    limit = 60 * (config.train.max_minutes or float("inf"))
+    seconds, steps = 0.0, 0
+    with Stop(world) as stop, Bar("training", plan.steps, start=state.step, shown=world.is_first) as bar:
+        while not state.finished:
+            began = time.perf_counter()
+            micro_batches = [next(batches) for _ in range(config.train.accumulate)]
+            result = step([batch.to(world.device) for batch in micro_batches], state.step)
+            guard.check(result, state)
+            state.skipped_images += [line for batch in micro_batches for line in batch.skipped]
+            state.step += 1
+            seconds, steps = seconds + time.perf_counter() - began, steps + 1
+            state.seconds += time.perf_counter() - began
+            note = None
+            if state.step % config.log.every == 0 or state.step == 1:
+                note = record.step(result, step.rate(result.step), seconds, steps * config.train.batch_size)
+                seconds, steps = 0.0, 0
+            bar.advance(note)
+            state.finished = state.step >= plan.steps or distributed.any_rank(state.seconds >= limit)
+            asked = stop.asked()
+
+            if val_set is not None and val_batches is not None and (plan.evaluates(state.step) or state.finished):
+                guard.drain(state)
+                used = step.model_to_use
+                numbers = evaluate(
+                    used,
+                    val_batches,
+                    build.metric(config, used, val_set),
+                    world=world,
+                    precision=step.precision,
+                )
+                record.write("val", state.step, numbers)
+                improved = plan.judge(numbers, state)
+                say(plan.verdict(numbers, state, improved), world.is_first)
+                if improved:
+                    folder.save_best(used, state, numbers)
+            if plan.saves(state.step) or state.finished or asked:
+                guard.drain(state)
+                record.flush()
+                folder.save_last(step, state)
+            if asked and not state.finished:
+                say(f"stopped after step {state.step}; go on with the same command and --resume", world.is_first)
+                return INTERRUPTED
+
+    # What the run leaves behind.
+    if val_set is None:
+        folder.save_best(step.model_to_use, state, {})
+    if world.is_first:
+        record.close()
+        draw_samples(
+            build.from_checkpoint(folder.best)[0], val_set or train_set, out / "samples", config.evaluation.pictures
+        )
+        say(plan.farewell(state, out))
+    distributed.leave()
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
