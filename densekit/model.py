@@ -104,7 +104,12 @@ class DenseModel(nn.Module):
         return maps
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of every head, each a float32 scalar; named ``head.loss`` where there are several heads."""
+        """Losses of every head, each a float32 scalar; named ``head.loss`` where there are several heads.
+
+        This is the training step's path: a head that blends images (``mix``, as the classifier's mixup) does so first.
+        """
+        for head in self.heads.values():
+            batch = head.mix(batch) if hasattr(head, "mix") else batch  # type: ignore[operator]  # an nn.Module's method
         maps = self.features(batch)
         losses = {}
         for name in self.heads:
