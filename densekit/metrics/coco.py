@@ -340,7 +340,8 @@ def _count(annotated: Any, detected: Any, iou_type: IouType, most: int, names: S
     evaluation.params.max_dets = sorted({min(1, most), min(10, most), most})
     evaluation.evaluate()
     evaluation.accumulate()
-    counted: dict[str, Any] = evaluation.eval
+    counted = evaluation.eval
+    assert counted is not None
     precision, recall = counted["precision"], counted["recall"]  # [T, R, K, A, M], [T, K, A, M]
     limits = list(evaluation.params.max_dets)
     numbers: dict[str, Any] = {"AP": _mean(precision[..., 0, -1])}
