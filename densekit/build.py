@@ -213,6 +213,8 @@ def metric(config: Config, built: DenseModel, data: Dataset) -> Metric:
     if built.task == "detection":
         from densekit.metrics.coco import CocoMetric
 
+        if not hasattr(data, "file"):
+            raise DensekitError("COCO's numbers need a COCO json to compare with; use a COCO data set for a detector")
         return CocoMetric(data, max_detections=config.evaluation.max_detections)
     if built.task == "segmentation":
         from densekit.metrics.segmentation import SegmentationMetric

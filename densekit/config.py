@@ -259,7 +259,15 @@ def dump(config: Config) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, but ``1e-3`` is a number and a key that stands twice is an error."""
+    """The safe loader, but ``1e-3`` is a number, and a key that stands twice or an alias is an error.
+
+    Aliases can make a file of a few lines unfold into gigabytes or into itself.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"aliases (*) are not allowed, write the values out{self.peek_event().start_mark}")
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = [self.construct_object(k, deep=True) for k, _ in node.value]

@@ -49,9 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The run folder, and the state of a run to go on with.
     folder = RunFolder(out, configs.dump(config), resume=args.resume, world=world)
     state, warning = folder.resume(step)
-    record = Record(
-        out, step=state.step, tensorboard=config.log.tensorboard, csv=config.log.csv, enabled=world.is_first
-    )
+    log = config.log
+    record = Record(out, step=state.step, tensorboard=log.tensorboard, csv=log.csv, enabled=world.is_first)
     guard = FiniteGuard(config.train.skip_non_finite, folder, step)
     for line in [*report, build.summary(config, model, train_set, step, plan, world), *([warning] if warning else [])]:
         say(line, world.is_first)
@@ -74,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             seconds, steps = seconds + time.perf_counter() - began, steps + 1
             state.seconds += time.perf_counter() - began
             note = None
-            if state.step % config.log.every == 0 or state.step == 1:
+            if state.step % log.every == 0 or state.step == 1:
                 note = record.step(result, step.rate(result.step), seconds, steps * config.train.batch_size)
                 seconds, steps = 0.0, 0
             bar.advance(note)

@@ -1,0 +1,73 @@
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "densekit"
+
+# Module or folder -> layer; a module imports lower layers and its own folder. The folders of layer 2 meet in types.py.
+LAYERS = {
+    "errors": 0,
+    "files": 0,
+    "types": 0,
+    "config": 0,
+    "registry": 1,
+    "ops": 1,
+    "layers": 1,
+    "backbones": 2,
+    "heads": 2,
+    "data": 2,
+    "metrics": 2,
+    "model": 3,
+    "engine": 4,
+    "features": 4,
+    "export": 4,
+    "build": 5,
+    "doctor": 6,
+}
+
+
+def _imports(path: Path) -> set[str]:
+    """Names of densekit's modules and folders that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{a.name}" for a in node.names] if node.module == "densekit" else [node.module]
+            found |= set(names)
+    return {name.split(".")[1] for name in found if name.startswith("densekit.")}
+
+
+def _unit(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.relative_to(PACKAGE).parts != ("__init__.py",))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_module_imports_lower_layers_and_its_own_folder_only(path):
+    own = _unit(path)
+    assert own in LAYERS, f"give {own} a layer in this test"
+    for other in _imports(path) - {own, "__version__"}:
+        lower = LAYERS[other] < LAYERS[own]
+        assert lower or (LAYERS[own] == 0 and LAYERS[other] == 0), f"{path.name} imports densekit.{other}"
+
+
+def test_the_config_is_checked_without_importing_torch():
+    code = "import sys, densekit.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("tool", sorted((ROOT / "tools").glob("*.py")), ids=lambda p: p.name)
+def test_a_tool_is_a_short_story_and_explains_itself(tool):
+    text = tool.read_text()
+    assert len(text.splitlines()) <= 130
+    done = subprocess.run([sys.executable, str(tool), "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0
+    assert "usage:" in done.stdout
+    assert tool.name in ast.get_docstring(ast.parse(text))

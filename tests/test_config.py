@@ -1,0 +1,99 @@
+import pytest
+
+from densekit import config
+from densekit.errors import DensekitError
+
+MINIMAL = """
+model:
+  backbone: {name: resnet18}
+  heads: {boxes: {name: faster_rcnn}}
+data:
+  train: {name: coco, images: "${SOME_FOLDER:-data}/x", annotations: a.json}
+train: {epochs: 3, optimizer: {lr: 1e-3}}
+"""
+
+
+@pytest.fixture
+def path(tmp_path, monkeypatch):
+    monkeypatch.delenv("SOME_FOLDER", raising=False)
+    file = tmp_path / "run.yaml"
+    file.write_text(MINIMAL)
+    return file
+
+
+def test_overrides_replace_values_and_keep_the_rest(path):
+    loaded = config.load(
+        path, ["train.epochs=5", "model.heads.boxes.neck=c5", "data.train_transforms=[{name: Resize}]"]
+    )
+    assert loaded.train.epochs == 5
+    assert loaded.model.heads["boxes"].options == {"neck": "c5"}
+    assert loaded.data.train_transforms == ({"name": "Resize"},)
+    assert loaded.data.train.options["annotations"] == "a.json"
+
+
+def test_a_number_in_exponent_form_is_a_number(path):
+    assert config.load(path).train.optimizer.lr == 0.001
+
+
+def test_the_dumped_config_loads_to_an_equal_one(path, tmp_path):
+    loaded = config.load(path, ["train.clip=2.5", "data.fixed_size=[64, 96]"])
+    (tmp_path / "again.yaml").write_text(config.dump(loaded))
+    assert config.load(tmp_path / "again.yaml") == loaded
+
+
+def test_environment_variables_are_replaced_with_their_default_where_unset(path, monkeypatch):
+    assert config.load(path).data.train.options["images"] == "data/x"
+    monkeypatch.setenv("SOME_FOLDER", "/elsewhere")
+    assert config.load(path).data.train.options["images"] == "/elsewhere/x"
+
+
+def test_a_variable_without_default_and_value_is_named(path, monkeypatch):
+    monkeypatch.delenv("UNSET_HERE", raising=False)
+    with pytest.raises(DensekitError, match="UNSET_HERE is not set"):
+        config.load(path, ["data.train.images=${UNSET_HERE}/x"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epocs=3", "train.epocs: there is no such key; did you mean 'epochs'"),
+        ("trian.epochs=3", "trian: there is no such key; did you mean 'train'"),
+        ("train.optimizer.lr=fast", "train.optimizer.lr: input should be a valid number.*not 'fast'"),
+        ("train.batch_size=0", "train.batch_size: .*greater than or equal to 1, not 0"),
+        ("train.steps=4", "train: give either epochs or steps"),
+        ("train.accumulate=3", "batch_size 8 must be a multiple of accumulate 3"),
+        ("model.normalize.std=[0, 1, 1]", "std must be above 0"),
+        ("model.heads={}", "model.heads: "),
+        ("nonsense", "not of the form key.path=value"),
+        ("train.epochs=[1", "not valid YAML"),
+        ("data.train_transforms.3.p=1", "is not a position in a list"),
+        ("seed.deeper=1", "nothing stands below|has no keys"),
+    ],
+)
+def test_a_wrong_override_is_explained_in_one_line(path, override, message):
+    overrides = ["data.train_transforms=[{name: Resize}]", "seed=0", override]
+    with pytest.raises(DensekitError, match=message) as error:
+        config.load(path, overrides)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b", "a: b: c", "seed: 1\nseed: 2", "{1: {[2]: 3}}", "\x00", "a: &x [*x]"])
+def test_a_file_that_is_no_config_is_refused_in_one_line(tmp_path, text):
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(DensekitError, match=r"bad\.yaml") as error:
+        config.load(file)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_names_its_nearest_sibling(path):
+    with pytest.raises(DensekitError, match=r"run2\.yaml does not exist; did you mean 'run\.yaml'"):
+        config.load(path.with_name("run2.yaml"))
+
+
+def test_yaml_runs_no_code(tmp_path):
+    file = tmp_path / "bad.yaml"
+    file.write_text("seed: !!python/object/apply:os.mkdir ['" + str(tmp_path / "made") + "']")
+    with pytest.raises(DensekitError, match="not valid YAML"):
+        config.load(file)
+    assert not (tmp_path / "made").exists()
