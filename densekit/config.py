@@ -266,7 +266,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(f"aliases (*) are not allowed, write the values out{self.peek_event().start_mark}")
+            raise yaml.YAMLError(f"aliases (*) are not allowed, write the values out{self.peek_event().start_mark}")  # type: ignore[no-untyped-call]
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
