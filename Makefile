@@ -19,11 +19,11 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: install ## train, evaluate and draw a detector on a generated data set (about 5 minutes on 4 cores)
-	$(BIN)/python tools/generate_shapes.py runs/shapes
+	$(BIN)/python tools/generate_shapes.py data/shapes
 	rm -rf runs/demo
 	$(BIN)/python tools/train.py configs/detection/faster_rcnn_r18_shapes.yaml --out runs/demo
 	$(BIN)/python tools/evaluate.py runs/demo/best.pt --data test --json runs/demo/test.json
-	$(BIN)/python tools/predict.py runs/demo/best.pt runs/shapes/images/test --out runs/demo/test_predictions
+	$(BIN)/python tools/predict.py runs/demo/best.pt data/shapes/images/test --out runs/demo/test_predictions
 	@echo "Look at the pictures in runs/demo/test_predictions/pictures"
 
 lint: install ## format, lint and types
