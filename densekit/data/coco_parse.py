@@ -199,14 +199,15 @@ class _Rows(Generic[Row]):
 
     def _explained(self, piece: bytes, reason: str) -> str:
         """Name the row that has a value of the wrong type."""
-        where = re.search(r"\$\[(\d+)\](?:\.(\S+))?", reason)
+        where = re.search(r"\$\[(\d+)\](?:\.([^\s`]+))?", reason)
         what = reason.split(" - at")[0]
         if where is None:
             return f"{self.path}: {self.key}: {what}; correct the file"
         try:
             row = json.loads(piece)[int(where[1])]
             name = f"{self.key[:-1]} {row['id']!r}" if isinstance(row, dict) and "id" in row else repr(row)[:80]
-            value = f", which is {row[where[2]]!r}"[:120] if where[2] and where[2] in row else ""
+            key = (where[2] or "").partition("[")[0]
+            value = f", which is {row[key]!r}"[:120] if key in row else ""
         except (ValueError, LookupError, TypeError, RecursionError):
             name, value = f"entry {where[1]} of {self.key!r}", ""
         field = f": {where[2]}{value}" if where[2] else ""
@@ -279,6 +280,4 @@ def read_segmentation(data: Text, at: int) -> Any:
     """
     start = _BEFORE_VALUE.match(data, at)
     assert start is not None
-    if data[start.end() : start.end() + 4] == b"null":
-        return None
     return msgspec.json.decode(data[start.end() : end_of_value(data, start.end())])

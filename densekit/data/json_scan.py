@@ -85,12 +85,7 @@ def _cut(data: Text, at: int) -> str:
 
 def skip_value(path: Path, data: Text, at: int) -> int:
     """Position behind a value that is not needed, which must be valid JSON all the same."""
-    first = data[at : at + 1]
-    if first in (b"{", b"["):
-        end = end_of_value(data, at)
-    else:
-        scalar = (_STRING if first == b'"' else _SCALAR).match(data, at)
-        end = scalar.end() if scalar else at
+    end = end_of_value(data, at)
     try:
         msgspec.json.decode(data[at:end], type=msgspec.Raw)
     except (msgspec.DecodeError, RecursionError) as error:
@@ -104,7 +99,10 @@ def _tokens(data: Text, at: int) -> Iterator[tuple[int, bytes]]:
 
 
 def end_of_value(data: Text, at: int) -> int:
-    """Position behind the array, object or string that starts at ``at``; the end of the text where it never closes."""
+    """Position behind the value that starts at ``at``; the end of the text where it never closes."""
+    if data[at : at + 1] not in (b"{", b"["):
+        scalar = (_STRING if data[at : at + 1] == b'"' else _SCALAR).match(data, at)
+        return scalar.end() if scalar else at
     depth = 0
     for end, token in _tokens(data, at):
         depth += token in b"[{"
