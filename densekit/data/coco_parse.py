@@ -77,7 +77,7 @@ def parse_coco(path: Path, processes: int | None = None) -> CocoColumns:
             if os.fstat(file.fileno()).st_size == 0:
                 raise DensekitError(f"{path}: the file is empty; a COCO json with images and annotations is needed")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _parse(path, data, processes or min(8, os.cpu_count() or 1))
+                return _parse(path, data, processes or min(8, _cores()))
     except (OSError, ValueError) as error:
         if isinstance(error, DensekitError):
             raise
@@ -281,3 +281,8 @@ def read_segmentation(data: Text, at: int) -> Any:
     start = _BEFORE_VALUE.match(data, at)
     assert start is not None
     return msgspec.json.decode(data[start.end() : end_of_value(data, start.end())])
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
