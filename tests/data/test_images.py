@@ -232,7 +232,7 @@ def test_random_damage_never_raises_anything_but_our_error(tmp_path):
             data[at] = random.integers(256)
         (tmp_path / "x.bin").write_bytes(data)
         with contextlib.suppress(DensekitError):
-            assert read_image(tmp_path / "x.bin").dtype in (np.uint8, np.float32)
+            assert read_image(tmp_path / "x.bin", max_pixels=10**5).dtype in (np.uint8, np.float32)
 
 
 def test_headers_say_the_format(tmp_path):
