@@ -83,6 +83,7 @@ class RPNHead(nn.Module):
 
     def __init__(self, channels: int, *, anchors: int, convs: int = 1) -> None:
         super().__init__()
+        self.anchors = anchors
         self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(convs))
         self.objectness = nn.Conv2d(channels, anchors, 1)
         self.deltas = nn.Conv2d(channels, anchors * 4, 1)
@@ -91,22 +92,28 @@ class RPNHead(nn.Module):
             assert conv.bias is not None
             nn.init.zeros_(conv.bias)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, C, H, W] -> [B, H * W * k] objectness and [B, H * W * k, 4] deltas, float32."""
+    def forward(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """One [B, C, H, W] a level -> [B, A] objectness and [B, A, 4] deltas, level by level, cell by cell; float32."""
+        cells = torch.cat([self._features(x).permute(0, 2, 3, 1).flatten(1, 2) for x in pyramid], dim=1)
+        # One product for both predictions and all levels: a 1 x 1 convolution is a product over the cells.
+        weight = torch.cat([self.objectness.weight, self.deltas.weight]).flatten(1)
+        bias = torch.cat([b for b in (self.objectness.bias, self.deltas.bias) if b is not None])
+        with torch.autocast(cells.device.type, enabled=False):
+            predicted = F.linear(cells.float(), weight, bias)  # [B, cells, 5 k]
+        objectness, deltas = predicted[..., : self.anchors], predicted[..., self.anchors :]
+        return objectness.flatten(1), deltas.reshape(len(deltas), -1, 4)
+
+    def _features(self, x: Tensor) -> Tensor:
         for conv in self.convs:
             x = F.relu(conv(x))
-        with torch.autocast(x.device.type, enabled=False):
-            x = x.float()
-            objectness = self.objectness(x).permute(0, 2, 3, 1).flatten(1)
-            deltas = self.deltas(x).permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4)
-        return objectness, deltas
+        return x
 
 
 class RegionProposalNetwork(nn.Module):
     """Scores anchors, learns them from samples, and turns the best into proposals.
 
     Args:
-        head: gives objectness and deltas of one level.
+        head: gives objectness and deltas of all levels.
         anchor_sizes: sizes in pixels of each level's anchors.
         anchor_ratios: heights over widths, the same on all levels.
         positive_overlap: IoU with an object from which on an anchor is positive.
@@ -150,9 +157,8 @@ class RegionProposalNetwork(nn.Module):
             pyramid: one [B, C, H, W] a level, finest first.
             size: (height, width) of the padded images: the anchors of every level cover it.
         """
-        scored = [self.head(features) for features in pyramid]
+        objectness, deltas = self.head(pyramid)
         anchors = [self._anchors(i, (m.shape[2], m.shape[3]), size) for i, m in enumerate(pyramid)]
-        objectness, deltas = (torch.cat(parts, dim=1) for parts in zip(*scored))
         return Regions(objectness, deltas, torch.cat(anchors), tuple(len(a) for a in anchors))
 
     def _anchors(self, level: int, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
