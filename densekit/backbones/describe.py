@@ -86,6 +86,28 @@ def table(stages: Sequence[Stage]) -> str:
                      for row in rows)  # fmt: skip
 
 
+def family_table(shape: Sequence[int] = (1, 3, 224, 224)) -> list[list[str]]:
+    """Every network of our own family: name, million parameters, billion multiply-adds, levels as channels / stride.
+
+    Args:
+        shape: of the images; the CIFAR networks are described for 32 x 32 pixels.
+    """
+    from densekit.backbones.resnet import VARIANTS, ResNet
+
+    rows = []
+    for variant in VARIANTS:
+        small = len(variant.depths) == 3
+        with torch.device("meta"):
+            net = ResNet(variant, in_channels=shape[1])
+        size = (32, 32) if small else tuple(shape[2:])
+        stages = describe(net, (shape[0], shape[1], *size))
+        parameters = sum(s.parameters for s in stages) / 1e6
+        work = sum(s.multiply_adds for s in stages) / 1e9
+        levels = ", ".join(f"{s.name} {s.channels}/{s.stride}" for s in stages)
+        rows.append([variant.name, f"{size[0]} x {size[1]}", f"{parameters:.2f}", f"{work:.3g}", levels])
+    return rows
+
+
 def receptive_fields(maps: Sequence[Tensor]) -> list[int | None]:
     """Side of the square of input pixels that a cell of each map depends on, read from the autograd graph.
 

@@ -1,0 +1,90 @@
+"""List every part that a config can name, with its options: backbones, heads, data sets.
+
+    python tools/list_parts.py
+    python tools/list_parts.py --markdown > parts.md
+
+The Markdown form is what README's tables are made of; it also has the sizes of all our own backbones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from densekit.engine.console import run
+
+GIVEN = frozenset({"transforms", "seed", "training", "channels", "max_pixels", "num_classes", "in_channels"})
+"""What the program sets, not the user's options of a part."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--markdown", action="store_true", help="print Markdown tables")
+    args = parser.parse_args(argv)
+
+    from densekit.backbones.describe import family_table
+    from densekit.registry import BACKBONES, DATASETS, HEADS
+
+    for title, registry in (("Backbones", BACKBONES), ("Heads", HEADS), ("Data sets", DATASETS)):
+        by_options: dict[str, list[str]] = {}
+        for name in registry.names():
+            by_options.setdefault(options_text(registry.options(name)), []).append(name)
+        rows = [[", ".join(names), options] for options, names in by_options.items()]
+        print_rows(title, ["name", "options"], rows, args.markdown)
+    columns = ["backbone", "input", "parameters (million)", "multiply-adds (billion)", "levels: channels / stride"]
+    print_rows("Our own backbones", columns, family_table(), args.markdown)
+    return 0
+
+
+def options_text(options: dict[str, inspect.Parameter]) -> str:
+    texts = []
+    for name, parameter in options.items():
+        if name not in GIVEN:
+            needed = parameter.default is inspect.Parameter.empty
+            default = "" if needed else f" = {value_text(parameter.default)}"
+            texts.append(f"{name}: {type_text(parameter.annotation)}{default}")
+    return "; ".join(texts)
+
+
+def value_text(value: object) -> str:
+    """A default, as YAML writes it."""
+    return json.dumps(value) if isinstance(value, bool | int | float | str | tuple | list | None) else str(value)
+
+
+def type_text(annotation: Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return type_text(arguments[0])
+    if origin is typing.Literal:
+        return " | ".join(map(str, arguments))
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(map(type_text, arguments))
+    if origin is not None:
+        return f"{origin.__name__}[{', '.join(map(type_text, arguments))}]"
+    return {types.NoneType: "null", ...: "..."}.get(annotation) or annotation.__name__
+
+
+def print_rows(title: str, columns: list[str], rows: list[list[str]], markdown: bool) -> None:
+    if markdown:
+        print(f"### {title}\n\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
+        for row in rows:
+            print("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
+        print()
+        return
+    print(f"{title}\n{'-' * len(title)}")
+    if len(columns) == 2:
+        for names, options in rows:
+            print(names + "".join(f"\n    {option}" for option in options.split("; ") if option) + "\n")
+        return
+    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
+    for row in [columns, *rows]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+
+
+if __name__ == "__main__":
+    run(main)
