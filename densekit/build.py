@@ -166,6 +166,7 @@ def train_step(config: Config, built: DenseModel, timetable: Plan, world: World)
         clip=t.clip,
         average=AveragedModel(built, t.ema) if t.ema is not None else None,
         compiled=t.compile is True,
+        skip_limit=t.skip_non_finite,
     )
 
 
@@ -223,6 +224,19 @@ def metric(config: Config, built: DenseModel, data: Dataset) -> Metric:
     from densekit.metrics.accuracy import AccuracyMetric
 
     return AccuracyMetric(data.classes)
+
+
+def file_names(data: Dataset, ids: Sequence[int | str]) -> list[str]:
+    """The image files behind ids, for messages; the ids themselves where the data set does not tell."""
+    source = getattr(data, "file", None) or getattr(data, "source", None)
+    if source is None or not hasattr(data, "path"):
+        return [str(i) for i in ids]
+    wanted, found = set(ids), {}
+    for index in range(len(data)):
+        image_id = source.image_id(index)
+        if image_id in wanted:
+            found[image_id] = str(data.path(index))
+    return [found.get(i, str(i)) for i in ids]
 
 
 def summary(config: Config, built: DenseModel, data: Dataset, step: TrainStep, timetable: Plan, world: World) -> str:

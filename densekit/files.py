@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from densekit.errors import DensekitError
 
 
-@contextmanager
+@contextlib.contextmanager
 def whole_file(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a temporary file beside ``path`` that takes its place when the block ends without an error.
 
@@ -51,6 +51,44 @@ def explain_os_error(error: OSError, path: Path) -> str:
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return f"{path} could not be written: {error.strerror}; choose a folder that you may write to"
     return f"{path} could not be written: {error.strerror or error}; the old file, if there was one, is whole"
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files that a process killed in ``whole_file`` left behind."""
+    for path in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def only_process(folder: Path) -> IO[Any] | None:
+    """Claim a folder for this process; the claim ends with the process, however it ends.
+
+    Returns:
+        What to keep alive; None where the file system or the platform knows no locks.
+
+    Raises:
+        DensekitError: another process has claimed it, or it can't be written.
+    """
+    try:
+        import fcntl  # not on Windows
+    except ImportError:
+        return None
+    path = folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise DensekitError(explain_os_error(error, path)) from None
+    try:
+        # A record lock, which loader workers do not inherit: they may outlive a killed run by seconds.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.close()
+        raise DensekitError(f"{folder}: another process is training there; stop it or give another --out") from None
+    except OSError:
+        file.close()
+        return None
+    return file
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -10,6 +10,7 @@ not been. On several GPUs or machines: torchrun --nproc-per-node 8 tools/train.p
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,11 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # The run folder, and the state of a run to go on with.
     folder = RunFolder(out, configs.dump(config), resume=args.resume, world=world)
-    state, warning = folder.resume(step)
-    log = config.log
+    state, notes = folder.resume(step)
+    limit, log = 60 * (config.train.max_minutes or float("inf")), config.log
+    state.finished = plan.is_over(state) or state.seconds >= limit
     record = Record(out, step=state.step, tensorboard=log.tensorboard, csv=log.csv, enabled=world.is_first)
-    guard = FiniteGuard(config.train.skip_non_finite, folder, step)
-    for line in [*report, build.summary(config, model, train_set, step, plan, world), *([warning] if warning else [])]:
+    guard = FiniteGuard(folder, step, functools.partial(build.file_names, train_set))
+    for line in [*report, build.summary(config, model, train_set, step, plan, world), *notes]:
         say(line, world.is_first)
     if state.step:
         say(f"going on from step {state.step} of {plan.steps}", world.is_first)
@@ -60,15 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The loop.
     val_batches = build.eval_batches(config, val_set, world) if val_set is not None else None
     batches = build.train_batches(config, train_set, world, start=state.step)
-    limit = 60 * (config.train.max_minutes or float("inf"))
-    seconds, steps = 0.0, 0
+    seconds, steps, unread = 0.0, 0, []
     with Stop(world) as stop, Bar("training", plan.steps, start=state.step, shown=world.is_first) as bar:
         while not state.finished:
             began = time.perf_counter()
             micro_batches = [next(batches) for _ in range(config.train.accumulate)]
             result = step([batch.to(world.device) for batch in micro_batches], state.step)
             guard.check(result, state)
-            state.skipped_images += [line for batch in micro_batches for line in batch.skipped]
+            unread += [line for batch in micro_batches for line in batch.skipped]
             state.step += 1
             seconds, steps = seconds + time.perf_counter() - began, steps + 1
             state.seconds += time.perf_counter() - began
@@ -83,13 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if val_set is not None and val_batches is not None and (plan.evaluates(state.step) or state.finished):
                 guard.drain(state)
                 used = step.model_to_use
-                numbers = evaluate(
-                    used,
-                    val_batches,
-                    build.metric(config, used, val_set),
-                    world=world,
-                    precision=step.precision,
-                )
+                metric = build.metric(config, used, val_set)
+                numbers = evaluate(used, val_batches, metric, world=world, precision=step.precision)
                 record.write("val", state.step, numbers)
                 improved = plan.judge(numbers, state)
                 say(plan.verdict(numbers, state, improved), world.is_first)
@@ -97,6 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                     folder.save_best(used, state, numbers)
             if plan.saves(state.step) or state.finished or asked:
                 guard.drain(state)
+                for line in state.add_skipped(unread):
+                    say(f"skipped: {line}", world.is_first)
+                unread = []
                 record.flush()
                 folder.save_last(step, state)
             if asked and not state.finished:

@@ -235,5 +235,6 @@ def _data_loader(source: Any, steps: Any, workers: int, pin_memory: bool) -> tor
 
 
 def _start_worker(worker: int) -> None:
-    """Ctrl-C reaches the whole process group: the main process decides, the workers go on until it says stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Signals reach the whole process group: the main process decides, the workers go on until it says stop."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +16,8 @@ from rich.table import Table
 from densekit.errors import DensekitError
 
 T = TypeVar("T")
+_NO_MISTAKE_OF_OURS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
 INTERRUPTED = 130
 """Exit code of a run that was asked to stop: 128 + SIGINT."""
 
@@ -31,12 +35,25 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
     except BrokenPipeError:  # the reader of our output (head, less) went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    except OSError as error:
+        if error.errno not in _NO_MISTAKE_OF_OURS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror}; free some space, or choose a place that you may use", file=sys.stderr)
+        code = 2
     if code and "torch" in sys.modules:
         # A rank that failed must not wait at the exit for peers and loader workers that wait for it.
         sys.stdout.flush()
         sys.stderr.flush()
+        end_children()
         os._exit(code)
     sys.exit(code)
+
+
+def end_children() -> None:
+    """End the loader workers before an exit that skips Python's own clean-up."""
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 def say(text: str, first: bool = True) -> None:

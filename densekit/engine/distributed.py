@@ -73,6 +73,15 @@ def any_rank(flag: bool) -> bool:
     return bool(tensor.item())
 
 
+def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
+    """The mean of a tensor over the ranks, on its own device without asking the host; the same bits on every rank."""
+    if not dist.is_initialized():
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
 def barrier() -> None:
     """Wait for all ranks."""
     if dist.is_initialized():

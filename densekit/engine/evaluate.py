@@ -56,7 +56,7 @@ def _forward(model: DenseModel, batch: Batch, precision: Precision) -> tuple[dic
     try:
         with autocast(precision, batch.images.device):
             return model.losses_and_predictions(batch)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise DensekitError(

@@ -6,6 +6,8 @@ import dataclasses
 import os
 import signal
 import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import torch
 
 from densekit.engine import checkpoint
+from densekit.engine.console import end_children
 from densekit.engine.distributed import World, any_rank
 from densekit.engine.run_folder import RunFolder, RunState
 from densekit.engine.step import StepResult, TrainStep, describe_batch
@@ -24,17 +27,24 @@ class FiniteGuard:
     """Notices steps whose loss or gradient was not finite; their update never reached the weights.
 
     On the CPU a step is looked at at once. On a GPU the answer is read one step later, so that the host never waits
-    for the step that it has just launched; no update is applied in between.
+    for the step that it has just launched. The step itself lets no update through behind one bad step too many
+    (``TrainStep.skip_limit``), so the weights are still those before it when it is written down.
 
     Args:
-        limit: how many such steps are skipped before the run stops.
         folder: where the bundle goes.
-        step: gives the model that the bundle holds.
+        step: gives the model that the bundle holds, and how many bad steps may be skipped.
+        names: the image files behind a batch's ids, for the message and the bundle; None: the ids.
         lag: steps between a step and the look at it; None takes 1 on a GPU and 0 on the CPU.
     """
 
-    def __init__(self, limit: int, folder: RunFolder, step: TrainStep, lag: int | None = None) -> None:
-        self.limit, self.folder, self.step = limit, folder, step
+    def __init__(
+        self,
+        folder: RunFolder,
+        step: TrainStep,
+        names: Callable[[Sequence[int | str]], list[str]] | None = None,
+        lag: int | None = None,
+    ) -> None:
+        self.folder, self.step, self.names = folder, step, names or _as_text
         self.lag = lag if lag is not None else int(step.world.device.type == "cuda")
         self._waiting: list[StepResult] = []
 
@@ -56,26 +66,35 @@ class FiniteGuard:
     def _look(self, result: StepResult, state: RunState) -> None:
         if not bool(result.bad):
             return
-        # The steps behind the bad one were skipped with it.
-        state.skipped_steps += 1 + len(self._waiting)
-        self._waiting.clear()
-        self.step.forgive()
-        if state.skipped_steps <= self.limit:
-            names = ", ".join(str(i) for batch in result.batches for i in batch.ids)
-            print(f"step {result.step}: the loss was not finite, step skipped (images {names})", file=sys.stderr)
+        state.skipped_steps += 1
+        files = [self.names(batch.ids) for batch in result.batches]
+        if state.skipped_steps <= self.step.skip_limit:
+            shown = ", ".join(name for batch in files for name in batch)
+            print(f"step {result.step}: the loss was not finite, step skipped (images {shown})", file=sys.stderr)
             return
-        path = write_bundle(self.folder, self.step, result)
+        path = write_bundle(self.folder, self.step, result, files)
         values = ", ".join(f"{name} {float(value):g}" for name, value in result.losses.items())
         raise DensekitError(
             f"step {result.step}: the loss or its gradient is not finite ({values}, gradient norm "
-            f"{float(result.norm):g}) on {describe_batch(result.batches[0])}; the weights are as before that step. "
-            f"See where it arises with tools/replay.py {path}; a lower train.optimizer.lr, train.clip or "
-            f"train.precision=fp32 may help, train.skip_non_finite allows to skip such steps"
+            f"{float(result.norm):g}) on {describe_batch(result.batches[0])} ({files[0][0]} ...); the weights are as "
+            f"before that step. See where it arises with tools/replay.py {path}; a lower train.optimizer.lr, "
+            f"train.clip or train.precision=fp32 may help, train.skip_non_finite allows to skip such steps"
         )
 
 
-def write_bundle(folder: RunFolder, step: TrainStep, result: StepResult) -> Path:
-    """Write all that ``tools/replay.py`` needs to run a step again; one file a rank."""
+def _as_text(ids: Sequence[int | str]) -> list[str]:
+    return [str(i) for i in ids]
+
+
+def write_bundle(folder: RunFolder, step: TrainStep, result: StepResult, files: list[list[str]]) -> Path:
+    """Write all that ``tools/replay.py`` needs to run a step again; one file a rank.
+
+    Args:
+        folder: of the run.
+        step: the weights as they were before the bad update.
+        result: of the bad step.
+        files: names of the images of each micro-batch.
+    """
     path = folder.path / f"bundle_step{result.step}_rank{step.world.rank}.pt"
     classes = step.model.classes
     checkpoint.save(
@@ -89,6 +108,7 @@ def write_bundle(folder: RunFolder, step: TrainStep, result: StepResult) -> Path
                 "seed": step.seed,
                 "rank": step.world.rank,
                 "precision": step.precision,
+                "files": files,
                 "batches": [pack_batch(batch) for batch in result.batches],
             },
         },
@@ -122,11 +142,14 @@ class Stop:
 
     Args:
         world: with several ranks, all stop when one is asked to.
+        patience: seconds within which a second signal is taken for the first one; None: 2 under ``torchrun``, which
+            hands a Ctrl-C that every process has received anyway on to its ranks, else 0.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, patience: float | None = None) -> None:
         self.world = world
-        self._asked = False
+        self.patience = patience if patience is not None else 2.0 * (world.size > 1)
+        self._asked_at: float | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Stop:
@@ -139,12 +162,15 @@ class Stop:
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:
+        if self._asked_at is None:
+            self._asked_at = time.monotonic()
+            if self.world.is_first:
+                # Not print: the signal may have come in the middle of one.
+                os.write(2, b"stopping after this step; a second signal stops at once\n")
+        elif time.monotonic() - self._asked_at >= self.patience:
+            end_children()
             os._exit(128 + number)
-        self._asked = True
-        if self.world.is_first:
-            print("stopping after this step; a second signal stops at once", file=sys.stderr, flush=True)
 
     def asked(self) -> bool:
         """Whether any rank was asked to stop."""
-        return any_rank(self._asked)
+        return any_rank(self._asked_at is not None)

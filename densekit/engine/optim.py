@@ -59,7 +59,11 @@ def make_optimizer(
     host (see ``step.py``).
     """
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=groups[0]["lr"], momentum=momentum, nesterov=nesterov, fused=True)
+        optimizer = torch.optim.SGD(groups, lr=groups[0]["lr"], momentum=momentum, nesterov=nesterov, fused=True)
+        # The same as torch's own start, but torch leaves the buffers uninitialised where the first step is skipped.
+        for parameter in (p for group in groups if momentum for p in group["params"]):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
     return torch.optim.AdamW(groups, lr=groups[0]["lr"], betas=betas, fused=True)
 
 

@@ -52,13 +52,18 @@ class Plan:
         value = self.value(numbers)
         sign = -1.0 if self.metric == "loss" else 1.0
         # A number that is not finite is never the best, but a first checkpoint must exist.
-        better = state.best is None or (math.isfinite(value) and sign * value > sign * state.best)
+        best = state.best if state.best is not None and math.isfinite(state.best) else -sign * math.inf
+        better = state.best is None or (math.isfinite(value) and sign * value > sign * best)
         if better:
             state.best, state.best_step, state.without_better = value, state.step, 0
         else:
             state.without_better += 1
-            state.finished |= self.patience is not None and state.without_better >= self.patience
+        state.finished |= self.is_over(state)
         return better
+
+    def is_over(self, state: RunState) -> bool:
+        """Whether the last step was done, or patience is out."""
+        return state.step >= self.steps or (self.patience is not None and state.without_better >= self.patience)
 
     def value(self, numbers: dict[str, Any]) -> float:
         """The number to choose by."""
@@ -78,8 +83,9 @@ class Plan:
     def farewell(self, state: RunState, out: Path) -> str:
         """The last line of a run."""
         best = f"best {self.metric} {state.best:.4f} at step {state.best_step}; " if state.best is not None else ""
-        skipped = f"{len(state.skipped_images)} unreadable images were skipped; " if state.skipped_images else ""
+        names = "".join(f"\n  skipped {count} times: {line}" for line, count in state.skipped_images.items())
+        skipped = f"{len(state.skipped_images)} unreadable images were skipped (listed below); " if names else ""
         return (
             f"done: {state.step} steps in {state.seconds / 60:.1f} minutes of training; {best}{skipped}"
-            f"measure it with tools/evaluate.py {out / 'best.pt'}"
+            f"measure it with tools/evaluate.py {out / 'best.pt'}{names}"
         )

@@ -6,12 +6,15 @@ one left alone; seconds, images/s and memory stand in ``timing.jsonl``.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import math
 import os
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +48,8 @@ class Record:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # 2 s to import
 
-            self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+            with self._explained():
+                self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, kind: str, step: int, numbers: dict[str, Any]) -> None:
         """Add a line to ``metrics.jsonl``.
@@ -81,34 +85,51 @@ class Record:
 
     def flush(self) -> None:
         """Let what was written reach the disk; called before a checkpoint that counts on it."""
-        if self._writer is not None:
-            self._writer.flush()
-        if self.enabled and (self.folder / "metrics.jsonl").exists():
-            with (self.folder / "metrics.jsonl").open("rb") as file:
-                os.fsync(file.fileno())
+        with self._explained():
+            if self._writer is not None:
+                self._writer.flush()
+            if self.enabled and (self.folder / "metrics.jsonl").exists():
+                with (self.folder / "metrics.jsonl").open("rb") as file:
+                    os.fsync(file.fileno())
 
     def close(self) -> None:
         """Finish: TensorBoard events, and the CSV where it was asked for."""
         if self._writer is not None:
-            self._writer.close()
+            with self._explained():
+                self._writer.close()
         if self.enabled and self._csv:
             _to_csv(self.folder)
 
     def _line(self, name: str, numbers: dict[str, Any]) -> None:
         if not self.enabled:
             return
-        path = self.folder / name
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(numbers) + "\n")
-        except OSError as error:
-            raise DensekitError(explain_os_error(error, path)) from None
+        with self._explained(name), (self.folder / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(_finite(numbers)) + "\n")
 
     def _events(self, kind: str, step: int, numbers: dict[str, Any]) -> None:
-        if self._writer is not None:
+        if self._writer is None:
+            return
+        with self._explained():
             for name, value in numbers.items():
                 if isinstance(value, int | float):
                     self._writer.add_scalar(f"{kind}/{name}", value, step)
+
+    @contextlib.contextmanager
+    def _explained(self, name: str = "TensorBoard events") -> Iterator[None]:
+        """A full disk is the user's to solve: one line."""
+        try:
+            yield
+        except OSError as error:
+            raise DensekitError(explain_os_error(error, self.folder / name)) from None
+
+
+def _finite(value: Any) -> Any:
+    """The same numbers, but null for NaN and infinity, which JSON does not know."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def memory_in_use() -> float:
@@ -124,11 +145,14 @@ def memory_in_use() -> float:
 def read(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a jsonl file; a last line that a kill cut short is left out."""
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text("utf-8", "replace").splitlines() if path.exists() else []:
         try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
+            content = json.loads(line)
+        except ValueError:
             break
+        if not isinstance(content, dict) or not isinstance(content.get("step"), int):
+            break
+        lines.append(content)
     return lines
 
 
@@ -136,7 +160,7 @@ def _cut(path: Path, step: int) -> None:
     """Drop the lines after ``step``: the run writes them again."""
     if not path.exists():
         return
-    kept = [line for line in read(path) if line.get("step", 0) <= step] if step else []
+    kept = [line for line in read(path) if line["step"] <= step] if step else []
     with whole_file(path, "w") as file:
         file.writelines(json.dumps(line) + "\n" for line in kept)
 

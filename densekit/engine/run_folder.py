@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ import yaml
 
 import densekit
 from densekit.engine import checkpoint
-from densekit.engine.distributed import World, barrier
+from densekit.engine.distributed import World, barrier, gather
 from densekit.engine.step import TrainStep
 from densekit.errors import DensekitError
-from densekit.files import write_text
+from densekit.files import only_process, remove_leftovers, write_text
 from densekit.model import DenseModel
 
 _MAY_CHANGE = ("log.", "data.workers", "evaluation.pictures", "train.max_minutes", "train.save_every")
@@ -34,7 +35,7 @@ class RunState:
         best_step: when it was reached.
         without_better: evaluations since.
         skipped_steps: steps whose loss was not finite and that the config allowed to skip.
-        skipped_images: lines on images that could not be read.
+        skipped_images: lines on images that could not be read, over all ranks, and how often each was met.
         finished: the last step was done and evaluated.
     """
 
@@ -44,8 +45,20 @@ class RunState:
     best_step: int = 0
     without_better: int = 0
     skipped_steps: int = 0
-    skipped_images: list[str] = dataclasses.field(default_factory=list)
+    skipped_images: dict[str, int] = dataclasses.field(default_factory=dict)
     finished: bool = False
+
+    def add_skipped(self, lines: Sequence[str]) -> list[str]:
+        """Count images that could not be read; the lines that were not known yet, in the order of the ranks.
+
+        All ranks must call this together.
+        """
+        new = []
+        for line in [line for share in gather(list(lines)) for line in share]:
+            if line not in self.skipped_images:
+                new.append(line)
+            self.skipped_images[line] = self.skipped_images.get(line, 0) + 1
+        return new
 
 
 class RunFolder:
@@ -65,9 +78,12 @@ class RunFolder:
         self.path = Path(path)
         self.config = yaml.safe_load(config)
         self.world = world
+        self._last_is_whole = True
         self._check(resume)
         barrier()  # every rank has looked before the first one writes
         if world.is_first:
+            self._lock = only_process(self.path)
+            remove_leftovers(self.path)
             write_text(self.path / "config.yaml", config)
 
     @property
@@ -92,8 +108,10 @@ class RunFolder:
             raise DensekitError(f"{self.path} holds another run; add --resume to go on with it or give another --out")
         try:
             before = yaml.safe_load(saved.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError):
-            raise DensekitError(f"{saved} is not valid YAML any more; restore it or give another --out") from None
+        except (yaml.YAMLError, UnicodeDecodeError, OSError):
+            before = None
+        if not isinstance(before, dict):
+            raise DensekitError(f"{saved} is not a config any more; restore it or give another --out")
         changed = [k for k in _differences(before, self.config) if not k.startswith(_MAY_CHANGE)]
         if changed:
             key = changed[0]
@@ -103,45 +121,81 @@ class RunFolder:
                 f"use the same values to resume, or another --out"
             )
 
-    def resume(self, step: TrainStep) -> tuple[RunState, str | None]:
+    def resume(self, step: TrainStep) -> tuple[RunState, list[str]]:
         """Load the last checkpoint into the model, optimiser and average of a training step.
 
         Returns:
-            Where the run stands (a fresh state where there is no checkpoint), and a line on a damaged one.
+            Where the run stands (a fresh state where there is no checkpoint), and lines that the user should see: a
+            damaged checkpoint, another number of ranks.
+
+        Raises:
+            DensekitError: no checkpoint can be read, it is of another model, or the ranks see different folders.
         """
-        if not self.last.is_file() and not checkpoint.previous(self.last).is_file():
-            return RunState(), None
-        if not self.last.is_file():
-            content, note = checkpoint.load(checkpoint.previous(self.last)), None
-        else:
-            content, note = checkpoint.load_last(self.last)
+        content, notes = self._read_last()
+        state = RunState() if content is None else self._take(content, step)
+        steps = gather(state.step)
+        if len(set(steps)) > 1:
+            raise DensekitError(
+                f"{self.path}: the ranks see different checkpoints (steps {steps}); put --out on a file system that "
+                f"all machines share"
+            )
+        step.resume_skipped(state.skipped_steps)
+        ranks = self.world.size if content is None else content.get("made", {}).get("ranks")
+        if ranks != self.world.size:
+            notes.append(f"the run was on {ranks} ranks and goes on with {self.world.size}: bits will differ")
+        return state, notes
+
+    def _read_last(self) -> tuple[dict[str, Any] | None, list[str]]:
+        """The newest checkpoint that is whole."""
+        before = checkpoint.previous(self.last)
+        if self.last.is_file():
+            content, damage = checkpoint.load_last(self.last)
+            # A damaged last.pt must not take the place of the good one before it.
+            self._last_is_whole = damage is None
+            return content, [] if damage is None else [damage]
+        if before.is_file():
+            return checkpoint.load(before), [f"{self.last} is not there; going on from {before.name}"]
+        return None, []
+
+    def _take(self, content: dict[str, Any], step: TrainStep) -> RunState:
         training = content.get("training")
         if not isinstance(training, dict):
             raise DensekitError(f"{self.last} holds no training state; start with another --out")
         checkpoint.load_weights(step.model, training.get("model") or content["model"], self.last)
         if step.average is not None:
             checkpoint.load_weights(step.average.model, content["model"], self.last)
-        step.optimizer.load_state_dict(training["optimizer"])
-        step.scaler.load_state_dict(training["scaler"])
-        return RunState(**training["state"]), note
+        try:
+            step.optimizer.load_state_dict(training["optimizer"])
+            step.scaler.load_state_dict(training["scaler"])
+            return RunState(**training["state"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise DensekitError(
+                f"{self.last}: its training state does not fit this densekit's ({' '.join(str(error).split())[:200]}); "
+                f"start with another --out, from its weights by model.weights"
+            ) from None
 
     def save_last(self, step: TrainStep, state: RunState) -> None:
-        """Write ``last.pt``: the weights to use, and all that resuming needs. The one before it is kept."""
-        if not self.world.is_first:
-            return
-        training = {
-            "model": step.model.state_dict() if step.average is not None else None,
-            "optimizer": step.optimizer.state_dict(),
-            "scaler": step.scaler.state_dict(),
-            "state": dataclasses.asdict(state),
-        }
-        content = self._content(step.model_to_use, state)
-        checkpoint.save(self.last, {**content, "training": training}, keep_previous=True)
+        """Write ``last.pt``: the weights to use, and all that resuming needs. The one before it is kept.
+
+        The ranks wait for it, so that none ends (and takes the others along) before it is written.
+        """
+        if self.world.is_first:
+            training = {
+                "model": step.model.state_dict() if step.average is not None else None,
+                "optimizer": step.optimizer.state_dict(),
+                "scaler": step.scaler.state_dict(),
+                "state": dataclasses.asdict(state),
+            }
+            content = {**self._content(step.model_to_use, state), "training": training}
+            checkpoint.save(self.last, content, keep_previous=self._last_is_whole)
+            self._last_is_whole = True
+        barrier()
 
     def save_best(self, model: DenseModel, state: RunState, numbers: dict[str, Any]) -> None:
         """Write ``best.pt``: everything that evaluation, prediction and fine-tuning need, and nothing more."""
         if self.world.is_first:
-            plain = {k: v for k, v in numbers.items() if isinstance(v, int | float)}
+            # Plain numbers: numpy's own would not load without running code.
+            plain = {k: v if isinstance(v, int) else float(v) for k, v in numbers.items() if isinstance(v, int | float)}
             checkpoint.save(self.best, {**self._content(model, state), "numbers": plain})
 
     def _content(self, model: DenseModel, state: RunState) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from densekit.engine.distributed import World, any_rank
+from densekit.engine.distributed import World, mean_over_ranks
 from densekit.engine.optim import AveragedModel, Schedule, set_rate
 from densekit.errors import DensekitError
 from densekit.model import DenseModel
@@ -58,9 +58,9 @@ class StepResult:
     """What one step gave; tensors stay on the device until someone reads them.
 
     Attributes:
-        losses: each loss, averaged over the micro-batches of this rank.
+        losses: each loss, averaged over the micro-batches and the ranks.
         norm: of the gradient, before clipping.
-        bad: scalar, above 0 where the loss or gradient was not finite: the update was skipped.
+        bad: scalar, 1 where the loss or gradient was not finite on any rank: the update was skipped; else 0.
         batches: what went in, kept so that a bad step can be written down.
         step: its number.
     """
@@ -85,6 +85,8 @@ class TrainStep:
         clip: largest norm of the gradient; None does not clip.
         average: averaged weights to keep, or None.
         compiled: compile forward and losses with ``torch.compile``.
+        skip_limit: how many steps that are not finite may be skipped. From the first one beyond on no update is
+            applied, so that the weights stay as they were before it until someone looks at ``StepResult.bad``.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class TrainStep:
         clip: float | None = None,
         average: AveragedModel | None = None,
         compiled: bool = False,
+        skip_limit: int = 0,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -108,11 +111,13 @@ class TrainStep:
         self.precision: Precision = precision
         self.clip = clip
         self.average = average
+        self.skip_limit = skip_limit
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=precision == "fp16")
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         runner: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]
-        self.runner = DistributedDataParallel(runner, gradient_as_bucket_view=True) if world.size > 1 else runner
-        self._stuck = torch.zeros((), device=world.device)
+        self.runner = _over_ranks(runner) if world.size > 1 else runner
+        self._statistics = _running_statistics(model)
+        self._skipped = torch.zeros((), device=world.device)
 
     def __call__(self, batches: Sequence[Batch], step: int) -> StepResult:
         """Update the weights from the micro-batches of this rank.
@@ -123,15 +128,19 @@ class TrainStep:
         self.model.train()
         set_rate(self.optimizer, self.schedule(step))
         self.optimizer.zero_grad(set_to_none=True)
+        before = self._flat_statistics()
         try:
             losses = self._backward(batches, step)
-        except RuntimeError as error:
-            raise _out_of_memory(error, batches) from error
-        norm = self._gradient_norm()
-        bad = self._bad(losses, norm)
-        self._update(bad)
+            norm = self._gradient_norm()
+            bad, stay = self._judge(losses, norm)
+            self._update(stay)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise _out_of_memory(batches) from None
+        self._settle_statistics(before, stay)
         if self.average is not None:
-            self.average.update(step, skip=bad)
+            self.average.update(step, skip=stay)
         return StepResult(losses, norm, bad, batches, step)
 
     @property
@@ -143,9 +152,9 @@ class TrainStep:
         """The learning rate of the first parameter group at a step."""
         return float(self.optimizer.param_groups[0]["base_lr"]) * self.schedule(step)
 
-    def forgive(self) -> None:
-        """Let updates go on after a bad step that the caller has dealt with."""
-        self._stuck.zero_()
+    def resume_skipped(self, count: int) -> None:
+        """Take over how many steps were skipped before this process began."""
+        self._skipped.fill_(float(count))
 
     def _backward(self, batches: Sequence[Batch], step: int) -> dict[str, Tensor]:
         sums: dict[str, Tensor] = {}
@@ -161,7 +170,8 @@ class TrainStep:
             for name, value in losses.items():
                 part = value.detach().float() / len(batches)
                 sums[name] = sums[name] + part if name in sums else part
-        return sums
+        # A loss that is not finite on one rank is so in the mean: all ranks judge alike.
+        return dict(zip(sums, mean_over_ranks(torch.stack(list(sums.values()))).unbind()))
 
     def _gradient_norm(self) -> Tensor:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
@@ -173,25 +183,54 @@ class TrainStep:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, limit, scaled, foreach=True)
         return norm
 
-    def _bad(self, losses: dict[str, Tensor], norm: Tensor) -> Tensor:
+    def _judge(self, losses: dict[str, Tensor], norm: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether this step is bad, and whether the weights must stay: bad, or one bad step too many before it."""
         finite = torch.isfinite(torch.stack(list(losses.values()))).all()
         # With fp16 an overflowing gradient is part of the search for the scale, not a fault.
         finite = finite if self.scaler.is_enabled() else finite & torch.isfinite(norm)
-        if self.world.size > 1 and self.world.device.type == "cpu":
-            finite = torch.tensor(not any_rank(not bool(finite)))
-        self._stuck = torch.maximum(self._stuck, (~finite).float())
-        return self._stuck.clone()
+        bad = (~finite).float()
+        stay = torch.maximum(bad, (self._skipped > self.skip_limit).float())
+        self._skipped += bad
+        return bad, stay
 
-    def _update(self, bad: Tensor) -> None:
+    def _update(self, stay: Tensor) -> None:
         if self.scaler.is_enabled():
-            if not bool(bad):
+            if not bool(stay):
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
             return
         # A fused optimiser leaves weights and state as they are where found_inf is 1, decided on the device.
-        self.optimizer.found_inf = bad  # type: ignore[attr-defined]
+        self.optimizer.found_inf = stay  # type: ignore[attr-defined]
         self.optimizer.grad_scale = None  # type: ignore[attr-defined]
         self.optimizer.step()
+
+    def _flat_statistics(self) -> Tensor:
+        return torch.cat([buffer.flatten() for buffer in self._statistics]) if self._statistics else torch.zeros(0)
+
+    @torch.no_grad()
+    def _settle_statistics(self, before: Tensor, stay: Tensor) -> None:
+        """Batch-norm statistics: as before a skipped step, else the mean over the ranks, the same on each."""
+        if not self._statistics:
+            return
+        settled = torch.where(stay > 0, before, mean_over_ranks(self._flat_statistics()))
+        parts = torch.split(settled, [buffer.numel() for buffer in self._statistics])
+        torch._foreach_copy_(self._statistics, list(parts))
+
+
+def _over_ranks(runner: nn.Module) -> nn.Module:
+    """Average the gradients over the ranks. Batch-norm statistics are averaged by the step itself."""
+    return DistributedDataParallel(runner, gradient_as_bucket_view=True, broadcast_buffers=False)
+
+
+def _running_statistics(model: nn.Module) -> list[Tensor]:
+    """The buffers that a forward pass in training changes."""
+    return [
+        buffer
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
+        for buffer in (module.running_mean, module.running_var)
+        if buffer is not None
+    ]
 
 
 def describe_batch(batch: Batch) -> str:
@@ -207,9 +246,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def _out_of_memory(error: RuntimeError, batches: Sequence[Batch]) -> Exception:
-    if not is_out_of_memory(error):
-        return error
+def _out_of_memory(batches: Sequence[Batch]) -> DensekitError:
     return DensekitError(
         f"out of memory in a training step on a batch of {describe_batch(batches[0])}; lower train.batch_size or raise "
         f"train.accumulate, lower the size in data.train_transforms, or set train.precision=bf16"
