@@ -13,6 +13,7 @@ from densekit.backbones.weights import load_backbone_weights, read_state_dict
 from densekit.config import Config, DataConfig, Part, override, parse
 from densekit.data import loader
 from densekit.data.image_files import ImageFiles, list_images
+from densekit.data.relabelled import Relabelled
 from densekit.data.transforms import Pipeline
 from densekit.engine import checkpoint
 from densekit.engine.distributed import World
@@ -27,7 +28,9 @@ from densekit.types import Batch, Classes, Dataset, Metric
 Split = Literal["train", "val", "test"]
 
 
-def dataset(config: Config, split: Split, *, training: bool, classes: Classes | None = None) -> Dataset:
+def dataset(
+    config: Config, split: Split, *, training: bool, classes: Classes | None = None, match_names: bool = False
+) -> Dataset:
     """The data set of a split.
 
     Args:
@@ -35,6 +38,7 @@ def dataset(config: Config, split: Split, *, training: bool, classes: Classes | 
         split: which of ``data.train``, ``data.val``, ``data.test``.
         training: with the training transforms; else with those of evaluation, and with what metrics need.
         classes: what the data set's classes must be; None takes whatever it has.
+        match_names: ids and order may differ from ``classes`` where the names are the same.
 
     Raises:
         DensekitError: no such split, bad options, bad annotations, or other classes.
@@ -54,8 +58,13 @@ def dataset(config: Config, split: Split, *, training: bool, classes: Classes | 
     )
     if not len(built):
         raise DensekitError(f"data.{split}: the data set holds no images; check its paths")
+    if classes is not None and match_names:
+        return Relabelled(built, classes.names)
     if classes is not None and (difference := classes.difference(built.classes)):
-        raise DensekitError(f"data.{split}: its classes are not those that the model learned: {difference}")
+        raise DensekitError(
+            f"data.{split}: its classes are not those that the model learned: {difference}; "
+            f"evaluate on the same classes, or add --match-names where names are the same and ids or order differ"
+        )
     return built
 
 
