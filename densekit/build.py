@@ -221,9 +221,9 @@ def eval_batches(config: Config, val_set: Dataset, world: World) -> loader.EvalL
 def metric(config: Config, built: DenseModel, data: Dataset) -> Metric:
     """The empty metric of the model's task."""
     if built.task == "detection":
-        from densekit.metrics.coco import CocoMetric
+        from densekit.metrics.coco import CocoDataset, CocoMetric
 
-        if not hasattr(data, "file"):
+        if not isinstance(data, CocoDataset):
             raise DensekitError("COCO's numbers need a COCO json to compare with; use a COCO data set for a detector")
         return CocoMetric(data, max_detections=config.evaluation.max_detections)
     if built.task == "segmentation":

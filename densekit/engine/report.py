@@ -15,15 +15,15 @@ COCO_NUMBERS = {
     "AP": "IoU .50:.95, all areas",
     "AP50": "IoU .50",
     "AP75": "IoU .75",
-    "APs": "small, area below 32 x 32",
-    "APm": "medium",
-    "APl": "large, area above 96 x 96",
+    "AP_small": "small, area below 32 x 32",
+    "AP_medium": "medium",
+    "AP_large": "large, area above 96 x 96",
     "AR1": "recall, 1 detection an image",
     "AR10": "recall, 10 detections",
     "AR100": "recall, most detections",
-    "ARs": "recall, small",
-    "ARm": "recall, medium",
-    "ARl": "recall, large",
+    "AR_small": "recall, small",
+    "AR_medium": "recall, medium",
+    "AR_large": "recall, large",
 }
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import hotcoco
 import numpy as np
@@ -71,6 +71,7 @@ class CocoTruth(Protocol):
         ...
 
 
+@runtime_checkable
 class CocoDataset(Protocol):
     """A data set with the columns of its COCO file."""
 
