@@ -99,7 +99,13 @@ class DenseModel(nn.Module):
         return normal.contiguous(memory_format=self.memory_format)
 
     def features(self, batch: Batch) -> list[Tensor]:
-        """The backbone's maps of a batch of raw images, finest first."""
+        """The backbone's maps of a batch of raw images, finest first.
+
+        A batch that brings stored maps (``Batch.maps``) gets these back, as float32, and the backbone rests. A level
+        that was not stored is NaN all over, so that a head that looks at it gives no plausible number.
+        """
+        if batch.maps is not None:
+            return _stored(batch.maps, self.levels, self.memory_format)
         maps: list[Tensor] = self.backbone(self.normalize(batch.images, batch.sizes))
         return maps
 
@@ -109,7 +115,12 @@ class DenseModel(nn.Module):
         This is the training step's path: a head that blends images (``mix``, as the classifier's mixup) does so first.
         """
         for head in self.heads.values():
-            batch = head.mix(batch) if hasattr(head, "mix") else batch  # type: ignore[operator]  # an nn.Module's method
+            mixed = head.mix(batch) if hasattr(head, "mix") else batch  # type: ignore[operator]  # an nn.Module's method
+            if mixed is not batch and batch.maps is not None:
+                raise DensekitError(
+                    "mixup blends images before the backbone, so stored features can't follow; set it to 0"
+                )
+            batch = mixed
         maps = self.features(batch)
         losses = {}
         for name in self.heads:
@@ -134,6 +145,20 @@ class DenseModel(nn.Module):
         if isinstance(predictions, Segmentation):
             return _finish_segmentation(predictions, batch, self.classes)
         return Classification(predictions.probabilities, _ids(predictions.labels, self.classes))
+
+
+def _stored(maps: Mapping[str, Tensor], levels: Sequence[Level], memory_format: torch.memory_format) -> list[Tensor]:
+    """Stored maps in the order of the backbone's levels; a missing one has its shape and NaN, at no memory."""
+    known = next(level for level in levels if level.name in maps)
+    first = maps[known.name]
+    height, width = first.shape[2] * known.stride, first.shape[3] * known.stride
+    nothing = torch.full((), torch.nan, device=first.device)
+    return [
+        maps[level.name].to(torch.float32, memory_format=memory_format)
+        if level.name in maps
+        else nothing.expand(len(first), level.channels, height // level.stride, width // level.stride)
+        for level in levels
+    ]
 
 
 def _inside(sizes: Tensor, height: int, width: int) -> Tensor:

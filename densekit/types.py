@@ -133,6 +133,8 @@ class Batch:
         targets: None where there is nothing to learn from (prediction).
         truth: evaluation only: what the file says in its own pixels, untouched by resizing; for segmentation a list of
             [H0, W0] uint8 (or [K, H0, W0]) masks.
+        maps: stored feature maps by level name, [B, C, H / stride, W / stride]; the model's backbone then rests and
+            ``images`` are blank.
         skipped: one line for each image that could not be read and was replaced (``data.on_bad_image: skip``).
     """
 
@@ -143,6 +145,7 @@ class Batch:
     seeds: Tensor
     targets: Targets | None = None
     truth: list[Tensor] | None = None
+    maps: dict[str, Tensor] | None = None
     skipped: list[str] = dataclasses.field(default_factory=list)
 
     def to(self, device: torch.device, non_blocking: bool = True) -> Batch:
@@ -159,12 +162,16 @@ class Batch:
                 value = getattr(holder, field.name)
                 if isinstance(value, Tensor):
                     setattr(holder, field.name, value.pin_memory())
+        if self.maps is not None:
+            self.maps = {name: value.pin_memory() for name, value in self.maps.items()}
         return self
 
 
 def _to(value: Any, device: torch.device, non_blocking: bool) -> Any:
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=non_blocking)
+    if isinstance(value, dict):
+        return {name: _to(one, device, non_blocking) for name, one in value.items()}
     if isinstance(value, Targets | BoxTargets):
         fields = dataclasses.fields(value)
         return dataclasses.replace(value, **{f.name: _to(getattr(value, f.name), device, non_blocking) for f in fields})
@@ -185,6 +192,8 @@ class Sample:
         mask: [H, W] uint8 class indices, or [K, H, W] multi-label; None where the data set has no masks.
         truth: the mask before any transform; evaluation only.
         target: class label of the whole image; None where the data set has none.
+        maps: stored feature maps [C, h, w] by level, in place of the pixels: then ``image`` is blank and tells the
+            size alone; None where the model is to run its backbone.
     """
 
     image: npt.NDArray[Any]
@@ -197,6 +206,7 @@ class Sample:
     mask: npt.NDArray[np.uint8] | None = None
     truth: npt.NDArray[np.uint8] | None = None
     target: int | None = None
+    maps: dict[Level, Tensor] | None = None
 
 
 @dataclasses.dataclass(slots=True)

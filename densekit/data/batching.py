@@ -44,6 +44,7 @@ def collate(
         seeds=torch.tensor([s.seed for s in samples], dtype=torch.int64),
         targets=_targets(samples, height, width, max_objects),
         truth=None if samples[0].truth is None else [torch.from_numpy(_truth(s)) for s in samples],
+        maps=None if samples[0].maps is None else _maps(samples, height, width),
     )
 
 
@@ -76,6 +77,8 @@ def _padded_size(samples: Sequence[Sample], pad_to: int, fixed_size: tuple[int, 
 
 def _images(samples: Sequence[Sample], height: int, width: int) -> Tensor:
     channels = samples[0].image.shape[2]
+    if samples[0].maps is not None:  # blank pixels that nobody looks at cost no memory
+        return torch.zeros((), dtype=torch.uint8).expand(len(samples), channels, height, width)
     floats = any(s.image.dtype != np.uint8 for s in samples)
     images = torch.zeros((len(samples), height, width, channels), dtype=torch.float32 if floats else torch.uint8)
     for row, sample in zip(images.numpy(), samples):
@@ -84,6 +87,26 @@ def _images(samples: Sequence[Sample], height: int, width: int) -> Tensor:
             raise DensekitError(f"image {sample.id!r} has {c} channels, others of its batch {channels}; convert it")
         row[:h, :w] = sample.image
     return images.permute(0, 3, 1, 2)
+
+
+def _maps(samples: Sequence[Sample], height: int, width: int) -> dict[str, Tensor]:
+    """Stored maps by level name, padded with zeros to the maps of a batch of [H, W] pixels."""
+    first = samples[0].maps
+    assert first is not None
+    # The canvas of the model: padded to its coarsest stride, which a single stored level does not tell, or to 32.
+    canvas = max(32, *(level.stride for level in first)) if first else 32
+    height, width = round_up(height, canvas), round_up(width, canvas)
+    stacked = {}
+    for level in first:
+        maps = [s.maps[level] for s in samples if s.maps is not None]
+        shape = (len(samples), level.channels, height // level.stride, width // level.stride)
+        if all(m.shape == shape[1:] for m in maps):
+            stacked[level.name] = torch.stack(maps)
+            continue
+        padded = stacked[level.name] = maps[0].new_zeros(shape)
+        for row, one in zip(padded, maps):
+            row[:, : one.shape[1], : one.shape[2]] = one
+    return stacked
 
 
 def _targets(samples: Sequence[Sample], height: int, width: int, max_objects: int | None) -> Targets | None:

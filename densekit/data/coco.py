@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from densekit.data.coco_file import CocoFile, open_coco
 from densekit.data.geometry import xywh_to_xyxy
-from densekit.data.images import MAX_PIXELS, inside, read_image
+from densekit.data.images import MAX_PIXELS, ImageReader, inside, read_image
 from densekit.data.sampling import draw_seed, sample_random
 from densekit.data.transforms import Pipeline
 from densekit.registry import DATASETS
@@ -49,6 +49,7 @@ class CocoDataset:
         self.seed = seed
         self.channels = channels
         self.max_pixels = max_pixels
+        self.read_image: ImageReader = read_image
 
     @property
     def classes(self) -> Classes:
@@ -89,7 +90,7 @@ class CocoDataset:
         size = (int(self.file.sizes[index, 0]), int(self.file.sizes[index, 1]))
         rows = self.file.annotations(index)
         return Sample(
-            image=read_image(
+            image=self.read_image(
                 self.path(index),
                 channels=self.channels,
                 size=size,

@@ -17,7 +17,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -78,6 +78,42 @@ def read_image(
     if image.shape[2] != channels:
         raise DensekitError(_channels_message(path, image.shape[2], channels))
     return np.ascontiguousarray(image)
+
+
+class ImageReader(Protocol):
+    """What data sets read an image file with: ``read_image``, or ``blank_image`` where nobody looks at the pixels."""
+
+    def __call__(
+        self,
+        path: Path,
+        *,
+        channels: int = 3,
+        size: tuple[int, int] | None = None,
+        max_pixels: int = MAX_PIXELS,
+        reduce: int = 1,
+    ) -> Pixels:
+        """As ``read_image``."""
+        ...
+
+
+def blank_image(
+    path: Path,
+    *,
+    channels: int = 3,
+    size: tuple[int, int] | None = None,
+    max_pixels: int = MAX_PIXELS,
+    reduce: int = 1,
+) -> Pixels:
+    """An image of the right size without its pixels, for data sets whose feature maps are stored already.
+
+    The file is opened only where ``size`` is not known, and then only its header is looked at.
+    """
+    if size is None and path.suffix.lower() == ".npy":
+        size = _read_npy(path, max_pixels).shape[:2]
+    if size is None:
+        header = _checked_header(path, read_bytes(path, max_pixels), max_pixels)
+        size = (header.height, header.width) if header.orientation < 5 else (header.width, header.height)
+    return np.broadcast_to(np.uint8(0), (*size, channels))
 
 
 def read_bytes(path: Path, max_pixels: int = MAX_PIXELS) -> bytes:

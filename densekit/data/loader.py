@@ -67,7 +67,7 @@ def train_loader(
     most = getattr(dataset, "max_objects", None) if fixed_size is not None else None
     options = {"pad_to": pad_to, "fixed_size": fixed_size, "max_objects": most}
     source = _TrainBatches(dataset, plan, rank, world_size, on_bad_image, options)
-    loader = _data_loader(source, itertools.count(start), workers, pin_memory)
+    loader = indexed_loader(source, itertools.count(start), workers, pin_memory)
     return (_raised(item) for item in loader)
 
 
@@ -82,7 +82,7 @@ class EvalLoader:
     """
 
     def __init__(self, source: _EvalBatches, *, batches: int, workers: int, pin_memory: bool) -> None:
-        self._loader = _data_loader(source, range(batches), workers, pin_memory)
+        self._loader = indexed_loader(source, range(batches), workers, pin_memory)
         self._count = batches
 
     def __len__(self) -> int:
@@ -218,7 +218,8 @@ def _nothing(skipped: list[str]) -> Batch:
     return Batch(images, empty, empty, [], torch.zeros(0, dtype=torch.int64), skipped=skipped)
 
 
-def _data_loader(source: Any, steps: Any, workers: int, pin_memory: bool) -> torch.utils.data.DataLoader[Any]:
+def indexed_loader(source: Any, steps: Any, workers: int, pin_memory: bool = False) -> torch.utils.data.DataLoader[Any]:
+    """``source[step]`` for each of ``steps``, in order, made by worker processes that share what ``source`` holds."""
     # fork shares the columns of the annotations and starts in milliseconds; where there is none (macOS, Windows) the
     # columns travel as the name of the cache file that they are mapped from.
     context = multiprocessing.get_context("fork") if workers and sys.platform == "linux" else None

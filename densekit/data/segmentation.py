@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from densekit.data.image_header import read_header
-from densekit.data.images import MAX_PIXELS, read_image
+from densekit.data.images import MAX_PIXELS, ImageReader, read_image
 from densekit.data.sampling import draw_seed, sample_random
 from densekit.data.transforms import Pipeline
 from densekit.types import IGNORE, Classes, DensekitError, Sample, Task
@@ -78,6 +78,7 @@ class SegmentationDataset:
         self.transforms = transforms or Pipeline(())
         self.seed, self.training = seed, training
         self.channels, self.max_pixels = channels, max_pixels
+        self.read_image: ImageReader = read_image
 
     def __len__(self) -> int:
         return len(self.source)
@@ -112,7 +113,7 @@ class SegmentationDataset:
     def _image(self, index: int, size: tuple[int, int]) -> npt.NDArray[Any]:
         path = self.source.image_path(index)
         try:
-            return read_image(
+            return self.read_image(
                 path,
                 channels=self.channels,
                 size=size,

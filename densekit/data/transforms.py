@@ -52,6 +52,7 @@ class Pipeline:
     """
 
     def __init__(self, specs: Sequence[Mapping[str, Any]], *, training: bool = True, path: str = "transforms") -> None:
+        self.specs = [dict(spec) for spec in specs]
         self.stages: list[Transform] = []
         foreign: list[Any] = []
         for i, spec in enumerate(specs):
