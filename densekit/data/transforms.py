@@ -52,11 +52,12 @@ class Pipeline:
     """
 
     def __init__(self, specs: Sequence[Mapping[str, Any]], *, training: bool = True, path: str = "transforms") -> None:
-        self.specs = [dict(spec) for spec in specs]
+        self.specs: list[dict[str, Any]] = []
         self.stages: list[Transform] = []
         foreign: list[Any] = []
         for i, spec in enumerate(specs):
             where, name, options = _read(spec, f"{path}[{i}]")
+            self.specs.append({"name": name, **options})
             if name not in _OWN:
                 _check_place(name, where, training)
                 foreign.append(_foreign(name, options, where))
