@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from densekit.backbones.weights import load_backbone_weights, read_state_dict
 from densekit.config import Config, DataConfig, Part, override, parse
@@ -91,13 +92,9 @@ def model(config: Config, classes: Classes) -> tuple[DenseModel, list[str]]:
 
 
 def _load_whole(built: DenseModel, source: str) -> str:
-    """Start a model from a densekit checkpoint or from torchvision's detector."""
-    from densekit.heads.faster_rcnn.torchvision import from_torchvision, is_torchvision_detector
-
-    state = read_state_dict(source)
-    if is_torchvision_detector(state):
-        state = {**built.state_dict(), **from_torchvision(state, head=next(iter(built.heads)))}
-    else:
+    """Start a model from a densekit checkpoint, torchvision's detector or smp's segmenter; every weight must fit."""
+    state = _translated(built, read_state_dict(source))
+    if state is None:
         content = checkpoint.load(source)
         state = content["model"]
         if difference := built.classes.difference(checkpoint.classes_of(content, source)):
@@ -107,6 +104,25 @@ def _load_whole(built: DenseModel, source: str) -> str:
             )
     checkpoint.load_weights(built, state, source)
     return f"all weights from {source}"
+
+
+def _translated(built: DenseModel, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """Another library's state dict in our keys; None where it is not one of those that are known."""
+    from densekit.heads.faster_rcnn.torchvision import from_torchvision, is_torchvision_detector, select_classes
+    from densekit.heads.segmentation.smp_weights import from_smp, is_smp
+
+    head = next(iter(built.heads))
+    if is_torchvision_detector(state):
+        if len(state["roi_heads.box_predictor.cls_score.bias"]) != len(built.classes) + 1:
+            state = select_classes(state, built.classes.ids)
+        found = from_torchvision(state, head=head)
+    elif is_smp(state):
+        found = from_smp(state, head=head)
+    else:
+        return None
+    # What other libraries do not keep in their files: our normalisation, and counters that frozen norms drop.
+    own = {k: v for k, v in built.state_dict().items() if k in ("mean", "std") or k.endswith("num_batches_tracked")}
+    return {**own, **found}
 
 
 def from_checkpoint(path: Path, overrides: Sequence[str] = ()) -> tuple[DenseModel, Config]:

@@ -33,7 +33,7 @@ from densekit.backbones.blocks import (
     unbiased_conv,
 )
 from densekit.errors import DensekitError
-from densekit.layers import Norm, conv_norm, init_convs, make_norm
+from densekit.layers import FrozenBatchNorm2d, Norm, conv_norm, init_convs, make_norm
 from densekit.registry import BACKBONES
 from densekit.types import Level
 
@@ -113,11 +113,15 @@ class ResNet(nn.Module):
         stem: how the network begins; None takes the variant's own. After a ``3x3`` stem there is no pooling and the
             first stage keeps the size: every level has a quarter of the stride that it has after the others.
         output_stride: the coarsest stride allowed; a stage that would go beyond keeps the size and dilates instead.
+        dilate_first_block: dilate the first block of such a stage as far as the others, as
+            segmentation-models-pytorch does; torchvision and timm leave it as far as the stage before.
         frozen_stages: how many of the first parts do not learn: 0 none, 1 the stem, 2 stem and layer1, ... 5 all.
             Frozen means that parameters get no gradient and that batch norm keeps its statistics, in training too.
         zero_init_residual: start the last norm of each block at zero, so that each block starts as its shortcut
             (Goyal et al. 2017, arXiv 1706.02677, section 5.1).
         drop_path: stochastic depth: probability of skipping the last block; it rises linearly from 0 at the first.
+        norm_eps: added to the variance in every norm; 0 for weights of torchvision's ``COCO_V1`` detectors, which were
+            trained with that.
         activation_checkpointing: keep only each block's input for the backward and compute the rest again: less
             memory, about a third more time.
 
@@ -133,10 +137,12 @@ class ResNet(nn.Module):
         norm: Norm = "batch",
         stem: Stem | None = None,
         output_stride: Literal[8, 16, 32] = 32,
+        dilate_first_block: bool = False,
         frozen_stages: int = 0,
         zero_init_residual: bool = False,
         drop_path: float = 0.0,
         activation_checkpointing: bool = False,
+        norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
         _check(variant, in_channels, norm, frozen_stages, zero_init_residual, drop_path)
@@ -149,8 +155,8 @@ class ResNet(nn.Module):
         self.bn1 = make_norm(norm, variant.widths[0])
         self.pools = stem != "3x3" and variant.shortcut != "pooled"
         self.levels: tuple[Level, ...] = (Level("c1", variant.widths[0], 1 if stem == "3x3" else 2),)
-        self._add_stages(variant, norm, output_stride, drop_path)
-        self._start(zero_init_residual)
+        self._add_stages(variant, norm, output_stride, dilate_first_block, drop_path)
+        self._start(zero_init_residual, norm_eps)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """[B, C, H, W] normalised float images -> one map a level, finest first.
@@ -179,7 +185,9 @@ class ResNet(nn.Module):
             part.train(False)
         return self
 
-    def _add_stages(self, variant: Variant, norm: Norm, output_stride: int, drop_path: float) -> None:
+    def _add_stages(
+        self, variant: Variant, norm: Norm, output_stride: int, dilate_first_block: bool, drop_path: float
+    ) -> None:
         channels_in, stride, dilation = variant.widths[0], self.levels[0].stride * (2 if self.pools else 1), 1
         number, last = 0, max(1, sum(variant.depths) - 1)
         for stage, depth in enumerate(variant.depths):
@@ -187,6 +195,7 @@ class ResNet(nn.Module):
             step, before = (2 if downsamples else 1), dilation
             if stride * step > output_stride:
                 step, dilation = 1, dilation * 2
+                before = dilation if dilate_first_block else before
             stride *= step
             blocks = nn.Sequential()
             for first in [True] + [False] * (depth - 1):
@@ -198,8 +207,11 @@ class ResNet(nn.Module):
             self.add_module(f"layer{stage + 1}", blocks)
             self.levels += (Level(f"c{stage + 2}", channels_in, stride),)
 
-    def _start(self, zero_init_residual: bool) -> None:
+    def _start(self, zero_init_residual: bool, norm_eps: float) -> None:
         init_convs(self)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm | nn.GroupNorm | FrozenBatchNorm2d):
+                module.eps = norm_eps
         if zero_init_residual:
             for block in self.modules():
                 if isinstance(block, Block):

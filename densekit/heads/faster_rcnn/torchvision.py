@@ -9,7 +9,7 @@ position (``rpn.head.conv.weight``).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -66,6 +66,31 @@ def from_torchvision(state: Mapping[str, Tensor], *, head: str, pool_size: int =
             value = value[4:]
         result[key] = value
     return result
+
+
+def select_classes(state: Mapping[str, Tensor], ids: Sequence[int]) -> dict[str, Tensor]:
+    """Keep some of a torchvision detector's classes: its COCO weights have one for each id up to 90, used or not.
+
+    Args:
+        state: of a torchvision Faster R-CNN.
+        ids: torchvision's labels (COCO's category ids) in the order of the data set's classes; 0 is its background.
+
+    Raises:
+        DensekitError: an id that the detector has no class for.
+    """
+    held = len(state["roi_heads.box_predictor.cls_score.bias"])
+    if not all(0 < i < held for i in ids):
+        raise DensekitError(
+            f"the detector has classes 1 to {held - 1}, the data set's ids run from {min(ids)} to {max(ids)}; use the "
+            f"data set that the detector was trained on, or give it as model.backbone.weights"
+        )
+    rows = torch.tensor([0, *ids])
+    deltas = (4 * rows[:, None] + torch.arange(4)).flatten()
+    kept = {"cls_score": rows, "bbox_pred": deltas}
+    return {
+        key: value[kept[name]] if key.startswith("roi_heads.") and (name := key.split(".")[-2]) in kept else value
+        for key, value in state.items()
+    }
 
 
 def to_torchvision(state: Mapping[str, Tensor], *, head: str, pool_size: int = 7) -> dict[str, Tensor]:

@@ -13,12 +13,21 @@ from densekit.types import DensekitError
 _OLD_DEEPLAB = {"decoder.0.": "decoder.aspp.", "decoder.1.": "decoder.conv.", "decoder.2.": "decoder.bn."}
 
 
+def is_smp(state: Mapping[str, Tensor]) -> bool:
+    """Whether these are the weights of one of smp's models."""
+    parts = {key.removeprefix("module.").partition(".")[0] for key in state}
+    return {"encoder", "decoder", "segmentation_head"} <= parts
+
+
 def from_smp(state: Mapping[str, Tensor], head: str = "masks") -> dict[str, Tensor]:
     """Rename the state dict of any of smp's models for a ``DenseModel`` with one segmentation head.
 
     ``encoder.*`` becomes ``backbone.*`` (a ``tu-`` encoder is timm's network without ``model.``), ``decoder.*`` stays
     under the head, ``segmentation_head.0`` is the head's ``classifier``. smp's image classifier beside the decoder has
     no counterpart and is left out.
+
+    The logits are smp's where the backbone has its dilations: DeepLab and PAN need ``output_stride`` (8 for
+    DeepLab v3, else 16) and ``dilate_first_block``.
 
     Args:
         state: ``smp.Unet(...).state_dict()`` or what was saved of it.
@@ -33,7 +42,7 @@ def from_smp(state: Mapping[str, Tensor], head: str = "masks") -> dict[str, Tens
         name = _densekit_name(key.removeprefix("module."), head, old_deeplab)
         if name is not None:
             renamed[name] = value
-    if not any(name.startswith("backbone.") for name in renamed):
+    if not is_smp(state):
         found = ", ".join(list(state)[:3]) or "no key"
         raise DensekitError(
             f"weights with {found} are not those of an smp model; its keys begin with encoder., decoder. and "
