@@ -7,7 +7,7 @@ import segmentation_models_pytorch as smp
 import torch
 from torch import nn
 
-from densekit.heads.segmentation import from_smp
+from densekit.heads.segmentation import from_smp, is_smp
 from densekit.model import DenseModel
 from densekit.registry import BACKBONES, HEADS
 from densekit.types import Classes, DensekitError, Level
@@ -82,6 +82,28 @@ def test_smp_unet_checkpoints_load_and_give_its_logits(encoder):
         got = model.head().logits(model.backbone(images()))
     scale = float(want.abs().max())
     assert scale > 0.01
+    torch.testing.assert_close(got / scale, want / scale, atol=1e-5, rtol=0)
+
+
+DILATED = {"deeplab_v3": {"output_stride": 8}, "deeplab_v3_plus": {"output_stride": 16}, "pan": {"output_stride": 16}}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_smp_checkpoints_of_every_decoder_give_their_logits_on_our_backbone(name):
+    theirs = make_smp(name)
+    options = {**DILATED[name], "dilate_first_block": True} if name in DILATED else {}
+    backbone = BACKBONES.build("resnet18", options)
+    model = dense_model(backbone, HEADS.build(name, {}, backbone.levels, num_classes=3))
+    assert is_smp(theirs.state_dict())
+    assert not is_smp(model.state_dict())
+    result = model.load_state_dict(from_smp(theirs.state_dict()), strict=False)
+    # PSPNet takes no more than c3, and smp's encoder ends there.
+    unused = ("mean", "std", *(("backbone.layer3", "backbone.layer4") if name == "pspnet" else ()))
+    assert all(key.startswith(unused) for key in result.missing_keys)
+    x = images(128, 160)
+    with torch.inference_mode():
+        want, got = theirs(x), model.head().logits(model.backbone(x))
+    scale = float(want.abs().max())
     torch.testing.assert_close(got / scale, want / scale, atol=1e-5, rtol=0)
 
 
