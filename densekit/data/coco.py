@@ -72,6 +72,10 @@ class CocoDataset:
         """
         return inside(self.folder, self.file.file_names[index], self.file.path)
 
+    def image_id(self, index: int) -> int | str:
+        """The id in the json."""
+        return self.file.image_id(index)
+
     def sample(self, epoch: int, index: int) -> Sample:
         """Read, decode and transform one image; the same (epoch, index) always gives the same sample.
 

@@ -75,6 +75,10 @@ class IdxDataset:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def image_id(self, index: int) -> int:
+        """The position in the file."""
+        return self.first + index
+
     def sample(self, epoch: int, index: int) -> Sample:
         """Transform one image; the same (epoch, index) always gives the same sample."""
         random = sample_random(self.seed, epoch, index)

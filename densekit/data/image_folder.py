@@ -64,6 +64,10 @@ class ImageFolder:
         """The image file at ``index``."""
         return self.folder / str(self.names[index])
 
+    def image_id(self, index: int) -> str:
+        """The path below the folder."""
+        return str(self.names[index])
+
     def sample(self, epoch: int, index: int) -> Sample:
         """Read, decode and transform one image; the same (epoch, index) always gives the same sample.
 

@@ -87,6 +87,10 @@ class SegmentationDataset:
         """The image file at ``index``."""
         return self.source.image_path(index)
 
+    def image_id(self, index: int) -> int | str:
+        """The data set's own id."""
+        return self.source.image_id(index)
+
     def sample(self, epoch: int, index: int) -> Sample:
         """Read, decode and transform one image and its mask.
 
