@@ -28,4 +28,6 @@ def test_a_wrong_name_is_an_attribute_error():
 
 
 def test_importing_densekit_does_not_import_torch():
-    assert subprocess.run([sys.executable, "-c", "import sys, densekit; sys.exit('torch' in sys.modules)"]).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", "import sys, densekit; sys.exit('torch' in sys.modules)"]).returncode == 0
+    )
