@@ -179,9 +179,11 @@ class _WeightedRows(torch.autograd.Function):
         ordered, order = rows.flatten().sort()
         starts = torch.arange(ctx.table_rows, device=rows.device, dtype=rows.dtype)
         offsets = torch.searchsorted(ordered, starts, out_int32=True)
-        bags = torch.div(order, rows.shape[1], rounding_mode="trunc").to(torch.int32)
+        corners = rows.shape[1]
+        # A shift where it can be one: division of a million integers takes a tenth of the whole backward.
+        bags = order >> (corners.bit_length() - 1) if corners & (corners - 1) == 0 else order // corners
         share = weights.flatten()[order].to(gradient.dtype)
-        table = F.embedding_bag(bags, gradient.contiguous(), offsets, per_sample_weights=share, mode="sum")
+        table = F.embedding_bag(bags.to(torch.int32), gradient.contiguous(), offsets, per_sample_weights=share, mode="sum")
         return table, None, None
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from densekit.heads.faster_rcnn.rpn_head import RPNHead
 from densekit.registry import HEADS
 from densekit.types import Batch, BoxTargets, DensekitError, Level, Targets
 
@@ -159,6 +160,48 @@ def test_samples_of_an_image_do_not_depend_on_its_batch():
     alone = head.rpn.sample(single, BoxTargets(**parts), batch.seeds[:1])
     assert torch.equal(both.chosen[:1], alone.chosen)
     assert not torch.equal(head.rpn.sample(regions, batch.targets.boxes, batch.seeds + 1).chosen, both.chosen)
+
+
+@pytest.mark.parametrize("convs", [0, 1, 2, 3])
+def test_predictions_for_some_anchors_have_the_values_and_gradients_of_those_for_all(convs):
+    torch.manual_seed(0)
+    head = RPNHead(6, anchors=3, convs=convs)
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    pyramid = [torch.randn(2, 6, *shape, requires_grad=True) for shape in ((5, 7), (3, 4), (1, 1))]
+    count = 3 * (35 + 12 + 1)
+    chosen = torch.stack([torch.arange(count - 1, 0, -2), torch.randint(0, count, (count // 2,))])[:, :70]
+
+    def all_anchors():
+        for x in pyramid:
+            for conv in head.convs:
+                x = conv(x).relu()
+            parts = head.objectness(x)[:, :, None], head.deltas(x).unflatten(1, (3, 4))
+            yield torch.cat(parts, dim=2).permute(0, 3, 4, 1, 2).flatten(1, 3)  # [B, H W k, 5]
+
+    expected = torch.cat(list(all_anchors()), dim=1)
+    objectness, deltas = head(pyramid)
+    torch.testing.assert_close(torch.cat([objectness[..., None], deltas], dim=-1), expected)
+    assert not objectness.requires_grad
+    expected = expected.gather(1, chosen[..., None].expand(-1, -1, 5))
+    objectness, deltas = head.at(pyramid, chosen)
+    some = torch.cat([objectness[..., None], deltas], dim=-1)
+    torch.testing.assert_close(some, expected)
+    weights = torch.randn(some.shape)
+    into = [*pyramid, *head.parameters()]
+    for ours, dense in zip(
+        torch.autograd.grad((some * weights).sum(), into), torch.autograd.grad((expected * weights).sum(), into)
+    ):
+        torch.testing.assert_close(ours, dense, atol=1e-4, rtol=1e-4)
+
+
+def test_parameters_learn_under_autocast_too():
+    head = build()
+    with torch.autocast("cpu", torch.bfloat16):
+        sum(head.losses(maps_of(dtype=torch.bfloat16), batch_of()).values()).backward()
+    for name, parameter in head.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
 
 
 def test_precision_of_boxes_and_scores_under_autocast():

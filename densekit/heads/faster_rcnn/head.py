@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from densekit.errors import DensekitError
 from densekit.heads.faster_rcnn.fpn import FPN, LastLevel
 from densekit.heads.faster_rcnn.roi import NMS, FourConvFC, ProposalSamples, RegionHead, TwoFC
-from densekit.heads.faster_rcnn.rpn import AnchorSamples, Proposals, RegionProposalNetwork, Regions, RPNHead
+from densekit.heads.faster_rcnn.rpn import AnchorSamples, Proposals, RegionProposalNetwork, Regions
+from densekit.heads.faster_rcnn.rpn_head import RPNHead
 from densekit.layers import Norm
 from densekit.ops.assignment import at_least_one
 from densekit.ops.losses import BoxLoss, ClassLoss
@@ -76,7 +77,7 @@ class FasterRCNN(nn.Module):
         self, pyramid: Sequence[Tensor], regions: Regions, anchors: AnchorSamples, proposals: ProposalSamples
     ) -> dict[str, Tensor]:
         """The losses of given samples: for comparison with other detectors, and for sampling of one's own."""
-        return {**self.rpn.losses(regions, anchors), **self.roi.losses(pyramid, proposals)}
+        return {**self.rpn.losses(pyramid, regions, anchors), **self.roi.losses(pyramid, proposals)}
 
     def predict(self, maps: Sequence[Tensor], batch: Batch) -> Detections:
         """Detections in the pixels of ``batch.images`` cut to ``batch.sizes``, with 0-based labels."""

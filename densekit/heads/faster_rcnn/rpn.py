@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from densekit.heads.faster_rcnn.rpn_head import RPNHead
 from densekit.ops import boxes as box_ops
 from densekit.ops.anchors import cell_anchors, grid_anchors
 from densekit.ops.assignment import assign
@@ -27,7 +27,7 @@ STREAM = 1
 
 
 class Regions(NamedTuple):
-    """What the network says of every anchor; float32.
+    """What the network says of every anchor; float32, without gradient.
 
     Attributes:
         objectness: [B, A] logits.
@@ -68,45 +68,6 @@ class Proposals(NamedTuple):
 
     boxes: Tensor
     valid: Tensor
-
-
-class RPNHead(nn.Module):
-    """3 x 3 convolutions, then objectness and box deltas of the anchors of each cell, shared by all levels.
-
-    The two predictions run in float32 under any autocast: coarse deltas move boxes by pixels, coarse scores tie.
-
-    Args:
-        channels: C.
-        anchors: k.
-        convs: number of 3 x 3 convolutions.
-    """
-
-    def __init__(self, channels: int, *, anchors: int, convs: int = 1) -> None:
-        super().__init__()
-        self.anchors = anchors
-        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(convs))
-        self.objectness = nn.Conv2d(channels, anchors, 1)
-        self.deltas = nn.Conv2d(channels, anchors * 4, 1)
-        for conv in (m for m in self.modules() if isinstance(m, nn.Conv2d)):
-            nn.init.normal_(conv.weight, std=0.01)
-            assert conv.bias is not None
-            nn.init.zeros_(conv.bias)
-
-    def forward(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """One [B, C, H, W] a level -> [B, A] objectness and [B, A, 4] deltas, level by level, cell by cell; float32."""
-        cells = torch.cat([self._features(x).permute(0, 2, 3, 1).flatten(1, 2) for x in pyramid], dim=1)
-        # One product for both predictions and all levels: a 1 x 1 convolution is a product over the cells.
-        weight = torch.cat([self.objectness.weight, self.deltas.weight]).flatten(1)
-        bias = torch.cat([b for b in (self.objectness.bias, self.deltas.bias) if b is not None])
-        with torch.autocast(cells.device.type, enabled=False):
-            predicted = F.linear(cells.float(), weight, bias)  # [B, cells, 5 k]
-        objectness, deltas = predicted[..., : self.anchors], predicted[..., self.anchors :]
-        return objectness.flatten(1), deltas.reshape(len(deltas), -1, 4)
-
-    def _features(self, x: Tensor) -> Tensor:
-        for conv in self.convs:
-            x = F.relu(conv(x))
-        return x
 
 
 class RegionProposalNetwork(nn.Module):
@@ -185,19 +146,20 @@ class RegionProposalNetwork(nn.Module):
         boxes = rows(targets.boxes, assigned.object.gather(1, drawn.chosen))
         return AnchorSamples(drawn.chosen, drawn.positive, drawn.valid, boxes)
 
-    def losses(self, regions: Regions, samples: AnchorSamples) -> dict[str, Tensor]:
+    def losses(self, pyramid: Sequence[Tensor], regions: Regions, samples: AnchorSamples) -> dict[str, Tensor]:
         """``rpn_objectness`` and ``rpn_box``: means over the sampled anchors of the batch (Ren et al. 2015, eq. 1)."""
+        objectness, deltas = self.head.at(pyramid, samples.chosen)
         count = mean_over_ranks(samples.valid.sum())
-        objectness = binary_loss(regions.objectness.gather(1, samples.chosen), samples.positive, samples.valid)
+        classes = binary_loss(objectness, samples.positive, samples.valid)
         box = box_loss(
-            rows(regions.deltas, samples.chosen),
+            deltas,
             samples.boxes,
             regions.anchors[samples.chosen],
             samples.positive,
             kind=self.loss,
             weights=WEIGHTS,
         )
-        return {"rpn_objectness": objectness / count, "rpn_box": self.loss_weight * box / count}
+        return {"rpn_objectness": classes / count, "rpn_box": self.loss_weight * box / count}
 
     @torch.no_grad()
     def proposals(self, regions: Regions, sizes: Tensor, *, before_nms: int, after_nms: int) -> Proposals:
