@@ -1,0 +1,87 @@
+"""Heads trained from a store: is it the right store, and how backbone and head become one checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from densekit.data.batching import collate
+from densekit.data.feature_set import store_of
+from densekit.errors import DensekitError
+from densekit.features.recipe import fingerprint
+from densekit.model import DenseModel
+from densekit.types import Dataset
+
+
+def check_store(model: DenseModel, dataset: Dataset, *, weights: str | None, learning: bool = True) -> None:
+    """Refuse stored features that the model's own backbone would not give; data sets of pixels pass.
+
+    Args:
+        model: with the weights that training starts from.
+        dataset: any.
+        weights: where the model's backbone weights come from, for messages.
+        learning: the model is to be trained on the data set, so its backbone must not be meant to learn.
+
+    Raises:
+        DensekitError: other weights, a backbone that learns, or a head that looks at a level that is not stored.
+    """
+    store = store_of(dataset)
+    if store is None:
+        return
+    recipe, made = store.manifest["recipe"], store.manifest["made"]
+    own, theirs = fingerprint(model), recipe["backbone"]["fingerprint"]
+    if own != theirs:
+        raise DensekitError(
+            f"{store.path} holds features of {recipe['backbone']['name']} with weights {made.get('weights')} "
+            f"(fingerprint {theirs[:12]}), but the model has {getattr(model.backbone, 'name', 'a backbone')} with "
+            f"weights {weights} (fingerprint {own[:12]}); give the same backbone, weights, seed and normalize, or "
+            f"export again"
+        )
+    if learning and (moving := _what_moves(model)):
+        raise DensekitError(
+            f"model.backbone: {moving}, but stored features are those of a frozen one; set frozen_stages to "
+            f"{len(model.levels)} (all)"
+        )
+    _check_levels(model, dataset, [level.name for level in store.backbone_levels])
+
+
+def _what_moves(model: DenseModel) -> str | None:
+    """What of the backbone would change in training."""
+    learns = sum(p.numel() for p in model.backbone.parameters() if p.requires_grad)
+    if learns:
+        return f"{learns / 1e6:.1f} M parameters of the backbone would learn"
+    before = model.backbone.training
+    model.backbone.train()
+    norms = [m for m in model.backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    model.backbone.train(before)
+    return f"the statistics of {len(norms)} batch norms would move" if norms else None
+
+
+@torch.no_grad()
+def _check_levels(model: DenseModel, dataset: Dataset, stored: list[str]) -> None:
+    """Try one image: a level that is not stored is NaN, and so is all that is made from it."""
+    absent = [level.name for level in model.levels if level.name not in stored]
+    if not absent:
+        return
+    before = model.training
+    losses = model.eval()(collate([dataset.sample(0, 0)]).to(model.mean.device))
+    model.train(before)
+    if not all(bool(value.isfinite()) for value in losses.values()):
+        raise DensekitError(
+            f"the head looks at levels that the store lacks: it holds {', '.join(stored)}, not {', '.join(absent)}; "
+            f"export with --levels {','.join(level.name for level in model.levels)}"
+        )
+
+
+def joined_config(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's config with every ``features`` data set replaced by the one whose images were exported."""
+    data = {key: _unwrapped(value) for key, value in config["data"].items()}
+    return {**config, "data": data}
+
+
+def _unwrapped(part: Any) -> Any:
+    if isinstance(part, dict) and part.get("name") == "features":
+        return part["data"]
+    return part

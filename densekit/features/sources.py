@@ -1,0 +1,141 @@
+"""What is exported: a folder of images, a list of them, or any data set that a config can name; and given boxes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from densekit.data.image_files import list_images
+from densekit.data.images import MAX_PIXELS, read_image
+from densekit.data.transforms import Pipeline
+from densekit.errors import DensekitError
+from densekit.types import Sample
+
+Boxes = npt.NDArray[np.float32]
+
+
+class ImageSource(Protocol):
+    """Images in a fixed order; every data set with ``image_id`` is one, if its transforms draw nothing."""
+
+    def __len__(self) -> int: ...
+
+    def image_id(self, index: int) -> int | str:
+        """The image's id, without reading it."""
+        ...
+
+    def sample(self, epoch: int, index: int) -> Sample:
+        """The image, resized, with its boxes where it has some."""
+        ...
+
+
+class NamedImages:
+    """Plain image files; an image's id is its path relative to ``root``.
+
+    Args:
+        root: folder that the names are relative to.
+        names: of the files.
+        transforms: ``Resize`` or nothing.
+        channels: image channels.
+        max_pixels: a larger image is refused before it is decoded.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        names: Sequence[str],
+        *,
+        transforms: Pipeline,
+        channels: int = 3,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self.root, self.names = root, names
+        self.transforms, self.channels, self.max_pixels = transforms, channels, max_pixels
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def image_id(self, index: int) -> str:
+        """The path relative to the root."""
+        return self.names[index]
+
+    def sample(self, epoch: int, index: int) -> Sample:
+        """One image, resized.
+
+        Raises:
+            DensekitError: it is missing, damaged or too large.
+        """
+        name = self.names[index]
+        image = read_image(self.root / name, channels=self.channels, max_pixels=self.max_pixels)
+        size = (int(image.shape[0]), int(image.shape[1]))
+        return self.transforms(Sample(image, id=name, original_size=size, seed=0), np.random.default_rng(0))
+
+
+def names_in_folder(folder: Path) -> list[str]:
+    """The images of a folder and its subfolders, relative to it, sorted.
+
+    Raises:
+        DensekitError: no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise DensekitError(f"--images {folder}: there is no such folder; give the folder that holds the images")
+    return [path.relative_to(folder).as_posix() for path in list_images([folder])]
+
+
+def names_in_list(file: Path) -> list[str]:
+    """The names in a text file, one a line; blank lines and those that begin with # are skipped.
+
+    Raises:
+        DensekitError: the file can't be read, names nothing, or one image twice.
+    """
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise DensekitError(f"--list {file}: can't be read ({reason}); give a text file with an image a line") from None
+    names = [line for line in lines if line and not line.startswith("#")]
+    if not names:
+        raise DensekitError(f"--list {file}: it names no image; write an image a line")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DensekitError(f"--list {file}: {twice} stands twice; name each image once")
+    return names
+
+
+def read_boxes(file: Path) -> dict[int | str, Boxes]:
+    """Boxes by image id, [n, 4] xyxy in the pixels of the files.
+
+    Args:
+        file: a json: COCO annotations, or a list of COCO results (``image_id`` and ``bbox`` [x, y, width, height]).
+
+    Raises:
+        DensekitError: it can't be read or is not of that form.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        entries = content["annotations"] if isinstance(content, dict) else content
+        found: dict[int | str, list[list[float]]] = {}
+        for entry in entries:
+            x, y, width, height = (float(v) for v in entry["bbox"])
+            found.setdefault(_image_id(entry), []).append([x, y, x + width, y + height])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise DensekitError(
+            f"--boxes {file}: can't be read ({type(error).__name__}: {reason}); give COCO annotations or results"
+        ) from None
+    boxes = {image: np.array(rows, np.float32) for image, rows in found.items()}
+    for image, rows in boxes.items():
+        if not (np.isfinite(rows).all() and (rows[:, 2:] > rows[:, :2]).all()):
+            raise DensekitError(f"--boxes {file}: image {image!r} has a box without area or with NaN; correct it")
+    return boxes
+
+
+def _image_id(entry: Mapping[str, Any]) -> int | str:
+    image = entry["image_id"]
+    if not isinstance(image, int | str):
+        raise TypeError(f"image_id {image!r} is neither a number nor a name")
+    return image

@@ -1,0 +1,154 @@
+"""Export feature maps of any backbone to a feature store on disk.
+
+    python tools/export_features.py --backbone resnet50 --weights resnet50.pth --images photos/ --levels c4 --out store
+    python tools/export_features.py --checkpoint runs/bccd/best.pt --images photos/ --levels p3,p4,pooled --out store
+    python tools/export_features.py --config run.yaml --split train --levels c2,c3,c4,c5 --out store
+
+Levels are c1..c5 of the backbone, p2..p6 of a detector's neck, pooled (a vector) and roi (boxes cut out), or pooled:c4
+and roi:c4. An export that was stopped or killed goes on with the same command; --verify reads what is there and makes
+damaged shards again. Under torchrun the ranks share the shards; the files are the same however many there are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from densekit.engine.console import Bar, run, say
+
+if TYPE_CHECKING:
+    from densekit.engine.distributed import World
+    from densekit.features.setup import Export
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace the config's")
+    network = parser.add_mutually_exclusive_group(required=True)
+    network.add_argument("--backbone", help="name of a backbone, see tools/list_parts.py")
+    network.add_argument("--checkpoint", type=Path, help="a trained checkpoint, with its normalisation and resizing")
+    network.add_argument("--config", help="a run's config: its backbone, weights, transforms, and the data of --split")
+    parser.add_argument("--weights", help="for --backbone: a file, torchvision/<name> or timm/<tag>")
+    parser.add_argument("--images", type=Path, help="folder of images (with --annotations and --list: theirs)")
+    parser.add_argument("--annotations", type=Path, help="COCO json: its images, by their ids")
+    parser.add_argument("--list", type=Path, help="text file with an image a line, relative to --images")
+    parser.add_argument("--split", choices=("train", "val", "test"), help="data set of the config or checkpoint")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the store")
+    parser.add_argument("--levels", help="comma-separated (default: all of the backbone)")
+    parser.add_argument("--boxes", type=Path, help="for roi: COCO annotations or results (default: the data set's own)")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="resize to a fixed size")
+    parser.add_argument("--short", type=int, help="resize the short side (default: as checkpoint or config, else not)")
+    parser.add_argument("--long", type=int, help="resize the long side, or its limit beside --short")
+    parser.add_argument("--flips", nargs="+", default=[], choices=("horizontal", "vertical", "both"), help="views too")
+    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16")
+    parser.add_argument("--format", choices=("safetensors", "npy", "parquet"), default="safetensors")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="of the network (auto)")
+    parser.add_argument("--channels", type=int, default=3, help="for --backbone: image channels (3)")
+    parser.add_argument(
+        "--mean", type=float, nargs="+", default=[0.485, 0.456, 0.406], help="for --backbone: ImageNet's"
+    )
+    parser.add_argument(
+        "--std", type=float, nargs="+", default=[0.229, 0.224, 0.225], help="for --backbone: ImageNet's"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="for --backbone: of weights that no file gives (0)")
+    parser.add_argument("--batch", type=int, default=8, help="images in one pass of the network (8)")
+    parser.add_argument("--shard-images", type=int, help="images a shard (default: about 64 MB a shard)")
+    parser.add_argument("--workers", type=int, help="processes that decode (default: a core each, at most 8)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU where there is one")
+    parser.add_argument("--verify", action="store_true", help="read every shard and make damaged ones again")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = arguments().parse_intermixed_args(argv)
+
+    from densekit.engine import distributed  # torch takes seconds to import; --help should not
+    from densekit.features.export import Exporter, images_per_shard
+    from densekit.features.setup import made_from
+    from densekit.features.shards import ShardFolder
+
+    world = distributed.join(args.device)
+    export, weights = prepare(args, world)
+    extractor = export.extractor()
+    shard_images = export.shard_images or images_per_shard(export.source, extractor, len(export.views))
+    recipe = export.recipe(shard_images)
+    folder = ShardFolder(args.out, recipe, first=world.is_first)
+    distributed.barrier()  # every rank finds the same state of the folder
+
+    # Each rank makes its share of the shards that are not there.
+    mine = range(world.rank, recipe.shards(), world.size)
+    missing = [number for number in mine if not (folder.verify if args.verify else folder.whole)(number)]
+    made = sum(len(recipe.shard(number)) for number in missing)
+    lost = sum(distributed.gather(len(missing)))
+    say(f"{recipe.shards() - lost} of {recipe.shards()} shards are whole, {lost} to make", world.is_first)
+    workers = args.workers if args.workers is not None else min(8, len(os.sched_getaffinity(0)) // world.local)
+    exporter = Exporter(export.source, extractor, folder, boxes=export.boxes, workers=workers)
+    with Bar("exporting", made, shown=world.is_first) as bar:
+        times = exporter.run(missing, bar.advance)
+    distributed.barrier()
+
+    # The first rank sums up.
+    if world.is_first:
+        manifest = folder.finish(made_from(weights))
+        say(times.summary())
+        unreadable = manifest["unreadable"]
+        for entry in unreadable[:5]:
+            say(f"not readable: {entry['reason']}")
+        more = f", {len(unreadable)} images could not be read (listed in manifest.json)" if unreadable else ""
+        size = sum(shard["bytes"] for shard in manifest["shards"]) / 1e6
+        say(f"{args.out}: {manifest['rows']} rows of {', '.join(manifest['tensors'])}, {size:.1f} MB{more}")
+    distributed.leave()
+    return 0
+
+
+def prepare(args: argparse.Namespace, world: World) -> tuple[Export, str | None]:
+    """What to export, and where its weights come from."""
+    from densekit import build
+    from densekit import config as configs
+    from densekit.engine.step import choose_precision
+    from densekit.features import setup
+    from densekit.features.sources import read_boxes
+
+    config, lines, views = None, [], args.flips
+    if args.backbone:
+        image = {"channels": args.channels, "mean": args.mean, "std": args.std}
+        model, lines = setup.bare_model(args.backbone, {}, weights=args.weights, seed=args.seed, **image)
+    elif args.checkpoint:
+        model, config = build.from_checkpoint(args.checkpoint, args.overrides)
+    else:
+        config = configs.load(args.config, args.overrides)
+        model, lines = setup.model_of(config)
+    for line in lines:
+        say(line, world.is_first)
+    specs = setup.resize_specs(args.size, args.short, args.long)
+    if args.split:
+        split, drawn = setup.split_to_export(config, args.split, specs)
+        source = build.dataset(split, args.split, training=args.split == "train")
+        specs, views = source.transforms.specs, [*views, *drawn]
+    else:
+        specs = specs or (list(config.data.eval_transforms) if config else [])
+        files = (args.images, args.annotations, args.list)
+        source = setup.plain_source(*files, specs=specs, channels=model.channels)
+    asked = args.precision or (config.train.precision if config else "auto")
+    export = setup.Export(
+        model.to(world.device),
+        source,
+        args.levels.split(",") if args.levels else None,
+        setup.views_of(views),
+        specs,
+        pad_to=config.data.pad_to if config else 32,
+        dtype=args.dtype,
+        precision=choose_precision(asked, world.device),
+        file_format=args.format,
+        boxes=read_boxes(args.boxes) if args.boxes else None,
+        batch_size=args.batch,
+        shard_images=args.shard_images,
+    )
+    return export, args.weights or args.checkpoint or (config.model.backbone.weights if config else None)
+
+
+if __name__ == "__main__":
+    run(main)
