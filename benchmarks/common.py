@@ -1,0 +1,158 @@
+"""What the benchmarks share: two sides timed in turn on the same inputs, one table, one json."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from densekit.engine.console import print_table
+from densekit.files import write_text
+
+Action = Callable[[], object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One comparison.
+
+    Attributes:
+        question: what was run, at what size.
+        peer: what densekit was compared with.
+        ours: seconds of each run of densekit. theirs: of each run of the peer.
+        agreement: how the results were found to agree before anything was timed; benchmarks stop where they do not.
+        goal: the ratio that we want, or None.
+    """
+
+    question: str
+    peer: str
+    ours: Sequence[float]
+    theirs: Sequence[float]
+    agreement: str
+    goal: float | None = None
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster densekit is: the median of the ratios of neighbouring runs."""
+        return statistics.median(t / o for o, t in zip(self.ours, self.theirs))
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """The smallest and the largest ratio of neighbouring runs."""
+        ratios = [t / o for o, t in zip(self.ours, self.theirs)]
+        return min(ratios), max(ratios)
+
+
+def arguments(doc: str | None) -> argparse.ArgumentParser:
+    """The options of every benchmark."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--short", action="store_true", help="fewer repeats and smaller inputs: minutes, not hours")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU where there is one")
+    return parser
+
+
+def device_of(args: argparse.Namespace) -> torch.device:
+    """The device to measure on."""
+    return torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def in_turn(ours: Action, theirs: Action, *, repeats: int, warm_up: int = 1) -> tuple[list[float], list[float]]:
+    """Time two actions alternately, so that what else the machine does meets both alike.
+
+    Args:
+        ours: densekit's side.
+        theirs: the peer's.
+        repeats: timed runs of each.
+        warm_up: runs of each before.
+
+    Returns:
+        Seconds of each run of both.
+    """
+    for _ in range(warm_up):
+        ours()
+        theirs()
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(repeats):
+        for action, seconds in zip((ours, theirs), times):
+            _wait()
+            began = time.perf_counter()
+            action()
+            _wait()
+            seconds.append(time.perf_counter() - began)
+    return times
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def check(name: str, ours: Any, theirs: Any, *, atol: float, rtol: float = 0.0) -> str:
+    """Stop where two results differ; a phrase that says how near they are.
+
+    Args:
+        name: of what is compared.
+        ours: tensor or number.
+        theirs: likewise.
+        atol: largest difference.
+        rtol: largest difference as a fraction of the peer's value.
+    """
+    a, b = torch.as_tensor(ours, dtype=torch.float64), torch.as_tensor(theirs, dtype=torch.float64)
+    if a.shape != b.shape or not torch.allclose(a, b, atol=atol, rtol=rtol):
+        difference = (a - b).abs().max().item() if a.shape == b.shape else f"shapes {tuple(a.shape)}, {tuple(b.shape)}"
+        sys.exit(f"{name} of densekit and of the peer differ by {difference}: nothing is timed")
+    return f"{name} within {(a - b).abs().max().item() if a.numel() else 0.0:.1g}"
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("torch", "torchvision", "timm", "densekit")},
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return f"{names[0]} ({len(names)} cores)" if names else platform.processor() or platform.machine()
+
+
+def report(title: str, rows: Sequence[Row], args: argparse.Namespace) -> None:
+    """Print the table of a benchmark, and write its json where that was asked for."""
+    where = machine(device_of(args))
+    table = [
+        [
+            row.question,
+            row.peer,
+            f"{statistics.median(row.ours):.4g}",
+            f"{statistics.median(row.theirs):.4g}",
+            f"{row.ratio:.2f}",
+            "{:.2f} to {:.2f}".format(*row.spread),
+            "-" if row.goal is None else f"{row.goal:g}",
+            row.agreement,
+        ]
+        for row in rows
+    ]
+    print_table(title, ["what", "peer", "densekit s", "peer s", "ratio", "spread", "goal", "results agree"], table)
+    print(", ".join(f"{k} {v}" for k, v in where.items()))
+    if args.json:
+        content = {"title": title, "machine": where, "rows": [_as_dict(row) for row in rows]}
+        write_text(args.json, json.dumps(content, indent=1) + "\n")
+
+
+def _as_dict(row: Row) -> dict[str, Any]:
+    return {**dataclasses.asdict(row), "ratio": row.ratio, "spread": row.spread}

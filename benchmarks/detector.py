@@ -1,0 +1,170 @@
+"""Faster R-CNN with ResNet-50-FPN against torchvision's: a training step, inference in batches and of single images.
+
+    python benchmarks/detector.py [--short] [--device cpu|cuda] [--json FILE]
+
+The same weights and images on both sides. Before anything is timed the detections of densekit's plain fp32 path are
+compared with torchvision's; then densekit runs at its defaults (channels last, bf16 where the hardware has it) against
+torchvision as its users run it: fp32 eager, and with automatic mixed precision.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import torch
+from common import Row, arguments, check, device_of, in_turn, report
+from torch import Tensor, nn
+from torchvision.models import detection
+
+from densekit.engine.step import autocast, choose_precision
+from densekit.heads.faster_rcnn import faster_rcnn
+from densekit.heads.faster_rcnn.torchvision import from_torchvision
+from densekit.model import DenseModel
+from densekit.registry import BACKBONES
+from densekit.types import Batch, BoxTargets, Classes, Targets
+
+CLASSES = Classes(tuple(f"class {i}" for i in range(20)), tuple(range(20)))
+
+
+def main() -> None:
+    args = arguments(__doc__).parse_args()
+    device = device_of(args)
+    size = (320, 320) if device.type == "cpu" else (800, 1344)
+    batch_size = (2 if args.short else 4) if device.type == "cpu" else 8
+    repeats = 2 if args.short else 5
+    theirs, ours = pair(size, device)
+    batch = random_batch(batch_size, size, device)
+    rows = []
+    agreement = compare(ours, theirs, random_batch(1, size, device))
+    for amp in (False, True):
+        peer = "torchvision AMP" if amp else "torchvision fp32"
+        goals = (None, None) if amp == (device.type == "cpu") else (5.0, 3.0) if device.type == "cpu" else (3.0, 3.0)
+        shape = f"{batch_size} x {size[0]} x {size[1]}"
+        times = in_turn(our_step(ours, batch), their_step(theirs, batch, amp), repeats=repeats)
+        rows.append(Row(f"training step, {shape}", peer, *times, agreement, goals[0]))
+        for count in (batch_size, 1):
+            some = random_batch(count, size, device)
+            times = in_turn(our_inference(ours, some), their_inference(theirs, some, amp), repeats=repeats)
+            rows.append(Row(f"inference, {count} x {size[0]} x {size[1]}", peer, *times, agreement, goals[1]))
+    report("Faster R-CNN, ResNet-50-FPN", rows, args)
+
+
+def pair(size: tuple[int, int], device: torch.device) -> tuple[nn.Module, DenseModel]:
+    """The detector of torchvision and densekit's with the same weights, spread out so that scores do not tie."""
+    torch.manual_seed(0)
+    theirs = detection.fasterrcnn_resnet50_fpn(
+        weights=None, weights_backbone=None, num_classes=len(CLASSES) + 1, min_size=min(size), max_size=max(size)
+    )
+    spread_out(theirs, size)
+    backbone = BACKBONES.build("resnet50", {"norm": "batch"})
+    head = faster_rcnn(backbone.levels, num_classes=len(CLASSES))
+    ours = DenseModel(backbone, {"boxes": head}, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), classes=CLASSES)
+    ours.load_state_dict({**ours.state_dict(), **from_torchvision(theirs.state_dict(), head="boxes")})
+    return theirs.to(device), ours.to(device)
+
+
+@torch.no_grad()
+def spread_out(model: nn.Module, size: tuple[int, int]) -> None:
+    """Scale the random classifiers so that boxes get every score between 0 and 1."""
+    model.rpn.head.cls_logits.weight.mul_(40)
+    classify, seen = model.roi_heads.box_predictor.cls_score, []
+    hook = classify.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    model.eval()([torch.rand(3, *size)])
+    hook.remove()
+    classify.weight.mul_(2 / classify(seen[0]).std(0)[:, None])
+    classify.bias.copy_(-(seen[0] @ classify.weight.T).mean(0))
+
+
+def random_batch(count: int, size: tuple[int, int], device: torch.device) -> Batch:
+    """Noise images with ten boxes each."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (count, 3, *size), generator=generator, dtype=torch.uint8)
+    corners = torch.rand(count, 10, 2, generator=generator) * torch.tensor([size[1] * 0.6, size[0] * 0.6])
+    sides = 16 + torch.rand(count, 10, 2, generator=generator) * min(size) * 0.3
+    boxes = torch.cat([corners, corners + sides], -1)
+    labels = torch.randint(0, len(CLASSES), (count, 10), generator=generator)
+    no = torch.zeros(count, 10, dtype=torch.bool)
+    sizes = torch.tensor([size] * count)
+    targets = Targets(boxes=BoxTargets(boxes, labels, no, ~no))
+    return Batch(images, sizes, sizes, list(range(count)), torch.arange(count), targets).to(device)
+
+
+@torch.inference_mode()
+def compare(ours: DenseModel, theirs: nn.Module, batch: Batch) -> str:
+    """Detections of both in fp32."""
+    found, expected = ours.eval().predict(batch), theirs.eval()(their_images(batch))[0]
+    count = int(found.valid[0].sum())
+    check("the number of detections", count, len(expected["scores"]), atol=0)
+    assert count > 10, "the random weights find nothing to compare"
+    return check(f"{count} scores", found.scores[0, :count].cpu(), expected["scores"].cpu(), atol=1e-3)
+
+
+def their_images(batch: Batch) -> list[Tensor]:
+    return list(batch.images.float() / 255)
+
+
+def our_step(model: DenseModel, batch: Batch) -> Callable[[], object]:
+    """One update of the weights at densekit's defaults."""
+    precision = choose_precision("auto", batch.images.device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, fused=True)
+
+    def step() -> None:
+        model.train()
+        optimizer.zero_grad(set_to_none=True)
+        with autocast(precision, batch.images.device):
+            losses = model(batch)
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+
+    return step
+
+
+def their_step(model: nn.Module, batch: Batch, amp: bool) -> Callable[[], object]:
+    """One update as torchvision's reference does it."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
+    boxes = batch.targets.boxes
+    targets = [{"boxes": b, "labels": k + 1} for b, k in zip(boxes.boxes, boxes.labels)]
+
+    def step() -> None:
+        model.train()
+        with mixed(batch.images.device, amp):
+            losses = model(their_images(batch), targets)
+            total = sum(losses.values())
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+
+    return step
+
+
+def our_inference(model: DenseModel, batch: Batch) -> Callable[[], object]:
+    precision = choose_precision("auto", batch.images.device)
+
+    @torch.inference_mode()
+    def predict() -> object:
+        model.eval()
+        with autocast(precision, batch.images.device):
+            return model.predict(batch)
+
+    return predict
+
+
+def their_inference(model: nn.Module, batch: Batch, amp: bool) -> Callable[[], object]:
+    @torch.inference_mode()
+    def predict() -> object:
+        model.eval()
+        with mixed(batch.images.device, amp):
+            return model(their_images(batch))
+
+    return predict
+
+
+def mixed(device: torch.device, amp: bool) -> contextlib.AbstractContextManager[object]:
+    if not amp:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if device.type == "cpu" else torch.float16)
+
+
+if __name__ == "__main__":
+    main()
