@@ -22,6 +22,7 @@ from densekit.engine.optim import AveragedModel, make_optimizer, make_schedule, 
 from densekit.engine.plan import MAIN_METRIC, Plan
 from densekit.engine.step import TrainStep, choose_precision
 from densekit.errors import DensekitError
+from densekit.features.heads import check_store, joined_config
 from densekit.model import DenseModel, build_model
 from densekit.registry import DATASETS
 from densekit.types import Batch, Classes, Dataset, Metric
@@ -136,6 +137,22 @@ def from_checkpoint(path: Path, overrides: Sequence[str] = ()) -> tuple[DenseMod
     built = build_model(config.model, checkpoint.classes_of(content, path), channels_last=config.train.channels_last)
     checkpoint.load_weights(built, content["model"], path)
     return built.eval(), config
+
+
+def check_stores(config: Config, built: DenseModel, *datasets: Dataset | None, training: bool) -> None:
+    """Refuse data sets of stored features that do not belong to the model's backbone; others pass.
+
+    Raises:
+        DensekitError: other weights, a backbone that is to learn, or a level that a head needs and the store lacks.
+    """
+    for data in datasets:
+        if data is not None:
+            check_store(built, data, weights=config.model.backbone.weights, learning=training)
+
+
+def with_pixels(config: Config) -> Config:
+    """The config with the images themselves wherever it has stored features of them."""
+    return parse(joined_config(config.model_dump(mode="json")), "config")
 
 
 def plan(config: Config, train_set: Dataset, world: World, built: DenseModel) -> Plan:

@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model, config = build.from_checkpoint(args.checkpoint, args.overrides)
     data = build.dataset(config, args.data, training=False, classes=model.classes, match_names=args.match_names)
     model.classes = data.classes  # the same unless names were matched: then predictions come in this data set's ids
+    build.check_stores(config, model, data, training=False)
     batches = build.eval_batches(config, data, world)
     metric = build.metric(config, model, data)
     say(f"{args.checkpoint} on {args.data}: {len(data)} images, {len(data.classes)} classes", world.is_first)

@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     train_set = build.dataset(config, "train", training=True)
     val_set = build.dataset(config, "val", training=False, classes=train_set.classes) if config.data.val else None
     model, report = build.model(config, train_set.classes)
+    build.check_stores(config, model, train_set, val_set, training=True)
     plan = build.plan(config, train_set, world, model)
     step = build.train_step(config, model.to(world.device), plan, world)
 
@@ -107,9 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder.save_best(step.model_to_use, state, {})
     if world.is_first:
         record.close()
-        draw_samples(
-            build.from_checkpoint(folder.best)[0], val_set or train_set, out / "samples", config.evaluation.pictures
-        )
+        shown = build.dataset(build.with_pixels(config), "val" if val_set else "train", training=False)
+        draw_samples(build.from_checkpoint(folder.best)[0], shown, out / "samples", config.evaluation.pictures)
         say(plan.farewell(state, out))
     distributed.leave()
     return 0

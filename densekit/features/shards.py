@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from densekit.data.column_store import Strings, write_columns
+from densekit.data.column_store import Strings
 from densekit.data.feature_store import FORMAT, VIEWS, read_manifest, row_key, sha256_of_shard
 from densekit.errors import DensekitError
 from densekit.features.recipe import FileFormat, Recipe, difference
@@ -169,9 +170,8 @@ class ShardFolder:
 
     def _clear(self) -> None:
         """Remove temporary files of a process that was killed."""
-        patterns = ((self.path, "*.tmp"), (self.path, ".*.tmp"), (self.shards, ".*.tmp"))
-        for folder, pattern in patterns:
-            for left in folder.glob(pattern) if folder.is_dir() else ():
+        for folder in (self.path, self.shards):
+            for left in folder.glob(".*.tmp") if folder.is_dir() else ():
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def _file(self, number: int) -> Path:
@@ -225,10 +225,9 @@ class _Columns:
         columns["id_ends"] = np.concatenate([part["id_ends"] + n for part, n in zip(self.parts, letters)])
         columns["key_rows"] = np.argsort(columns["keys"], kind="stable")
         columns["keys"] = columns["keys"][columns["key_rows"]]
-        try:
-            write_columns(path, columns, {"rows": len(columns["shard"])})
-        except OSError as error:
-            raise DensekitError(explain_os_error(error, path)) from None
+        content = safetensors.numpy.save(columns, {"about": json.dumps({"rows": len(columns["shard"])})})
+        with whole_file(path) as file:
+            file.write(content)
         return {"file": path.name, "sha256": sha256_of_shard(path)}
 
 
