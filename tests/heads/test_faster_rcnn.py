@@ -265,6 +265,8 @@ def test_a_few_steps_learn_to_find_an_object():
         ({"anchor_sizes": ((32.0,), (64.0, 65.0), (1.0,), (1.0,), (1.0,))}, "same number of sizes"),
         ({"box_head_norm": "group"}, "four_conv_fc"),
         ({"nms": "hard"}, "nms"),
+        ({"rpn_negative_overlap": 0.8}, "rpn_negative_overlap 0.8"),
+        ({"positive_fraction": 0.0}, "positive_fraction 0.0"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused_in_one_line(options, message):

@@ -156,6 +156,8 @@ def faster_rcnn(
     Raises:
         DensekitError: options that do not go together.
     """
+    _check_overlaps("rpn_", rpn_positive_overlap, rpn_negative_overlap, rpn_positive_fraction)
+    _check_overlaps("", positive_overlap, negative_overlap, positive_fraction)
     maps = (FPN if neck == "fpn" else LastLevel)(levels, channels=channels, norm=_norm(neck_norm))
     sizes = _anchor_sizes(anchor_sizes, maps.levels)
     rpn = RegionProposalNetwork(
@@ -201,6 +203,16 @@ def faster_rcnn(
 
 
 # fmt: on
+
+
+def _check_overlaps(stage: str, positive: float, negative: float, fraction: float) -> None:
+    if not 0 < negative <= positive <= 1:
+        raise DensekitError(
+            f"{stage}negative_overlap {negative} and {stage}positive_overlap {positive}: "
+            f"give 0 < negative <= positive <= 1, or a candidate could be both"
+        )
+    if not 0 < fraction <= 1:
+        raise DensekitError(f"{stage}positive_fraction {fraction}: give a share of the samples, above 0 and at most 1")
 
 
 def _norm(option: NormOption) -> Norm | None:
