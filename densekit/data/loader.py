@@ -6,9 +6,13 @@ before. A mistake in the data travels to the main process as a value and is rais
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import functools
 import itertools
+import mmap
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -67,8 +71,7 @@ def train_loader(
     most = getattr(dataset, "max_objects", None) if fixed_size is not None else None
     options = {"pad_to": pad_to, "fixed_size": fixed_size, "max_objects": most}
     source = _TrainBatches(dataset, plan, rank, world_size, on_bad_image, options)
-    loader = indexed_loader(source, itertools.count(start), workers, pin_memory)
-    return (_raised(item) for item in loader)
+    return _unpacked(iter(indexed_loader(source, itertools.count(start), workers, pin_memory, persistent=False)))
 
 
 class EvalLoader:
@@ -82,7 +85,8 @@ class EvalLoader:
     """
 
     def __init__(self, source: _EvalBatches, *, batches: int, workers: int, pin_memory: bool) -> None:
-        self._loader = indexed_loader(source, range(batches), workers, pin_memory)
+        self._make = functools.partial(indexed_loader, source, range(batches), workers, pin_memory)
+        self._loader: torch.utils.data.DataLoader[Any] | None = None
         self._count = batches
 
     def __len__(self) -> int:
@@ -92,8 +96,7 @@ class EvalLoader:
         """Batches in order; lines about images that were skipped travel with the batch before or behind them."""
         held: Batch | None = None
         skipped: list[str] = []
-        for item in self._loader:
-            batch = _raised(item)
+        for batch in self._read():
             if not batch.ids:
                 skipped += batch.skipped
                 continue
@@ -105,6 +108,14 @@ class EvalLoader:
             yield held
         elif skipped:
             raise DensekitError(f"not one image could be read; the first: {skipped[0]}")
+
+    def _read(self) -> Iterator[Batch]:
+        self._loader = self._loader or self._make()
+        try:
+            yield from _unpacked(iter(self._loader))
+        except DensekitError:
+            self._loader = None  # the workers stop; another round starts new ones
+            raise
 
 
 def eval_loader(
@@ -144,10 +155,21 @@ class _Mistake:
     message: str
 
 
-def _raised(item: Batch | _Mistake) -> Batch:
-    if isinstance(item, _Mistake):
-        raise DensekitError(item.message)
-    return item
+def _unpacked(items: Iterator[Batch | _Mistake]) -> Iterator[Batch]:
+    """Batches; a mistake is raised, after the workers were told to stop.
+
+    Letting go of the iterator here does that. Left to the traceback, it would go by the garbage collector, which takes
+    the queues away first, and then torch waits in vain for each worker.
+    """
+    while True:
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        if isinstance(item, _Mistake):
+            del items
+            raise DensekitError(item.message)
+        yield item
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -218,7 +240,9 @@ def _nothing(skipped: list[str]) -> Batch:
     return Batch(images, empty, empty, [], torch.zeros(0, dtype=torch.int64), skipped=skipped)
 
 
-def indexed_loader(source: Any, steps: Any, workers: int, pin_memory: bool = False) -> torch.utils.data.DataLoader[Any]:
+def indexed_loader(
+    source: Any, steps: Any, workers: int, pin_memory: bool = False, *, persistent: bool = True
+) -> torch.utils.data.DataLoader[Any]:
     """``source[step]`` for each of ``steps``, in order, made by worker processes that share what ``source`` holds."""
     # fork shares the columns of the annotations and starts in milliseconds; where there is none (macOS, Windows) the
     # columns travel as the name of the cache file that they are mapped from.
@@ -228,14 +252,31 @@ def indexed_loader(source: Any, steps: Any, workers: int, pin_memory: bool = Fal
         sampler=steps,
         batch_size=None,
         num_workers=workers,
-        persistent_workers=workers > 0,
+        persistent_workers=persistent and workers > 0,
         pin_memory=pin_memory,
         multiprocessing_context=context,
         worker_init_fn=_start_worker if workers else None,
     )
 
 
+_LEAVING = mmap.mmap(-1, 1)
+"""One byte that forked workers share with the main process: whether the interpreter is on its way out."""
+
+
+@atexit.register
+def _leave() -> None:
+    # Runs before multiprocessing's own exit handler, which sends SIGTERM to the workers and waits for them.
+    if multiprocessing.parent_process() is None:
+        _LEAVING[0] = 1
+
+
 def _start_worker(worker: int) -> None:
     """Signals reach the whole process group: the main process decides, the workers go on until it says stop."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(number: int, frame: Any) -> None:
+    if _LEAVING[0]:
+        os._exit(0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -285,6 +287,29 @@ class TestTrainLoader:
         assert len(pickle.dumps(data.file)) < 1000
         assert not data.file.boxes.flags.owndata
         take(1, train_loader(data, batch_size=2, seed=0, workers=1))
+
+
+LEAVING_EARLY = """
+import os, signal, sys, time
+from pathlib import Path
+from densekit.data.coco import coco
+from densekit.data.loader import train_loader
+shapes = Path(sys.argv[1])
+loader = train_loader(
+    coco(images=shapes / "images", annotations=shapes / "annotations/train.json"), batch_size=2, seed=0, workers=2
+)
+next(loader)
+signal.signal(signal.SIGTERM, lambda *_: None)  # as a run that wants to finish its step
+os.killpg(0, signal.SIGTERM)
+time.sleep(0.2)
+print(sum(len(next(loader).ids) for _ in range(12)))
+"""
+
+
+def test_workers_outlive_a_signal_to_the_group_and_end_with_the_script(shapes):
+    script = [sys.executable, "-c", LEAVING_EARLY, str(shapes)]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=60, start_new_session=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "24\n", "")
 
 
 @pytest.fixture
