@@ -96,55 +96,30 @@ class FasterRCNN(nn.Module):
         return at_least_one(batch.targets.boxes)
 
 
-# fmt: off  # options stand in groups, not one a line
+# The options stand in groups, not one a line.
+# fmt: off
 @HEADS.register
 def faster_rcnn(
-    levels: Sequence[Level],
-    *,
-    num_classes: int,
+    levels: Sequence[Level], *, num_classes: int,
     # neck and anchors
-    neck: Literal["fpn", "c5"] = "fpn",
-    channels: int = 256,
-    neck_norm: NormOption = "none",
-    anchor_sizes: tuple[tuple[float, ...], ...] | None = None,
-    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
+    neck: Literal["fpn", "c5"] = "fpn", channels: int = 256, neck_norm: NormOption = "none",
+    anchor_sizes: tuple[tuple[float, ...], ...] | None = None, anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
     # first stage
-    rpn_convs: int = 1,
-    rpn_positive_overlap: float = 0.7,
-    rpn_negative_overlap: float = 0.3,
-    rpn_samples: int = 256,
-    rpn_positive_fraction: float = 0.5,
-    rpn_before_nms: tuple[int, int] = (2000, 1000),
-    rpn_after_nms: tuple[int, int] = (2000, 1000),
-    rpn_nms_threshold: float = 0.7,
-    rpn_score_threshold: float = 0.0,
-    rpn_box_loss: BoxLoss = "smooth_l1",
-    rpn_box_weight: float = 1.0,
+    rpn_convs: int = 1, rpn_positive_overlap: float = 0.7, rpn_negative_overlap: float = 0.3,
+    rpn_samples: int = 256, rpn_positive_fraction: float = 0.5,
+    rpn_before_nms: tuple[int, int] = (2000, 1000), rpn_after_nms: tuple[int, int] = (2000, 1000),
+    rpn_nms_threshold: float = 0.7, rpn_score_threshold: float = 0.0,
+    rpn_box_loss: BoxLoss = "smooth_l1", rpn_box_weight: float = 1.0,
     # second stage
-    box_head: Literal["two_fc", "four_conv_fc"] = "two_fc",
-    box_head_width: int = 1024,
-    box_head_norm: NormOption = "none",
-    class_agnostic_boxes: bool = False,
-    pool_size: int = 7,
-    sampling_ratio: int = 2,
-    aligned: bool = False,
-    roi_align: Method = "auto",
-    positive_overlap: float = 0.5,
-    negative_overlap: float = 0.5,
-    samples: int = 512,
-    positive_fraction: float = 0.25,
-    box_loss: BoxLoss = "smooth_l1",
-    box_weight: float = 1.0,
-    class_loss: ClassLoss = "cross_entropy",
-    focal_gamma: float = 2.0,
+    box_head: Literal["two_fc", "four_conv_fc"] = "two_fc", box_head_width: int = 1024,
+    box_head_norm: NormOption = "none", class_agnostic_boxes: bool = False,
+    pool_size: int = 7, sampling_ratio: int = 2, aligned: bool = False, roi_align: Method = "auto",
+    positive_overlap: float = 0.5, negative_overlap: float = 0.5, samples: int = 512, positive_fraction: float = 0.25,
+    box_loss: BoxLoss = "smooth_l1", box_weight: float = 1.0,
+    class_loss: ClassLoss = "cross_entropy", focal_gamma: float = 2.0,
     # detections
-    nms: NMS = "greedy",
-    nms_threshold: float = 0.5,
-    nms_sigma: float = 0.5,
-    nms_class_agnostic: bool = False,
-    nms_candidates: int = 2000,
-    score_threshold: float = 0.05,
-    max_detections: int = 100,
+    nms: NMS = "greedy", nms_threshold: float = 0.5, nms_sigma: float = 0.5, nms_class_agnostic: bool = False,
+    nms_candidates: int = 2000, score_threshold: float = 0.05, max_detections: int = 100,
 ) -> FasterRCNN:
     """Faster R-CNN on any backbone.
 
@@ -162,46 +137,23 @@ def faster_rcnn(
     sizes = _anchor_sizes(anchor_sizes, maps.levels)
     rpn = RegionProposalNetwork(
         RPNHead(channels, anchors=len(sizes[0]) * len(anchor_ratios), convs=rpn_convs),
-        anchor_sizes=sizes,
-        anchor_ratios=anchor_ratios,
-        positive_overlap=rpn_positive_overlap,
-        negative_overlap=rpn_negative_overlap,
-        samples=rpn_samples,
-        positive_fraction=rpn_positive_fraction,
-        nms_threshold=rpn_nms_threshold,
-        score_threshold=rpn_score_threshold,
-        loss=rpn_box_loss,
-        loss_weight=rpn_box_weight,
+        anchor_sizes=sizes, anchor_ratios=anchor_ratios,
+        positive_overlap=rpn_positive_overlap, negative_overlap=rpn_negative_overlap,
+        samples=rpn_samples, positive_fraction=rpn_positive_fraction, nms_threshold=rpn_nms_threshold,
+        score_threshold=rpn_score_threshold, loss=rpn_box_loss, loss_weight=rpn_box_weight,
     )
     roi = RegionHead(
         _box_head(box_head, channels, pool_size, box_head_width, box_head_norm),
-        num_classes=num_classes,
-        strides=[level.stride for level in maps.pooled],
-        pool_size=pool_size,
-        sampling_ratio=sampling_ratio,
-        aligned=aligned,
-        roi_align=roi_align,
-        class_agnostic=class_agnostic_boxes,
-        positive_overlap=positive_overlap,
-        negative_overlap=negative_overlap,
-        samples=samples,
-        positive_fraction=positive_fraction,
-        box_loss=box_loss,
-        box_weight=box_weight,
-        class_loss=class_loss,
-        focal_gamma=focal_gamma,
-        nms=nms,
-        nms_threshold=nms_threshold,
-        nms_sigma=nms_sigma,
-        nms_class_agnostic=nms_class_agnostic,
-        nms_candidates=nms_candidates,
-        score_threshold=score_threshold,
+        num_classes=num_classes, strides=[level.stride for level in maps.pooled], pool_size=pool_size,
+        sampling_ratio=sampling_ratio, aligned=aligned, roi_align=roi_align, class_agnostic=class_agnostic_boxes,
+        positive_overlap=positive_overlap, negative_overlap=negative_overlap, samples=samples,
+        positive_fraction=positive_fraction, box_loss=box_loss, box_weight=box_weight, class_loss=class_loss,
+        focal_gamma=focal_gamma, nms=nms, nms_threshold=nms_threshold, nms_sigma=nms_sigma,
+        nms_class_agnostic=nms_class_agnostic, nms_candidates=nms_candidates, score_threshold=score_threshold,
         max_detections=max_detections,
     )
     stride = levels[-1].stride
     return FasterRCNN(maps, rpn=rpn, roi=roi, stride=stride, before_nms=rpn_before_nms, after_nms=rpn_after_nms)
-
-
 # fmt: on
 
 
