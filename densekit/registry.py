@@ -7,9 +7,11 @@ plainly: the registry is a door for names in configs, never the only one.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import pkgutil
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -116,8 +118,23 @@ def _converted(value: Any, annotation: Any, path: str) -> Any:
     try:
         return adapter.validate_python(value)
     except pydantic.ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise DensekitError(f"{path}: {first['msg'][:1].lower()}{first['msg'][1:]}, not {value!r}") from None
+        raise DensekitError(_explained(error, value, annotation, path)) from None
+
+
+def _explained(error: pydantic.ValidationError, value: Any, annotation: Any, path: str) -> str:
+    """The deepest of the problems: of a union the others only say that the value is no such kind at all."""
+    problem = max(error.errors(include_url=False), key=lambda p: len(p["loc"]))
+    for part in problem["loc"]:  # names of a union's members stand among the keys
+        inner = value.get(part) if isinstance(value, Mapping) else None
+        if isinstance(value, list | tuple) and isinstance(part, int) and part < len(value):
+            inner = value[part]
+        if inner is not None:
+            path, value = f"{path}.{part}", inner
+    if problem["type"] == "unexpected_keyword_argument":
+        kinds = [k for k in (annotation, *typing.get_args(annotation)) if dataclasses.is_dataclass(k)]
+        known = [field.name for kind in kinds for field in dataclasses.fields(kind)]
+        return f"{path}: there is no such option; {nearest(path.rpartition('.')[2], known)}"
+    return f"{path}: {problem['msg'][:1].lower()}{problem['msg'][1:]}, not {value!r}"
 
 
 BACKBONES = Registry("backbone", "densekit.backbones")

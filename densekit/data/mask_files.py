@@ -187,19 +187,42 @@ def read_classes(classes: Path | Sequence[str] | Mapping[str, int]) -> Classes:
         DensekitError: the file can't be read or holds no name.
     """
     if isinstance(classes, Path):
-        try:
-            lines = [line.strip() for line in classes.read_text(encoding="utf-8-sig").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not a text file"
-            raise DensekitError(
-                f"classes: {classes} can't be read ({reason}); give a file with a name a line"
-            ) from None
-        classes = [line for line in lines if line and not line.startswith("#")]
+        classes = _lines(classes, "classes", "a file with a name a line")
         if not classes:
             raise DensekitError("classes: the file holds no name; write one a line, in the order of the masks' values")
     if isinstance(classes, Mapping):
         return Classes(tuple(classes), tuple(classes.values()))
     return Classes(tuple(classes), tuple(range(len(classes))))
+
+
+def read_colour_table(path: Path) -> dict[str, Colour]:
+    """Colours by class name, from a file with ``name,red,green,blue`` a line (a first line of other words is skipped).
+
+    Raises:
+        DensekitError: the file can't be read, or a line is not of this form.
+    """
+    table: dict[str, Colour] = {}
+    for number, line in enumerate(_lines(path, "colors", "a file with name,red,green,blue a line")):
+        name, *parts = (part.strip() for part in line.replace(";", ",").split(","))
+        values = [int(part) for part in parts if part.isdecimal()]
+        if number == 0 and not values:
+            continue
+        if len(parts) != 3 or len(values) != 3 or max(values) > 255 or name in table:
+            raise DensekitError(
+                f"colors: {path} has a line {line!r}; write name,red,green,blue with 0 to 255, and each name once"
+            )
+        table[name] = (values[0], values[1], values[2])
+    return table
+
+
+def _lines(path: Path, option: str, wanted: str) -> list[str]:
+    """Lines of a text file without blank ones and comments."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise DensekitError(f"{option}: {path} can't be read ({reason}); give {wanted}") from None
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def _opened(path: Path, max_pixels: int) -> Image.Image:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import pydantic
 
 from densekit.data.images import MAX_PIXELS
-from densekit.data.mask_files import Labels, MaskCode, read_classes
+from densekit.data.mask_files import Labels, MaskCode, read_classes, read_colour_table
 from densekit.data.mask_pairs import Pair, pairs_by_list, pairs_by_name, part_of
 from densekit.data.segmentation import SegmentationDataset
 from densekit.data.transforms import Pipeline
@@ -63,7 +63,7 @@ def masks(
     masks: Path,
     classes: Path | tuple[str, ...] | dict[str, int] | None = None,
     ignore: tuple[Value, ...] = (IGNORE,),
-    colors: dict[str, Colour] | None = None,
+    colors: Path | dict[str, Colour] | None = None,
     ignore_colors: tuple[Colour, ...] = (),
     multi_label: bool = False,
     image_suffix: str | None = None,
@@ -86,8 +86,9 @@ def masks(
         classes: names for the values 0, 1, 2, ...; or values by name (``{background: 0, cell: 255}``); or a text file
             with a name a line. May be left out with ``colors``.
         ignore: values that are not looked at; 255 unless a class has it.
-        colors: colour of each class by name, for colour-coded masks. Palette masks are then read by their colours too.
-        ignore_colors: colours that are not looked at.
+        colors: colour of each class by name, for colour-coded masks, or a text file with ``name,red,green,blue`` a
+            line. Palette masks are then read by their colours too.
+        ignore_colors: colours that are not looked at; in a file of colours their lines are no classes.
         multi_label: the masks are .npy layers [K, H, W] of 0, 1 and 255 (ignored).
         image_suffix: end of an image's name after the part that it shares with its mask, such as
             ``_leftImg8bit.png``; None: any image ending.
@@ -105,6 +106,8 @@ def masks(
     Raises:
         DensekitError: a folder, a mask or an image is missing, or classes and colours contradict one another.
     """
+    if isinstance(colors, Path):
+        colors = {name: c for name, c in read_colour_table(colors).items() if c not in ignore_colors}
     code = _mask_code(classes, ignore, colors, ignore_colors, multi_label)
     if list is None:
         pairs = pairs_by_name(images, masks, image_suffix, mask_suffix)

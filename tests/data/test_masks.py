@@ -203,6 +203,25 @@ def test_colour_coded_masks_with_a_table(tmp_path, mode):
     np.testing.assert_array_equal(mask, LABELS)
 
 
+def test_a_colour_table_from_a_file_leaves_ignored_colours_out(tmp_path):
+    table = tmp_path / "class_dict.csv"
+    rows = [f"{name}, {r}, {g}, {b}" for name, (r, g, b) in COLORS.items()]
+    table.write_text("\n".join(["name,r,g,b", *rows, "Void,0,0,0"]))
+    coded = np.zeros((256, 3), np.uint8)
+    coded[:3] = list(COLORS.values())
+    mask = single(
+        tmp_path,
+        lambda f: Image.fromarray(coded[LABELS]).save(f / "a.png"),
+        classes=None,
+        colors=str(table),
+        ignore_colors=[[0, 0, 0]],
+    )
+    np.testing.assert_array_equal(mask, LABELS)
+    for line in ("sky,1,2", "sky,1,2,300", "car,1,2,3\ncar,1,2,4", "sky,a,b,c"):
+        table.write_text(f"x,9,9,9\n{line}\n")
+        assert "name,red,green,blue" in refusal(tmp_path, classes=None, colors=str(table))
+
+
 @pytest.mark.parametrize("last", [False, True])
 def test_layers_of_arrays_are_multi_label(tmp_path, last):
     layers = np.random.default_rng(0).choice(np.array([0, 1, 255], np.uint8), (4, 3, 4))

@@ -211,8 +211,8 @@ def test_missing_strides_are_filled_with_empty_maps():
 @pytest.mark.parametrize(
     ("options", "classes", "message"),
     [
-        ({"losses": {"dise": 1.0}}, 2, "dise"),
-        ({"losses": {"dice": -1.0}}, 2, "greater than or equal to 0"),
+        ({"losses": {"dise": 1.0}}, 2, "model.heads.masks.losses.dise: there is no such option; did you mean 'dice'"),
+        ({"losses": {"dice": -1.0}}, 2, "losses.dice: input should be greater than or equal to 0, not -1.0"),
         ({"losses": {"dice": 0.0}}, 2, "none has a weight above zero"),
         ({"losses": {"bce": 1.0}}, 2, "use cross_entropy"),
         ({"losses": {"cross_entropy": 1.0}, "mode": "binary"}, 2, "use bce"),
