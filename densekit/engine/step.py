@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from typing import Literal
 
@@ -218,8 +219,10 @@ class TrainStep:
 
 
 def _over_ranks(runner: nn.Module) -> nn.Module:
-    """Average the gradients over the ranks. Batch-norm statistics are averaged by the step itself."""
-    return DistributedDataParallel(runner, gradient_as_bucket_view=True, broadcast_buffers=False)
+    """Average the gradients over the ranks."""
+    # 1x1 kernels have the same layout under two sets of strides; the copy that torch warns of costs nothing.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    return DistributedDataParallel(runner, gradient_as_bucket_view=True)
 
 
 def _running_statistics(model: nn.Module) -> list[Tensor]:
