@@ -1,0 +1,89 @@
+"""RoIAlign over the levels of a pyramid, forward and backward, against torchvision's MultiScaleRoIAlign.
+
+    python benchmarks/roi_align.py [--short] [--device cpu|cuda] [--json FILE]
+
+The pyramid and the boxes of a detector's training step: 256 channels, P2 to P5 of images of 320 x 320 pixels (CPU) or
+800 x 1344 (GPU), 512 boxes an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from common import Row, arguments, check, device_of, in_turn, report
+from torch import Tensor
+from torchvision.ops import MultiScaleRoIAlign
+
+from densekit.ops.roi_align import roi_align
+
+STRIDES = (4, 8, 16, 32)
+
+
+def main() -> None:
+    args = arguments(__doc__).parse_args()
+    device = device_of(args)
+    size = (320, 320) if device.type == "cpu" else (800, 1344)
+    images, boxes_each = (2, 512) if device.type == "cpu" else (8, 512)
+    rows = []
+    for dtype in (torch.float32, torch.bfloat16):
+        maps, boxes = inputs(images, boxes_each, size, device)
+        agreement = compare(maps, boxes, size)
+        ours = both_ways(lambda m, b: roi_align(m, b, STRIDES), [m.to(dtype) for m in maps], boxes)
+        # torchvision's kernel has no bf16 on the CPU, so the peer stays in fp32 there.
+        peer_dtype = dtype if device.type == "cuda" else torch.float32
+        theirs = both_ways(peer(size), [m.to(peer_dtype).contiguous() for m in maps], boxes)
+        times = in_turn(ours, theirs, repeats=3 if args.short else 9)
+        goal = (4.0 if device.type == "cpu" else 1.5) if dtype == torch.float32 else None
+        name = str(dtype).removeprefix("torch.")
+        rows.append(
+            Row(f"forward + backward, {name}, {images} x {boxes_each} boxes", "torchvision", *times, agreement, goal)
+        )
+    report("Multi-level RoIAlign", rows, args)
+
+
+def inputs(images: int, count: int, size: tuple[int, int], device: torch.device) -> tuple[list[Tensor], Tensor]:
+    """A pyramid in channels-last layout and boxes of every size."""
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.randn(images, 256, size[0] // s, size[1] // s, generator=generator) for s in STRIDES]
+    limit = torch.tensor([size[1], size[0]])
+    sides = 8 * (min(size) / 8) ** torch.rand(images, count, 2, generator=generator)
+    corners = torch.rand(images, count, 2, generator=generator) * (limit - sides)
+    boxes = torch.cat([corners, corners + sides], -1)
+    return [m.to(device, memory_format=torch.channels_last) for m in maps], boxes.to(device)
+
+
+def peer(size: tuple[int, int]) -> Callable[[list[Tensor], Tensor], Tensor]:
+    pool = MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=7, sampling_ratio=2)
+
+    def run(maps: list[Tensor], boxes: Tensor) -> Tensor:
+        result: Tensor = pool({str(i): m for i, m in enumerate(maps)}, list(boxes), [size] * len(boxes))
+        return result
+
+    return run
+
+
+def both_ways(
+    pool: Callable[[list[Tensor], Tensor], Tensor], maps: list[Tensor], boxes: Tensor
+) -> Callable[[], object]:
+    leaves = [m.detach().requires_grad_() for m in maps]
+
+    def run() -> object:
+        return torch.autograd.grad(pool(leaves, boxes).float().square().sum(), leaves)
+
+    return run
+
+
+def compare(maps: list[Tensor], boxes: Tensor, size: tuple[int, int]) -> str:
+    """Forward and gradient of both in fp32."""
+    ours, theirs = roi_align(maps, boxes, STRIDES), peer(size)(maps, boxes)
+    agreement = check("output", ours.cpu(), theirs.cpu(), atol=1e-4)
+    a = both_ways(lambda m, b: roi_align(m, b, STRIDES), maps, boxes)()
+    b = both_ways(peer(size), maps, boxes)()
+    for level, (x, y) in enumerate(zip(a, b)):  # type: ignore[call-overload]
+        check(f"gradient of level {level}", x.cpu(), y.cpu(), atol=1e-2, rtol=1e-3)
+    return agreement
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Run every benchmark one after the other and print their tables: what `make bench` does.
+
+python benchmarks/run_all.py [--short] [--only detector unet] [--out FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def main() -> int:
+    names = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in ("common", "run_all"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--short", action="store_true", help="fewer repeats and smaller inputs")
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="these benchmarks alone")
+    parser.add_argument("--out", type=Path, help="write the json of each benchmark into this folder")
+    args = parser.parse_args()
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+    failed = []
+    for name in args.only:
+        print(f"\n# {name}", flush=True)
+        options = ["--short"] if args.short else []
+        options += ["--json", str(args.out / f"{name}.json")] if args.out else []
+        began = time.perf_counter()
+        # A process each: what one benchmark leaves in memory and caches must not meet the next.
+        done = subprocess.run([sys.executable, str(FOLDER / f"{name}.py"), *options], cwd=FOLDER.parent)
+        print(f"({time.perf_counter() - began:.0f} s)", flush=True)
+        failed += [name] if done.returncode else []
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
