@@ -1,0 +1,56 @@
+"""How often each class occurs: in boxes, and in pixels of masks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from densekit.doctor.coco_rows import CocoRows
+from densekit.doctor.defects import Defect
+from densekit.doctor.mask_checks import MaskLook, MaskQuestion
+from densekit.types import IGNORE
+
+UNEVEN = 20
+"""Times that the most frequent class must outnumber the rarest to be told."""
+
+
+def class_defects(rows: CocoRows) -> Iterator[Defect]:
+    """Classes without objects, and imbalance, in a COCO file."""
+    counts = Counter(a.category_id for a in rows.annotations)
+    if rows.annotations:
+        path = str(rows.path)
+        yield from counted({c.name: counts[c.id] for c in rows.categories}, "objects", path, path)
+
+
+def pixel_defects(questions: Sequence[MaskQuestion], looks: Sequence[MaskLook]) -> Iterator[Defect]:
+    """Classes without pixels, and imbalance, in masks whose classes are known."""
+    codes = [q.code for q in questions if q.code is not None]
+    if not codes or codes[0].layers:
+        return
+    pixels: Counter[int] = Counter()
+    for look in looks:
+        if not look.problems or look.problems[0][0] in ("mask_one_value", "mask_all_ignored"):
+            pixels.update({v: n for v, n in look.pixels.items() if v != IGNORE})
+    names = codes[0].classes.names
+    folder = str(Path(questions[0].mask).parent)
+    if pixels:
+        yield from counted({name: pixels[label] for label, name in enumerate(names)}, "pixels", folder)
+
+
+def counted(counts: Mapping[str, int], what: str, file: str, source: str = "") -> Iterator[Defect]:
+    """Notes on the counts of a set's classes."""
+    for name, count in counts.items():
+        if not count:
+            yield Defect("class_without_objects", file, f"class {name!r} has no {what}", source=source)
+    least, most = rarest_and_commonest(counts)
+    if least and counts[most] >= UNEVEN * counts[least]:
+        times = counts[most] / counts[least]
+        message = f"{most!r} has {counts[most]} {what}, {least!r} has {counts[least]}: {times:.0f} times fewer"
+        yield Defect("class_imbalance", file, message, source=source)
+
+
+def rarest_and_commonest(counts: Mapping[str, int]) -> tuple[str, str]:
+    """Names of the rarest class that occurs, and of the most frequent one; empty where none occurs."""
+    known = {name: count for name, count in counts.items() if count}
+    return (min(known, key=known.__getitem__), max(known, key=known.__getitem__)) if known else ("", "")

@@ -1,0 +1,148 @@
+"""The whole examination: everything behind a path, each check once."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from densekit.doctor.balance import class_defects, pixel_defects
+from densekit.doctor.boxes import box_defects, near_duplicates
+from densekit.doctor.defects import Defect, exit_code, in_order
+from densekit.doctor.duplicates import identical_images
+from densekit.doctor.identities import empty_images, identity_defects
+from densekit.doctor.image_checks import Look, Question, look
+from densekit.doctor.mask_checks import MaskLook, MaskQuestion, look_at_mask
+from densekit.doctor.mask_sets import set_defects
+from densekit.doctor.parallel import over_files
+from densekit.doctor.segmentations import segmentation_defects
+from densekit.doctor.sets import Split, find_splits
+
+
+@dataclasses.dataclass(slots=True)
+class Report:
+    """What was found.
+
+    Attributes:
+        path: what was examined.
+        splits: of which it consists.
+        defects: worst first.
+        seconds: that it took.
+    """
+
+    path: Path
+    splits: list[Split]
+    defects: list[Defect]
+    seconds: float
+
+    @property
+    def exit_code(self) -> int:
+        """0, 3 or 4: see ``EXIT_CODES``."""
+        return exit_code(self.defects)
+
+    @property
+    def images(self) -> int:
+        """Image files that were named."""
+        return sum(len(split.images) for split in self.splits)
+
+    @property
+    def annotations(self) -> int:
+        """Annotations that were read."""
+        return sum(len(split.rows.annotations) for split in self.splits if split.rows is not None)
+
+
+def examine(path: Path, images: Path | None = None, *, processes: int | None = None, shown: bool = True) -> Report:
+    """Examine a COCO json, a mask set, an image folder, or the data sets of a config.
+
+    Args:
+        path: see ``find_splits``.
+        images: the image folder, where it is not beside the json.
+        processes: that look at files; None: one a core.
+        shown: whether to show a progress bar.
+
+    Raises:
+        DensekitError: there is nothing to examine.
+    """
+    began = time.perf_counter()
+    splits, config = find_splits(path, images)
+    found: list[Defect] = []
+    for split in splits:
+        found += split.defects
+        found += _of_rows(split)
+    looks = _look_at_images(splits, processes, shown)
+    masks = _look_at_masks(splits, processes, shown)
+    for split in splits:
+        found += _of_images(split, looks)
+        found += set_defects(split.masks, [masks[q.mask] for q in split.masks], looks)
+        found += pixel_defects(split.masks, [masks[q.mask] for q in split.masks])
+    found += identical_images([(s.name, _looks_of(s, looks)) for s in splits])
+    if config is not None:
+        from densekit.doctor.anchors import anchor_defects  # imports torch
+
+        found += anchor_defects(config, splits[0], str(path))
+    return Report(path, splits, in_order(found), time.perf_counter() - began)
+
+
+def _of_rows(split: Split) -> Iterator[Defect]:
+    """Checks of a json that look at no image."""
+    rows = split.rows
+    if rows is not None:
+        yield from rows.defects
+        yield from identity_defects(rows)
+        yield from box_defects(rows)
+        yield from segmentation_defects(rows)
+        yield from near_duplicates(rows)
+        yield from empty_images(rows)
+        yield from class_defects(rows)
+
+
+def _look_at_images(splits: Sequence[Split], processes: int | None, shown: bool) -> dict[Path, Look]:
+    questions = {
+        entry.path: Question(entry.path, entry.size, split.max_pixels) for split in splits for entry in split.images
+    }
+    looks = over_files(look, list(questions.values()), "images", _died, processes=processes, shown=shown)
+    return {found.path: found for found in looks}
+
+
+def _look_at_masks(splits: Sequence[Split], processes: int | None, shown: bool) -> dict[Path, MaskLook]:
+    questions = {question.mask: question for split in splits for question in split.masks}
+    looks = over_files(look_at_mask, list(questions.values()), "masks", _mask_died, processes=processes, shown=shown)
+    return {found.path: found for found in looks}
+
+
+_DIED = "the process that decoded it was killed: its decoder crashed, or memory ran out"
+
+
+def _died(question: Question) -> Look:
+    return Look(question.path, [("image_unreadable", _DIED)])
+
+
+def _mask_died(question: MaskQuestion) -> MaskLook:
+    return MaskLook(question.mask, [("mask_unreadable", _DIED)])
+
+
+_KINDS = {"grey": "image_grey", "palette": "image_palette", "alpha": "image_alpha"}
+
+
+def _of_images(split: Split, looks: dict[Path, Look]) -> Iterator[Defect]:
+    """Defects of the files, and of what they store where it differs from most files of the set."""
+    source = str(split.rows.path) if split.rows is not None else ""
+    kinds = [looks[entry.path].kind for entry in split.images]
+    usual = max(set(kinds) - {""}, key=kinds.count, default="")
+    for entry in split.images:
+        found = looks[entry.path]
+        row = -1 if entry.row is None else entry.row.row
+        picture = entry.path if found.size is not None else None
+        for code, message in found.problems:
+            yield Defect(code, str(entry.path), message, None, source, picture, row=row)
+        if found.kind != usual and found.kind in _KINDS:
+            message = f"it is stored as {found.kind}, most files of the set as {usual}"
+            yield Defect(_KINDS[found.kind], str(entry.path), message, None, source, picture, row=row)
+    if usual in _KINDS:
+        folder = str(split.images[0].path.parent)
+        yield Defect(_KINDS[usual], folder, f"{kinds.count(usual)} of {len(kinds)} files are stored as {usual}")
+
+
+def _looks_of(split: Split, looks: dict[Path, Look]) -> list[Look]:
+    return list({entry.path: looks[entry.path] for entry in split.images}.values())

@@ -1,0 +1,194 @@
+"""One image file: can it be read, is it what its name and its annotations say, and what does it look like in small."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import os
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from densekit.data.image_header import ImageHeader, read_header
+from densekit.data.images import read_bytes, read_image
+from densekit.doctor.coco_rows import folded_name
+from densekit.errors import DensekitError
+
+SIDE = 32
+"""Rows and columns of the small picture that images are compared by."""
+
+_ENDINGS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "TIFF": (".tif", ".tiff"),
+    "BMP": (".bmp", ".dib"),
+    "GIF": (".gif",),
+    "WEBP": (".webp",),
+}
+_KNOWN = frozenset(ending for endings in _ENDINGS.values() for ending in endings)
+_DARK = 4096  # 16-bit values below this become less than 16 of 255
+
+Small = npt.NDArray[np.uint8]
+
+
+@dataclasses.dataclass(slots=True)
+class Look:
+    """What one look at an image file gave.
+
+    Attributes:
+        path: the file.
+        problems: (code, message) of what is wrong with it.
+        size: (width, height) as training sees it; None where it can't be read.
+        kind: ``colour``, ``grey``, ``palette``, ``alpha``; empty where it can't be read.
+        digest: of its bytes.
+        small: [SIDE, SIDE] grey picture.
+        mean: RGB means of the small picture.
+    """
+
+    path: Path
+    problems: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    size: tuple[int, int] | None = None
+    kind: str = ""
+    digest: bytes = b""
+    small: Small | None = None
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Question:
+    """A file to look at, with the (width, height) that the annotations give, and the largest number of pixels."""
+
+    path: Path
+    size: tuple[int, int] | None
+    max_pixels: int
+
+
+def look(question: Question) -> Look:
+    """Look at one image file."""
+    found = Look(question.path)
+    path = question.path
+    if not path.is_file():
+        found.problems.append(_missing(path))
+        return found
+    try:
+        data = read_bytes(path, question.max_pixels)
+    except DensekitError as error:
+        large = "too much for" in str(error)
+        found.problems.append(("image_too_large" if large else "image_unreadable", _without_path(error, path)))
+        return found
+    found.digest = hashlib.blake2b(data, digest_size=16).digest()
+    if path.suffix.lower() == ".npy":
+        _look_inside(found, question, None)
+        return found
+    header = read_header(data)
+    if header is None or min(header.width, header.height) < 1:
+        found.problems.append(("image_unreadable", "it is no image that can be read"))
+    elif header.width * header.height > question.max_pixels:
+        pixels = f"{header.width} x {header.height} pixels"
+        found.problems.append(("image_too_large", f"{pixels} is over the limit of {question.max_pixels}"))
+    elif header.truncated:
+        found.problems.append(("image_truncated", f"the {header.format} is cut off before its end"))
+    else:
+        _look_inside(found, question, header)
+        if found.size is not None:
+            found.problems += _of_header(path, header)
+            found.kind, depth = kind_and_depth(data, header)
+            if depth:
+                found.problems += _of_depth(data)
+    return found
+
+
+def _missing(path: Path) -> tuple[str, str]:
+    try:
+        names = os.listdir(path.parent)
+    except (OSError, ValueError):
+        return "image_missing", f"there is no folder {path.parent}"
+    wanted = folded_name(path.name)
+    alike = [n for n in names if folded_name(n) == wanted]
+    if len(alike) == 1:
+        return "image_name_differs", f"{path.name!r} is not there, but {alike[0]!r} is"
+    return "image_missing", "there is no such file"
+
+
+def _look_inside(found: Look, question: Question, header: ImageHeader | None) -> None:
+    try:
+        pixels = read_image(question.path, channels=_channels(question.path), max_pixels=question.max_pixels)
+    except (DensekitError, cv2.error, ValueError, MemoryError) as error:
+        found.problems.append(("image_unreadable", _without_path(error, question.path)))
+        return
+    found.size = (pixels.shape[1], pixels.shape[0])
+    if question.size is not None and (wrong := _size(found.size, question.size, header)):
+        found.problems.append(("image_size", wrong))
+    small = cv2.resize(_first_three(pixels), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    found.mean = (float(small[..., 0].mean()), float(small[..., 1].mean()), float(small[..., 2].mean()))
+    found.small = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
+
+
+def _channels(path: Path) -> int:
+    if path.suffix.lower() != ".npy":
+        return 3
+    try:
+        shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+    except (OSError, ValueError, EOFError):
+        return 3
+    return int(shape[2]) if len(shape) == 3 else 3
+
+
+def _first_three(pixels: npt.NDArray[np.generic]) -> Small:
+    values = np.clip(pixels[..., :3].astype(np.float32), 0, 255).astype(np.uint8)
+    return values if values.shape[2] == 3 else np.repeat(values[..., :1], 3, axis=2)
+
+
+def _size(found: tuple[int, int], said: tuple[int, int], header: ImageHeader | None) -> str | None:
+    """Training takes the stored size or the turned one, whichever the annotations give."""
+    turned = header is not None and header.orientation >= 5
+    if said == found or (turned and said == found[::-1]):
+        return None
+    return f"the file is {found[0]} x {found[1]}, its annotations say {said[0]} x {said[1]} (width x height)"
+
+
+def _of_header(path: Path, header: ImageHeader) -> list[tuple[str, str]]:
+    found = []
+    ending = path.suffix.lower()
+    if ending in _KNOWN and header.format in _ENDINGS and ending not in _ENDINGS[header.format]:
+        found.append(("image_extension", f"its name ends in {path.suffix}, but it is a {header.format}"))
+    if header.orientation != 1:
+        found.append(("image_orientation", f"its EXIF orientation is {header.orientation}, not 1 (as stored)"))
+    return found
+
+
+def _of_depth(data: bytes) -> list[tuple[str, str]]:
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None or values.dtype != np.uint16:
+        return []
+    most = int(values.max(initial=0))
+    code = "image_dark_16_bit" if most < _DARK else "image_16_bit"
+    return [(code, f"16 bits a channel, values up to {most} of 65535")]
+
+
+def kind_and_depth(data: bytes, header: ImageHeader) -> tuple[str, bool]:
+    """What the file stores (``colour``, ``grey``, ``palette``, ``alpha``), and whether it may hold 16 bits."""
+    if header.format == "PNG" and len(data) > 26:
+        kind = {0: "grey", 2: "colour", 3: "palette", 4: "alpha", 6: "alpha"}.get(data[25], "colour")
+        return kind, data[24] == 16
+    mode = _mode(data)
+    kind = {"L": "grey", "1": "grey", "I;16": "grey", "I;16B": "grey", "P": "palette", "LA": "alpha", "PA": "alpha"}
+    return kind.get(mode, "alpha" if mode in ("RGBA", "RGBa") else "colour"), header.format == "TIFF"
+
+
+def _mode(data: bytes) -> str:
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
+            warnings.simplefilter("ignore")
+            return image.mode
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return ""
+
+
+def _without_path(error: BaseException, path: Path) -> str:
+    return str(error).removeprefix(f"{path}: ")[:300] or type(error).__name__

@@ -1,0 +1,81 @@
+"""The examination for people at a terminal, and as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from densekit.doctor.defects import SEVERITIES, Defect
+from densekit.doctor.examine import Report
+from densekit.engine.console import print_table
+from densekit.files import write_text
+
+SHOWN = 5
+"""Examples of each code that the terminal shows; JSON and HTML have all."""
+
+
+def print_report(report: Report) -> None:
+    """Print a table of the codes, and examples of each with why it hurts and what to do."""
+    counts = Counter(d.code for d in report.defects)
+    if counts:
+        kinds = {d.code: d.kind for d in report.defects}
+        rows = [(code, kinds[code].severity, count, kinds[code].remedy) for code, count in counts.items()]
+        print_table("findings", ["code", "severity", "count", "remedy"], rows)
+    for code in counts:
+        _print_code([d for d in report.defects if d.code == code])
+    print(summary(report))
+
+
+def summary(report: Report) -> str:
+    """One line: how much was looked at, and how bad it is."""
+    counts = Counter(d.severity for d in report.defects)
+    found = ", ".join(f"{counts[s]} {s}{'s' if counts[s] != 1 else ''}" for s in SEVERITIES)
+    return f"{report.path}: {report.images} images, {report.annotations} annotations, {report.seconds:.1f} s: {found}"
+
+
+def _print_code(defects: list[Defect]) -> None:
+    kind = defects[0].kind
+    print(f"{kind.severity}: {defects[0].code}: {kind.why}. {kind.training}")
+    for defect in defects[:SHOWN]:
+        annotation = "" if defect.annotation_id is None else f" annotation {defect.annotation_id!r}:"
+        print(f"    {defect.file}:{annotation} {defect.message}")
+    if len(defects) > SHOWN:
+        print(f"    and {len(defects) - SHOWN} more")
+    print(f"  remedy: {kind.remedy}\n")
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """What ``--json`` writes: each defect with its words; notes are told apart by their severity."""
+    counts = Counter(d.severity for d in report.defects)
+    return {
+        "path": str(report.path),
+        "images": report.images,
+        "annotations": report.annotations,
+        "exit_code": report.exit_code,
+        "counts": {severity: counts[severity] for severity in SEVERITIES},
+        "defects": [_row(defect) for defect in report.defects],
+    }
+
+
+def write_json(report: Report, path: Path) -> None:
+    """Write ``as_json`` whole or not at all."""
+    write_text(path, json.dumps(as_json(report), indent=1, allow_nan=False) + "\n")
+
+
+def _row(defect: Defect) -> dict[str, Any]:
+    kind = defect.kind
+    return {
+        "code": defect.code,
+        "severity": kind.severity,
+        "file": defect.file,
+        "annotation_id": defect.annotation_id,
+        "message": defect.message,
+        "why": kind.why,
+        "training": kind.training,
+        "remedy": kind.remedy,
+        "boxes": [[v if math.isfinite(v) else None for v in box] for box in defect.boxes],
+        "source": defect.source,
+    }

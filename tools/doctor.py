@@ -1,0 +1,40 @@
+"""Examine a data set before a run is lost to it: each defect, why it hurts, what training does, and the remedy.
+
+    python tools/doctor.py annotations/train.json --images images/ --html report.html
+    python tools/doctor.py annotations/train.json --fix annotations/train_fixed.json
+    python tools/doctor.py configs/detection/faster_rcnn_r18_bccd.yaml --json report.json
+
+PATH is a COCO json, a config or a run's folder (its splits, also against each other, and its anchors), a folder with
+images/ and masks/ or annotations/, a folder of masks (with --images), or a folder of images. Exit code: 0 nothing worse
+than notes, 3 warnings, 4 errors, 2 a mistake in the command.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from densekit.engine.console import run, say
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", type=Path, help="COCO json, config, run folder, or folder")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="image folder of a json or of masks")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings as JSON")
+    args = parser.parse_args(argv)
+
+    from densekit.doctor.examine import examine
+    from densekit.doctor.report import print_report, write_json
+
+    report = examine(args.path, args.images)
+    print_report(report)
+    if args.json is not None:
+        write_json(report, args.json)
+        say(f"{args.json}: all findings")
+    return report.exit_code
+
+
+if __name__ == "__main__":
+    run(main)
