@@ -7,8 +7,6 @@ when it is built.
 
 from __future__ import annotations
 
-import os
-import re
 import types
 import typing
 from collections.abc import Sequence
@@ -19,6 +17,7 @@ import pydantic
 import yaml
 from pydantic import Field
 
+from densekit.config_file import apply_override, expand, read_yaml
 from densekit.errors import DensekitError, nearest
 
 
@@ -239,10 +238,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         DensekitError: the file is missing or not YAML, a key is misspelt, a value is of the wrong type or range.
     """
     path = Path(path)
-    tree = _read(path)
+    tree = read_yaml(path)
     for override in overrides:
-        _apply(tree, override)
-    return parse(_expanded(tree, str(path)), str(path))
+        apply_override(tree, override)
+    return parse(expand(tree, str(path)), str(path))
 
 
 def parse(tree: Any, source: str) -> Config:
@@ -256,111 +255,6 @@ def parse(tree: Any, source: str) -> Config:
 def dump(config: Config) -> str:
     """The config as YAML that ``load`` reads back to an equal config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=110)
-
-
-class _Loader(yaml.SafeLoader):
-    """The safe loader, but ``1e-3`` is a number, and a key that stands twice or an alias is an error.
-
-    Aliases can make a file of a few lines unfold into gigabytes or into itself.
-    """
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(f"aliases (*) are not allowed, write the values out{self.peek_event().start_mark}")  # type: ignore[no-untyped-call]
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = [self.construct_object(k, deep=True) for k, _ in node.value]
-        for key in keys:
-            if not isinstance(key, str | int | float | bool):
-                raise yaml.YAMLError(f"a key must be a word or a number, not {key!r}")
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"key {key!r} occurs twice{node.start_mark}")
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
-
-
-def _yaml(text: str) -> Any:
-    return yaml.load(text, _Loader)  # _Loader is a SafeLoader: no code runs
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        tree = _yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        hint = nearest(path.name, siblings) if siblings else "give the path of a YAML file, such as one in configs/"
-        raise DensekitError(f"config {path} does not exist; {hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DensekitError(f"config {path} can't be read: {error}; give a readable YAML file") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DensekitError(f"config {path} is not valid YAML: {_one_line(error)}; mend the file there") from None
-    if not isinstance(tree, dict):
-        raise DensekitError(f"config {path} holds {type(tree).__name__}, not a mapping of keys; see configs/")
-    return tree
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise DensekitError(f"override {override!r} is not of the form key.path=value, such as train.epochs=3")
-    try:
-        value = _yaml(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise DensekitError(f"override {override!r}: the value is not valid YAML: {_one_line(error)}") from None
-    *parents, last = key.strip().split(".")
-    node: Any = tree
-    for depth, part in enumerate(parents):
-        node = _child(node, part, ".".join(parents[: depth + 1]), override)
-    if isinstance(node, list):
-        node[_index(node, last, override)] = value
-    elif isinstance(node, dict):
-        node[last] = value
-    else:
-        raise DensekitError(f"override {override!r}: {'.'.join(parents)} is {node!r}, which has no keys")
-
-
-def _child(node: Any, part: str, path: str, override: str) -> Any:
-    if isinstance(node, list):
-        return node[_index(node, part, override)]
-    if not isinstance(node, dict):
-        raise DensekitError(f"override {override!r}: nothing stands below {path}")
-    if node.get(part) is None:
-        node[part] = {}
-    return node[part]
-
-
-def _index(node: list[Any], part: str, override: str) -> int:
-    if not part.isdigit() or int(part) >= len(node):
-        raise DensekitError(f"override {override!r}: {part!r} is not a position in a list of {len(node)} (from 0)")
-    return int(part)
-
-
-_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
-
-
-def _expanded(value: Any, source: str) -> Any:
-    if isinstance(value, dict):
-        return {k: _expanded(v, source) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_expanded(v, source) for v in value]
-    return _VARIABLE.sub(lambda m: _variable(m, source), value) if isinstance(value, str) else value
-
-
-def _variable(match: re.Match[str], source: str) -> str:
-    name, default = match.groups()
-    value = os.environ.get(name) or default
-    if value is None:
-        raise DensekitError(f"{source}: environment variable {name} is not set; set it or write ${{{name}:-default}}")
-    return value
 
 
 def _explain(error: pydantic.ValidationError, tree: Any) -> str:
@@ -401,5 +295,5 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
     """A copy of a config with ``key.path=value`` overrides applied, checked again."""
     tree = config.model_dump(mode="json")
     for text in overrides:
-        _apply(tree, text)
-    return parse(_expanded(tree, "config"), "config") if overrides else config
+        apply_override(tree, text)
+    return parse(expand(tree, "config"), "config") if overrides else config

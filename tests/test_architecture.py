@@ -13,6 +13,7 @@ LAYERS = {
     "errors": 0,
     "files": 0,
     "types": 0,
+    "config_file": 0,
     "config": 0,
     "registry": 1,
     "ops": 1,
