@@ -151,11 +151,14 @@ def checkpoint_contexts(
 
 @contextmanager
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
+    """Let the norms run as ever, so that the backward finds what the first forward kept, but without counting."""
     norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    before = [(norm.momentum, cast(Tensor, norm.num_batches_tracked).clone()) for norm in norms]
     try:
         for norm in norms:
-            norm.track_running_stats = False
+            norm.momentum = 0.0
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(norms, before):
+            norm.momentum = momentum
+            cast(Tensor, norm.num_batches_tracked).copy_(count)
