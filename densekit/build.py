@@ -19,7 +19,7 @@ from densekit.data.transforms import Pipeline
 from densekit.engine import checkpoint
 from densekit.engine.distributed import World
 from densekit.engine.optim import AveragedModel, make_optimizer, make_schedule, parameter_groups
-from densekit.engine.plan import MAIN_METRIC, Plan
+from densekit.engine.plan import Plan, choose_metric
 from densekit.engine.step import TrainStep, choose_precision
 from densekit.errors import DensekitError
 from densekit.features.heads import check_store, joined_config
@@ -40,7 +40,7 @@ def dataset(
         split: which of ``data.train``, ``data.val``, ``data.test``.
         training: with the training transforms; else with those of evaluation, and with what metrics need.
         classes: what the data set's classes must be; None takes whatever it has.
-        match_names: ids and order may differ from ``classes`` where the names are the same.
+        match_names: ids and order may differ from ``classes`` where the names are the same; as ``data.match_names``.
 
     Raises:
         DensekitError: no such split, bad options, bad annotations, or other classes.
@@ -60,12 +60,15 @@ def dataset(
     )
     if not len(built):
         raise DensekitError(f"data.{split}: the data set holds no images; check its paths")
+    match_names |= config.data.match_names
+    if classes is None and match_names and config.model.weights is not None:
+        classes = checkpoint.classes_of(checkpoint.load(config.model.weights), config.model.weights)
     if classes is not None and match_names:
         return Relabelled(built, classes.names)
     if classes is not None and (difference := classes.difference(built.classes)):
         raise DensekitError(
             f"data.{split}: its classes are not those that the model learned: {difference}; "
-            f"evaluate on the same classes, or add --match-names where names are the same and ids or order differ"
+            f"use the same classes, or add data.match_names=true where names are the same and ids or order differ"
         )
     return built
 
@@ -88,20 +91,23 @@ def model(config: Config, classes: Classes) -> tuple[DenseModel, list[str]]:
     if config.model.backbone.weights is not None:
         report.append(load_backbone_weights(built.backbone, config.model.backbone.weights).summary())
     if config.model.weights is not None:
-        report.append(_load_whole(built, config.model.weights))
+        report.append(_load_whole(built, config.model.weights, config.data.match_names))
     return built, report
 
 
-def _load_whole(built: DenseModel, source: str) -> str:
+def _load_whole(built: DenseModel, source: str, match_names: bool) -> str:
     """Start a model from a densekit checkpoint, torchvision's detector or smp's segmenter; every weight must fit."""
     state = _translated(built, read_state_dict(source))
     if state is None:
         content = checkpoint.load(source)
         state = content["model"]
-        if difference := built.classes.difference(checkpoint.classes_of(content, source)):
+        learned = checkpoint.classes_of(content, source)
+        difference = learned.difference(built.classes)
+        if difference and not (match_names and learned.names == built.classes.names):
             raise DensekitError(
-                f"model.weights: {source} was trained on other classes than the data set's: {difference}; to keep its "
-                f"backbone alone give it as model.backbone.weights"
+                f"model.weights: the data set's classes are not those that {source} learned: {difference}; set "
+                f"data.match_names=true where the names are the same; to keep its backbone alone give it as "
+                f"model.backbone.weights"
             )
     checkpoint.load_weights(built, state, source)
     return f"all weights from {source}"
@@ -173,7 +179,7 @@ def plan(config: Config, train_set: Dataset, world: World, built: DenseModel) ->
         steps=steps,
         steps_per_epoch=per_epoch,
         evaluate_every=max(1, round(config.evaluation.every * per_epoch)),
-        metric=config.evaluation.metric or MAIN_METRIC[built.task],
+        metric=choose_metric(built.task, config.evaluation.metric, config.evaluation.max_detections),
         save_every=config.train.save_every,
         patience=config.evaluation.patience,
     )

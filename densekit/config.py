@@ -92,6 +92,8 @@ class DataConfig(_Model):
         fixed_size: (height, width) to which every training batch is padded: constant shapes, for compiled steps.
         workers: loader processes; null takes one less than the cores of each rank, at most 8.
         on_bad_image: ``error`` stops and names the image; ``skip`` takes the next one and lists it at the end.
+        match_names: classes are matched by name with those of ``model.weights`` (fine-tuning) or of the checkpoint
+            (evaluation), whatever their ids and order; false refuses classes that differ in either.
         max_pixels: a larger image is refused before it is decoded.
     """
 
@@ -105,6 +107,7 @@ class DataConfig(_Model):
     fixed_size: tuple[int, int] | None = None
     workers: int | None = Field(default=None, ge=0)
     on_bad_image: Literal["error", "skip"] = "error"
+    match_names: bool = False
     max_pixels: int = Field(default=2**28, ge=1)
 
 

@@ -15,6 +15,27 @@ MAIN_METRIC: dict[Task, str] = {"detection": "AP", "segmentation": "mIoU", "clas
 """The number that chooses the best checkpoint of a task, unless the config names another."""
 
 
+_COCO = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_small", "AR_medium", "AR_large", "AR1", "AR10")
+METRICS: dict[Task, tuple[str, ...]] = {
+    "detection": _COCO,
+    "segmentation": ("mIoU", "dice", "mean_accuracy", "pixel_accuracy", "boundary_mIoU", "mIoU_per_image"),
+    "classification": ("top1", "top5", "mean_accuracy"),
+}
+"""The numbers that may choose the best checkpoint, beside ``loss``."""
+
+
+def choose_metric(task: Task, asked: str | None, max_detections: int = 100) -> str:
+    """The number that chooses the best checkpoint, checked before hours of training depend on it.
+
+    Raises:
+        DensekitError: the task has no such number.
+    """
+    known = (*METRICS[task], "loss", *([f"AR{max_detections}"] if task == "detection" else []))
+    if asked is not None and asked not in known:
+        raise DensekitError(f"evaluation.metric: {task} has no number {asked!r}; {nearest(asked, known)}")
+    return asked or MAIN_METRIC[task]
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
     """The timetable of a run, in updates of the weights.
