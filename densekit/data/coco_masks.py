@@ -27,14 +27,23 @@ class CocoMasks:
             one more than the largest category id where 0 is taken.
         crowd: whether regions of many objects belong to their class or are ignored.
         layers: a layer of 0 and 1 per category instead of one class a pixel.
+        max_pixels: a larger image is refused before its mask is drawn.
     """
 
     def __init__(
-        self, folder: Path, *, file: CocoFile, background: str | None, crowd: Literal["class", "ignore"], layers: bool
+        self,
+        folder: Path,
+        *,
+        file: CocoFile,
+        background: str | None,
+        crowd: Literal["class", "ignore"],
+        layers: bool,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         if not folder.is_dir():
             raise DensekitError(f"images: there is no folder {folder}; correct the path")
         self.folder, self.file, self.crowd, self.layers = folder, file, crowd, layers
+        self.max_pixels = max_pixels
         self.offset = 0 if background is None or layers else 1
         self.fill = 0 if self.offset else IGNORE
         self.classes = _with_background(file.classes, background) if self.offset else file.classes
@@ -69,6 +78,11 @@ class CocoMasks:
             DensekitError: an annotation has no segmentation, or one that breaks the format.
         """
         height, width = (int(side) for side in self.file.sizes[index])
+        if height * width > self.max_pixels:
+            raise DensekitError(
+                f"{self.file.path}: image {self.image_id(index)!r}: {width} x {height} pixels is over the limit of "
+                f"{self.max_pixels}; correct its size, or raise max_pixels"
+            )
         layers = len(self.classes) if self.layers else 1
         drawn = np.full((layers, height, width), 0 if self.layers else self.fill, np.uint8)
         rows = self.file.annotations(index)
@@ -122,7 +136,7 @@ def coco_masks(
         max_pixels: see ``SegmentationDataset``.
     """
     file = open_coco(annotations, on_bad_box=on_bad_box, classes=classes)
-    source = CocoMasks(images, file=file, background=background, crowd=crowd, layers=multi_label)
+    source = CocoMasks(images, file=file, background=background, crowd=crowd, layers=multi_label, max_pixels=max_pixels)
     return SegmentationDataset(
         source, transforms=transforms, seed=seed, training=training, channels=channels, max_pixels=max_pixels
     )
