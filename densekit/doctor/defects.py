@@ -86,31 +86,48 @@ def exit_code(defects: Iterable[Defect]) -> int:
 _STOPS = "Training stops with an error that names it."
 _REFUSED = "The file is refused when it is opened."
 _AT_IMAGE = "Training stops when it comes to the image (with data.on_bad_image: skip it takes the next one)."
-_FIX = "--fix"
 
 KINDS: dict[str, Kind] = {
     # The annotation file as a whole.
     "file_unreadable": Kind(
-        "error", "nothing can be learned from a file that cannot be read", _REFUSED, "restore or export the file again"
+        "error",
+        "nothing can be learned from a file that cannot be read",
+        _REFUSED,
+        "restore or export the file again",
     ),
     "row_malformed": Kind(
-        "error", "a row without the keys and types of COCO has no meaning", _REFUSED, "correct the row, or --fix it away"
+        "error",
+        "a row without the keys and types of COCO has no meaning",
+        _REFUSED,
+        "correct the row, or --fix it away",
     ),
     "data_set_unusable": Kind(
-        "error", "the data set of the config cannot be built", _STOPS, "correct the config or the files as told"
+        "error",
+        "the data set of the config cannot be built",
+        _STOPS,
+        "correct the config or the files as told",
     ),
     "images_not_found": Kind(
-        "warning", "files that were not looked at may hold any defect", "It needs the folder.", "give --images DIR"
+        "warning",
+        "files that were not looked at may hold any defect",
+        "It needs the folder.",
+        "give --images DIR",
     ),
     # Ids and names.
     "image_id_twice": Kind(
-        "error", "annotations cannot be told apart", _REFUSED, "give each image an id of its own; --fix drops what is unclear"
+        "error",
+        "annotations cannot be told apart",
+        _REFUSED,
+        "give each image an id of its own; --fix drops what is unclear",
     ),
     "annotation_id_twice": Kind(
         "error", "evaluation counts the two as one", _REFUSED, "give each annotation its own id; --fix does"
     ),
     "category_id_twice": Kind(
-        "error", "labels of two classes are mixed", _REFUSED, "give each category its own id and label its objects anew"
+        "error",
+        "labels of two classes are mixed",
+        _REFUSED,
+        "give each category its own id and label its objects anew",
     ),
     "category_name_twice": Kind(
         "error", "one class is learned as two that compete", _REFUSED, "merge the categories; --fix does"
@@ -134,10 +151,16 @@ KINDS: dict[str, Kind] = {
         "nothing, unless another tool reads the file",
     ),
     "unknown_image": Kind(
-        "error", "the object belongs to no image", _REFUSED, "add the image or remove the annotation; --fix removes it"
+        "error",
+        "the object belongs to no image",
+        _REFUSED,
+        "add the image or remove the annotation; --fix removes it",
     ),
     "unknown_category": Kind(
-        "error", "the object has no class", _REFUSED, "add the category or correct the id; --fix removes the annotation"
+        "error",
+        "the object has no class",
+        _REFUSED,
+        "add the category or correct the id; --fix removes the annotation",
     ),
     "name_leaves_folder": Kind(
         "error",
@@ -153,7 +176,10 @@ KINDS: dict[str, Kind] = {
     ),
     # Boxes.
     "box_not_finite": Kind(
-        "error", "one such number makes the loss NaN", "Refused, or dropped with on_bad_box: drop.", "correct or remove it; --fix does"
+        "error",
+        "one such number makes the loss NaN",
+        "Refused, or dropped with on_bad_box: drop.",
+        "correct or remove it; --fix does",
     ),
     "box_negative": Kind(
         "error",
@@ -195,7 +221,10 @@ KINDS: dict[str, Kind] = {
         "remove one of them; --fix removes the later",
     ),
     "box_tiny": Kind(
-        "note", "after resizing next to nothing is left of it", "Boxes under 1 px are dropped.", "train at a higher resolution"
+        "note",
+        "after resizing next to nothing is left of it",
+        "Boxes under 1 px are dropped.",
+        "train at a higher resolution",
     ),
     # Segmentations.
     "area_against_mask": Kind(
@@ -228,9 +257,7 @@ KINDS: dict[str, Kind] = {
         "densekit reads it; other tools may not.",
         "write it as run lengths; --fix does",
     ),
-    "crowd_flag": Kind(
-        "error", "iscrowd must be 0 or 1", _REFUSED, "set it to 0 or 1; --fix does"
-    ),
+    "crowd_flag": Kind("error", "iscrowd must be 0 or 1", _REFUSED, "set it to 0 or 1; --fix does"),
     # Image files.
     "image_missing": Kind(
         "error", "there is no such file", _AT_IMAGE, "copy the file, or remove the entry; --fix removes it"
@@ -245,7 +272,10 @@ KINDS: dict[str, Kind] = {
         "error", "it is no image, or damaged", _AT_IMAGE, "copy or export it again; --fix removes its entry"
     ),
     "image_truncated": Kind(
-        "error", "it is cut off: the lower part is missing", _AT_IMAGE, "copy it again; --fix removes its entry"
+        "error",
+        "it is cut off: the lower part is missing",
+        _AT_IMAGE,
+        "copy it again; --fix removes its entry",
     ),
     "image_too_large": Kind(
         "error",
@@ -278,10 +308,16 @@ KINDS: dict[str, Kind] = {
         "note", "a palette holds 256 colours at most", "It is read as RGB.", "nothing, if it is meant"
     ),
     "image_alpha": Kind(
-        "note", "what is transparent still has colours", "Alpha is dropped.", "blend it with its background if it matters"
+        "note",
+        "what is transparent still has colours",
+        "Alpha is dropped.",
+        "blend it with its background if it matters",
     ),
     "image_16_bit": Kind(
-        "note", "16 bits become 8 bits by dividing by 257", "It is read as 8 bits.", "scale the values yourself if they matter"
+        "note",
+        "16 bits become 8 bits by dividing by 257",
+        "It is read as 8 bits.",
+        "scale them yourself if it matters",
     ),
     "image_dark_16_bit": Kind(
         "warning",
@@ -297,7 +333,10 @@ KINDS: dict[str, Kind] = {
     ),
     # Identical images.
     "image_identical": Kind(
-        "warning", "the same image counts twice", "It sees the image more often than others.", "keep one of them"
+        "warning",
+        "the same image counts twice",
+        "It sees the image more often than others.",
+        "keep one of them",
     ),
     "image_near_identical": Kind(
         "warning",
@@ -317,13 +356,23 @@ KINDS: dict[str, Kind] = {
         "Nothing stops it.",
         "take it out of one of the splits",
     ),
+    "image_similar": Kind(
+        "note",
+        "two pictures of one scene count it twice",
+        "It sees the scene twice.",
+        "keep one of them, if it matters",
+    ),
+    "leak_similar": Kind(
+        "warning",
+        "the same scene seems to be learned and tested on: the numbers may be too good",
+        "Nothing stops it.",
+        "look at the two; put all pictures of a scene into one split",
+    ),
     # Mask files.
     "mask_missing": Kind("error", "the image has no mask", _STOPS, "add the mask, or remove the image"),
     "mask_without_image": Kind("error", "the mask has no image", _STOPS, "add the image, or remove the mask"),
     "mask_unreadable": Kind("error", "it cannot be read as class indices", _STOPS, "export it again as PNG"),
-    "mask_size": Kind(
-        "error", "pixels of image and mask do not correspond", _STOPS, "restore the mask of this image"
-    ),
+    "mask_size": Kind("error", "pixels of image and mask do not correspond", _STOPS, "restore the mask of this image"),
     "mask_values": Kind(
         "error",
         "values of no class come from resizing with interpolation, a JPEG on the way, or another numbering",
@@ -337,7 +386,10 @@ KINDS: dict[str, Kind] = {
         "export the mask with the common palette, or give colors",
     ),
     "mask_all_ignored": Kind(
-        "warning", "nothing can be learned from it", "It adds nothing to the loss.", "label it, or leave it out"
+        "warning",
+        "nothing can be learned from it",
+        "It adds nothing to the loss.",
+        "label it, or leave it out",
     ),
     "mask_one_value": Kind(
         "note", "the whole mask has one value", "It is learned as it is.", "look whether it was labelled"
@@ -352,10 +404,16 @@ KINDS: dict[str, Kind] = {
         "It learns what it sees most.",
         "collect more of the rare ones, or weigh classes in the loss",
     ),
-    "anchors_fit": Kind(
+    "anchors_misfit": Kind(
         "warning",
         "objects unlike any anchor are found late or not at all",
         "Each object still gets its best anchor, but few positives.",
         "set anchor_sizes and anchor_ratios as told",
     ),
-}  # fmt: skip
+    "anchors_fit": Kind(
+        "note",
+        "objects unlike any anchor are found late",
+        "Each object gets its best anchor at least.",
+        "anchors as told may help",
+    ),
+}

@@ -177,8 +177,8 @@ def kind_and_depth(data: bytes, header: ImageHeader) -> tuple[str, bool]:
         kind = {0: "grey", 2: "colour", 3: "palette", 4: "alpha", 6: "alpha"}.get(data[25], "colour")
         return kind, data[24] == 16
     mode = _mode(data)
-    kind = {"L": "grey", "1": "grey", "I;16": "grey", "I;16B": "grey", "P": "palette", "LA": "alpha", "PA": "alpha"}
-    return kind.get(mode, "alpha" if mode in ("RGBA", "RGBa") else "colour"), header.format == "TIFF"
+    kinds = {"L": "grey", "1": "grey", "I;16": "grey", "I;16B": "grey", "P": "palette"}
+    return kinds.get(mode, "alpha" if mode in ("RGBA", "RGBa", "LA", "La", "PA") else "colour"), header.format == "TIFF"
 
 
 def _mode(data: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Segmentations of a COCO file: polygons that enclose nothing, run lengths of another size, areas and boxes that differ."""
+"""Segmentations of a COCO file: polygons that enclose nothing, run lengths of another size, areas that differ."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _against_mask(annotation: AnnotationRow, image: ImageRow, mask: Mask) -> tup
 
 
 def _apart(box: Box, around: Box) -> bool:
-    """Annotators round boxes and polygons differently: a few pixels are no defect, nor is any part of a large object."""
+    """Boxes and polygons are rounded differently: a few pixels are no defect, nor is a small part of a large object."""
     if overlap(np.array(box), np.array([around]))[0] >= _BOX:
         return False
     ends = ((box[0], around[0]), (box[1], around[1]), (box[0] + box[2], around[0] + around[2]))
