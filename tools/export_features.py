@@ -75,8 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     extractor = export.extractor()
     shard_images = export.shard_images or images_per_shard(export.source, extractor, len(export.views))
     recipe = export.recipe(shard_images)
+    if not world.is_first:
+        distributed.barrier()  # the first rank makes the folder ready
     folder = ShardFolder(args.out, recipe, first=world.is_first)
-    distributed.barrier()  # every rank finds the same state of the folder
+    if world.is_first:
+        distributed.barrier()
 
     # Each rank makes its share of the shards that are not there.
     mine = range(world.rank, recipe.shards(), world.size)

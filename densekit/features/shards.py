@@ -163,10 +163,8 @@ class ShardFolder:
                 raise DensekitError(
                     f"{self.path} holds another export: {changed}; use the same options to go on, or another --out"
                 )
-        elif self.path.is_dir() and (strange := [p.name for p in self.path.iterdir() if p.name not in _OWN]):
-            raise DensekitError(
-                f"--out {self.path} holds other files, such as {strange[0]}; give an empty or new folder"
-            )
+        elif self.path.is_dir() and (strange := [p.name for p in self.path.iterdir() if not _is_own(p.name)]):
+            raise DensekitError(f"--out {self.path} holds other files, such as {strange[0]}; give a new folder")
 
     def _clear(self) -> None:
         """Remove temporary files of a process that was killed."""
@@ -195,7 +193,11 @@ class ShardFolder:
         return f"{row.index:08d}_{plain}" + ("" if row.view == "none" else f"@{row.view}")
 
 
-_OWN = {"manifest.json", "index.safetensors", "shards"}
+def _is_own(name: str) -> bool:
+    """Whether a name in a store's folder is one of ours, left behind by a killed process included."""
+    return name in ("manifest.json", "index.safetensors", "shards") or (name[0] == "." and name.endswith(".tmp"))
+
+
 _ENDINGS: dict[FileFormat, str] = {"safetensors": ".safetensors", "npy": "", "parquet": ".parquet"}
 
 
