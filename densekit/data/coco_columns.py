@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -106,7 +107,9 @@ def annotation_columns(rows: list[AnnotationRow], piece: bytes, at: int) -> Anno
         ids=_ids([r.id for r in rows]),
         image_ids=_ids([r.image_id for r in rows]),
         category_ids=_integers([r.category_id for r in rows]),
-        boxes=np.array([r.bbox for r in rows], np.float64).reshape(-1, 4),
+        boxes=np.fromiter(itertools.chain.from_iterable([r.bbox for r in rows]), np.float64, 4 * len(rows)).reshape(
+            -1, 4
+        ),
         areas=np.array([np.nan if r.area is None else r.area for r in rows], np.float64),
         crowd=_integers([r.iscrowd or 0 for r in rows]),
         segmentations=_segmentations(rows, piece, at),

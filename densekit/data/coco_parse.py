@@ -1,6 +1,6 @@
 """A COCO json file to numpy columns, in one pass over the mapped file, with nothing checked but syntax and types.
 
-The file's arrays are decoded in pieces of a few MB by a typed parser (msgspec), so that no object per annotation
+The file's arrays are decoded in small pieces by a typed parser (msgspec), so that no object per annotation
 outlives its piece: memory stays at the columns plus one piece, and a large ``annotations`` array is shared out to
 processes. Segmentations are not decoded at all; a column says where in the file each one stands.
 
@@ -49,8 +49,8 @@ from densekit.types import DensekitError
 
 Row = TypeVar("Row", bound=msgspec.Struct)
 
-PIECE = 1 << 22
-"""Bytes of json that are decoded at once."""
+PIECE = 1 << 18
+"""Bytes of json that are decoded at once: small enough to stay in a core's cache."""
 
 PARALLEL_FROM = 1 << 25
 """Bytes of annotations from which on they are shared out to processes."""
@@ -144,8 +144,20 @@ class _Rows(Generic[Row]):
         while not ended and at < stop:
             rows, piece, end, ended = self._guessed_piece(decoder, at, stop) or self._measured_piece(decoder, at, stop)
             parts.append(self.columns(rows, piece, at - 1))
+            self._let_go(at, end)
             at = end
         return parts, at, ended
+
+    def _let_go(self, start: int, stop: int) -> None:
+        """Take pages of the file that were read out of this process, which would else hold all of it in the end."""
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        if hasattr(mmap, "MADV_DONTNEED") and stop - first >= mmap.PAGESIZE:
+            self.data.madvise(mmap.MADV_DONTNEED, first, stop - first)
+
+    def _text(self, start: int, stop: int, end: bytes) -> bytes:
+        """A piece of the file as an array of its own, copied once."""
+        with memoryview(self.data) as view, view[start:stop] as part:
+            return b"".join((b"[", part, end))
 
     def _guessed_piece(self, decoder: msgspec.json.Decoder[list[Row]], at: int, stop: int) -> _Piece | None:
         """Decode about ``PIECE`` bytes of rows, up to something that looks like the gap between two rows.
@@ -154,7 +166,7 @@ class _Rows(Generic[Row]):
         """
         gap = likely_gap(self.data, min(at + PIECE, stop))
         end, following = gap if gap and gap[0] < at + 2 * PIECE else (at + 2 * PIECE, 0)
-        piece = b"[" + self.data[at : end + 1] + b"]"
+        piece = self._text(at, end + 1, b"]")
         try:
             if following:
                 return self._decoded(decoder, piece), piece, following, False
@@ -171,7 +183,7 @@ class _Rows(Generic[Row]):
     def _measured_piece(self, decoder: msgspec.json.Decoder[list[Row]], at: int, stop: int) -> _Piece:
         """The same, but the end is counted token by token, which is slow and always right."""
         end, ended = end_of_rows(self.data, at, min(at + PIECE, stop))
-        piece = b"[" + self.data[at:end] + (b"" if ended else b"]")
+        piece = self._text(at, end, b"" if ended else b"]")
         try:
             rows = self._decoded(decoder, piece)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
