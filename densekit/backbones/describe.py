@@ -63,12 +63,12 @@ def describe(backbone: nn.Module, shape: Sequence[int] = (1, 3, 224, 224)) -> li
     with torch.enable_grad():
         maps: list[Tensor] = net(torch.empty(tuple(shape), device="meta", requires_grad=True))
     levels: tuple[Level, ...] = net.levels  # type: ignore[assignment]  # nn.Module types its attributes
-    fields = receptive_fields(maps)
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
     stages = []
-    for level, m, own, field in zip(levels, maps, _own_parameters(net, maps), fields):
+    for level, m, (leaves, field) in zip(levels, maps, _trace(maps)):
+        own = {names[id(leaf)]: leaf.numel() for leaf in leaves if id(leaf) in names}
         macs = sum(work.pop(name.rpartition(".")[0], 0) for name in own)
-        count = sum(p.numel() for p in own.values())
-        stages.append(Stage(level.name, tuple(m.shape), level.stride, count, macs, field))
+        stages.append(Stage(level.name, tuple(m.shape), level.stride, sum(own.values()), macs, field))
     return stages
 
 
@@ -108,21 +108,25 @@ def family_table(shape: Sequence[int] = (1, 3, 224, 224)) -> list[list[str]]:
     return rows
 
 
-def receptive_fields(maps: Sequence[Tensor]) -> list[int | None]:
-    """Side of the square of input pixels that a cell of each map depends on, read from the autograd graph.
+def _trace(maps: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], int | None]]:
+    """Read the autograd graph: what each map is computed from that the maps before it are not, and its field.
 
-    Along a convolution or pool of kernel k and dilation d over cells of ``jump`` pixels the field grows by
+    Along a convolution or pool of kernel k and dilation d over cells of ``jump`` pixels the receptive field grows by
     (k - 1) * d * jump (Araujo et al. 2019, "Computing receptive fields of convolutional neural networks", eq. 2); where
     paths meet the largest counts. None where a path goes through global pooling or attention.
+
+    Yields:
+        For each map the leaf tensors (parameters, images), and the side of its receptive field.
     """
     known: dict[Any, tuple[int, int] | None] = {}
-    fields = []
     for m in maps:
+        leaves = []
         for node in _from_inputs(m.grad_fn, known):
             known[node] = _grown(node, [known[n] for n, _ in node.next_functions if n is not None])
+            if hasattr(node, "variable"):
+                leaves.append(node.variable)
         found = known[m.grad_fn]
-        fields.append(None if found is None else found[0])
-    return fields
+        yield leaves, None if found is None else found[0]
 
 
 def _from_inputs(root: Any, done: dict[Any, Any]) -> Iterator[Any]:
@@ -154,16 +158,6 @@ def _grown(node: Any, inputs: Sequence[tuple[int, int] | None]) -> tuple[int, in
         return field, jump
     stride = (node._saved_stride or (kernel,))[-1]
     return field + (kernel - 1) * dilation * jump, jump * stride
-
-
-def _own_parameters(net: nn.Module, maps: Sequence[Tensor]) -> Iterator[dict[str, nn.Parameter]]:
-    """For each map the parameters that it is computed from and the maps before it are not."""
-    left = dict(net.named_parameters())
-    for m in maps:
-        grads = torch.autograd.grad(m.sum(), list(left.values()), retain_graph=True, allow_unused=True)
-        own = {name: p for (name, p), grad in zip(left.items(), grads) if grad is not None}
-        left = {name: p for name, p in left.items() if name not in own}
-        yield own
 
 
 def _count(module: nn.Conv2d | nn.Linear, work: dict[str, int], name: str) -> None:

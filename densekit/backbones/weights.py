@@ -229,11 +229,11 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _load_pickle(path: Path) -> Any:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as file:  # torch does not compare the checksums that the zip holds
-            if (damaged := file.testzip()) is not None:
-                raise DensekitError(_unreadable(path, f"the checksum of {damaged} differs"))
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as file:  # torch does not compare the checksums that the zip holds
+                if (damaged := file.testzip()) is not None:
+                    raise zipfile.BadZipFile(f"the checksum of {damaged} differs")
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise DensekitError(
