@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = RunFolder(out, configs.dump(config), resume=args.resume, world=world)
     state, notes = folder.resume(step)
     limit, log = 60 * (config.train.max_minutes or float("inf")), config.log
-    state.finished = plan.is_over(state) or state.seconds >= limit
+    state.finished = plan.is_over(state) or (state.finished and state.seconds >= limit)
     record = Record(out, step=state.step, tensorboard=log.tensorboard, csv=log.csv, enabled=world.is_first)
     guard = FiniteGuard(folder, step, functools.partial(build.file_names, train_set))
     for line in [*report, build.summary(config, model, train_set, step, plan, world), *notes]:

@@ -85,12 +85,13 @@ class Record:
 
     def flush(self) -> None:
         """Let what was written reach the disk; called before a checkpoint that counts on it."""
-        with self._explained():
-            if self._writer is not None:
+        if self._writer is not None:
+            with self._explained():
                 self._writer.flush()
-            if self.enabled and (self.folder / "metrics.jsonl").exists():
-                with (self.folder / "metrics.jsonl").open("rb") as file:
-                    os.fsync(file.fileno())
+        path = self.folder / "metrics.jsonl"
+        if self.enabled and path.exists():
+            with self._explained(path.name), path.open("rb") as file:
+                os.fsync(file.fileno())
 
     def close(self) -> None:
         """Finish: TensorBoard events, and the CSV where it was asked for."""
