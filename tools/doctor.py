@@ -23,16 +23,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("path", type=Path, help="COCO json, config, run folder, or folder")
     parser.add_argument("--images", type=Path, metavar="DIR", help="image folder of a json or of masks")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings as JSON")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with pictures of the defects")
+    parser.add_argument(
+        "--fix", type=Path, metavar="FILE", help="write a corrected json, and FILE's .log of the changes"
+    )
     args = parser.parse_args(argv)
 
     from densekit.doctor.examine import examine
-    from densekit.doctor.report import print_report, write_json
+    from densekit.doctor.fix import write_fixed
+    from densekit.doctor.page import write_page
+    from densekit.doctor.report import check_targets, print_report, write_json
 
+    log_file = args.fix.with_suffix(".log") if args.fix is not None else None
+    check_targets(args.path, [args.json, args.html, args.fix, log_file])
     report = examine(args.path, args.images)
     print_report(report)
     if args.json is not None:
         write_json(report, args.json)
         say(f"{args.json}: all findings")
+    if args.html is not None:
+        write_page(report, args.html)
+        say(f"{args.html}: a page with pictures")
+    if args.fix is not None:
+        log = write_fixed(report, args.fix)
+        say(f"{args.fix}: the corrected annotations; {log_file}: {len(log)} changes and remarks")
     return report.exit_code
 
 

@@ -21,7 +21,8 @@ ROUNDING = 0.1
 OFF_BY_ONE = 1.5
 """Pixels of reaching out up to which it is told as a shift of the coordinates."""
 
-_TINY = 2.0  # pixels
+TINY = 2.0
+"""Pixels of the shorter side below which a box is told."""
 
 
 def box_defects(rows: CocoRows) -> Iterator[Defect]:
@@ -49,7 +50,7 @@ def judge(box: Box, width: int, height: int) -> tuple[str, str] | None:
         return "box_outside", f"lies wholly outside of the image of {width} x {height}"
     out = max(-x, -y, x + w - width, y + h - height)
     if out <= ROUNDING:
-        return ("box_tiny", "is smaller than 2 px") if min(w, h) < _TINY else None
+        return ("box_tiny", "is smaller than 2 px") if min(w, h) < TINY else None
     code = "box_off_by_one" if out <= OFF_BY_ONE else "box_partly_outside"
     return code, f"reaches {out:g} px beyond the image of {width} x {height}"
 

@@ -104,7 +104,12 @@ def read_rows(path: Path, folder: Path | None = None) -> CocoRows:
     if not isinstance(content, dict):
         rows.defects.append(_unreadable(path, f"it holds a {type(content).__name__}, not an object with images"))
         return rows
-    rows.content = content
+    return rows_of(content, path, folder)
+
+
+def rows_of(content: dict[str, Any], path: Path, folder: Path | None = None) -> CocoRows:
+    """The rows of a json that was parsed already."""
+    rows = CocoRows(path, content, folder)
     rows.images = [ImageRow(*v) for v in _checked(rows, "images", _image)]
     rows.categories = [CategoryRow(*v) for v in _checked(rows, "categories", _category)]
     rows.annotations = [AnnotationRow(*v) for v in _checked(rows, "annotations", _annotation)]

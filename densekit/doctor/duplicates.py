@@ -76,7 +76,9 @@ def _defect(how: str, copy: _Copy, other: _Copy, words: str) -> Defect:
     where = f" of {other.split or 'another set'}" if leaks else ""
     file = str(copy.look.path)
     message = f"{words} {other.look.path}{where}"
-    return Defect(f"leak_{how}" if leaks else f"image_{how}", file, message, picture=copy.look.path)
+    return Defect(
+        f"leak_{how}" if leaks else f"image_{how}", file, message, picture=copy.look.path, other=other.look.path
+    )
 
 
 def _comparable(look: Look) -> bool:

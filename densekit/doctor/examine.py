@@ -9,6 +9,7 @@ from pathlib import Path
 
 from densekit.doctor.balance import class_defects, pixel_defects
 from densekit.doctor.boxes import box_defects, near_duplicates
+from densekit.doctor.coco_rows import CocoRows
 from densekit.doctor.defects import Defect, exit_code, in_order
 from densekit.doctor.duplicates import identical_images
 from densekit.doctor.identities import empty_images, identity_defects
@@ -69,7 +70,7 @@ def examine(path: Path, images: Path | None = None, *, processes: int | None = N
     found: list[Defect] = []
     for split in splits:
         found += split.defects
-        found += _of_rows(split)
+        found += [] if split.rows is None else row_defects(split.rows)
     looks = _look_at_images(splits, processes, shown)
     masks = _look_at_masks(splits, processes, shown)
     for split in splits:
@@ -84,17 +85,15 @@ def examine(path: Path, images: Path | None = None, *, processes: int | None = N
     return Report(path, splits, in_order(found), time.perf_counter() - began)
 
 
-def _of_rows(split: Split) -> Iterator[Defect]:
+def row_defects(rows: CocoRows) -> Iterator[Defect]:
     """Checks of a json that look at no image."""
-    rows = split.rows
-    if rows is not None:
-        yield from rows.defects
-        yield from identity_defects(rows)
-        yield from box_defects(rows)
-        yield from segmentation_defects(rows)
-        yield from near_duplicates(rows)
-        yield from empty_images(rows)
-        yield from class_defects(rows)
+    yield from rows.defects
+    yield from identity_defects(rows)
+    yield from box_defects(rows)
+    yield from segmentation_defects(rows)
+    yield from near_duplicates(rows)
+    yield from empty_images(rows)
+    yield from class_defects(rows)
 
 
 def _look_at_images(splits: Sequence[Split], processes: int | None, shown: bool) -> dict[Path, Look]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from densekit.doctor.defects import SEVERITIES, Defect
+from densekit.doctor.defects import Defect
 from densekit.doctor.examine import Report
+from densekit.doctor.kinds import SEVERITIES
 from densekit.engine.console import print_table
+from densekit.errors import DensekitError
 from densekit.files import write_text
 
 SHOWN = 5
@@ -45,6 +49,23 @@ def _print_code(defects: list[Defect]) -> None:
     if len(defects) > SHOWN:
         print(f"    and {len(defects) - SHOWN} more")
     print(f"  remedy: {kind.remedy}\n")
+
+
+def check_targets(examined: Path, targets: Sequence[Path | None]) -> None:
+    """Refuse to write over what is examined, or twice into one file.
+
+    Raises:
+        DensekitError: a target is the examined file, a folder, or another target.
+    """
+    seen = {os.path.realpath(examined)}
+    for target in targets:
+        if target is None:
+            continue
+        if os.path.realpath(target) in seen:
+            raise DensekitError(f"{target}: it is the examined file, or written twice; give another name")
+        if target.is_dir():
+            raise DensekitError(f"{target}: it is a folder; give the name of a file")
+        seen.add(os.path.realpath(target))
 
 
 def as_json(report: Report) -> dict[str, Any]:

@@ -1,0 +1,91 @@
+"""Corrects an annotation file: a new file, a log of every change, and the original as it was.
+
+What is corrected may show another defect (a box with swapped corners may lie outside), so the checks of the rows are
+repeated until nothing is left that can be corrected.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from densekit.doctor.coco_rows import rows_of
+from densekit.doctor.corrections import CORRECTIONS, Correction
+from densekit.doctor.defects import Defect
+from densekit.doctor.examine import Report, row_defects
+from densekit.doctor.sets import Split
+from densekit.errors import DensekitError
+from densekit.files import write_text
+
+_ROUNDS = 6
+_TOLD_ONLY = "left as it is"
+
+
+def write_fixed(report: Report, target: Path) -> list[str]:
+    """Write the corrected file and its log (``target`` with the ending ``.log``).
+
+    Returns:
+        The lines of the log.
+
+    Raises:
+        DensekitError: the examined path is no COCO json.
+    """
+    split = report.splits[0]
+    if len(report.splits) != 1 or split.rows is None or not split.rows.content:
+        raise DensekitError(f"--fix: {report.path} is no COCO json that can be read; give the json of one split")
+    content, log = corrected(split, report.defects)
+    text = json.dumps(content, allow_nan=False)
+    write_text(target.with_suffix(".log"), "\n".join([f"{split.rows.path} -> {target}", *log]) + "\n")
+    write_text(target, text + "\n")
+    return log
+
+
+def corrected(split: Split, defects: Iterable[Defect]) -> tuple[dict[str, Any], list[str]]:
+    """The corrected content of a split's json, and one line for each change and for each defect that was left."""
+    assert split.rows is not None
+    rows = split.rows
+    log: list[str] = []
+    content = copy.deepcopy(rows.content)
+    current = list(defects)
+    for _ in range(_ROUNDS):
+        correction = Correction(content, rows_of(content, rows.path, rows.folder), split.max_pixels)
+        for defect in current:
+            correct = CORRECTIONS.get(defect.code)
+            if correct is not None:
+                correct(correction, defect)
+        if not correction.log:
+            break
+        log += correction.log
+        content = correction.result()
+        current = list(row_defects(rows_of(content, rows.path, rows.folder)))
+    left = {(d.code, d.file, d.annotation_id, d.message): d for d in [*defects, *current] if d.code not in CORRECTIONS}
+    log += [f"{d.file}: {d.code}: {d.message}: {_TOLD_ONLY}" for d in left.values() if d.severity != "note"]
+    return _finite(content, log), log
+
+
+def _finite(content: dict[str, Any], log: list[str]) -> dict[str, Any]:
+    """Numbers that JSON does not know become null, wherever in the file they are."""
+    count = 0
+
+    def walk(value: Any) -> Any:
+        nonlocal count
+        if isinstance(value, dict):
+            return {key: walk(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [walk(item) for item in value]
+        if isinstance(value, float) and not math.isfinite(value):
+            count += 1
+            return None
+        return value
+
+    try:
+        json.dumps(content, allow_nan=False)
+        return content
+    except ValueError:
+        found = walk(content)
+    log.append(f"{count} numbers that are NaN or infinite: null")
+    return dict(found)

@@ -1,0 +1,95 @@
+"""The cheap part of the examination, for the start of a run: from arrays that are in memory anyway, no file is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from densekit.data.coco_file import CocoFile
+from densekit.doctor.balance import UNEVEN, rarest_and_commonest
+from densekit.doctor.boxes import SAME, TINY
+
+
+_MOST_PAIRS = 5_000_000  # neighbours that are compared; a file of COCO's size has fewer
+
+
+def quick_check(dataset: Any) -> list[str]:
+    """Short notes on a data set before it is learned from.
+
+    Args:
+        dataset: a ``types.Dataset``; what keeps no annotations in memory gives no note, but for its labels.
+
+    Returns:
+        One line a finding; none where there is nothing to say.
+    """
+    source = getattr(dataset, "source", None)
+    file = getattr(dataset, "file", None) or getattr(source, "file", None)
+    labels = getattr(dataset, "labels", None)
+    if isinstance(file, CocoFile):
+        return _of_coco(file)
+    if isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.dtype.kind in "iu":
+        return _of_counts(dict(zip(dataset.classes.names, _counts(labels, len(dataset.classes)))), "images")
+    return []
+
+
+def _of_coco(file: CocoFile) -> list[str]:
+    per_image = np.diff(file.first)
+    notes = []
+    if empty := int((per_image == 0).sum()):
+        notes.append(f"data: {empty} of {len(file)} images have no annotation and are learned as background")
+    notes += _of_counts(dict(zip(file.classes.names, _counts(file.labels, len(file.classes)))), "objects")
+    if tiny := int((file.boxes[:, 2:].min(1, initial=np.inf) < TINY).sum()):
+        notes.append(f"data: {tiny} boxes are smaller than {TINY:g} px; after resizing next to nothing is left of them")
+    if twice := near_duplicates(file):
+        notes.append(f"data: {twice} boxes all but cover another of their class (IoU from {SAME}): labelled twice?")
+    return notes
+
+
+def _of_counts(counts: dict[str, int], what: str) -> list[str]:
+    notes = []
+    if absent := [name for name, count in counts.items() if not count]:
+        more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+        notes.append(f"data: no {what} of class {', '.join(map(repr, absent[:5]))}{more}; it cannot be learned")
+    rare, common = rarest_and_commonest(counts)
+    if rare and counts[common] >= UNEVEN * counts[rare]:
+        notes.append(
+            f"data: {common!r} has {counts[common]} {what}, {rare!r} {counts[rare]}: rare ones are learned late"
+        )
+    return notes
+
+
+def near_duplicates(file: CocoFile) -> int:
+    """Boxes that are ``SAME`` as an earlier one of their class and image, crowds left out.
+
+    Boxes of a class and image are sorted by their left edge. Two with an IoU of ``SAME`` have left edges within
+    (1 - SAME) / SAME of the smaller one's width, so each is compared with the few that follow it that closely.
+    """
+    chosen = np.flatnonzero(~file.crowd)
+    groups = file.owners[chosen] * len(file.classes) + file.labels[chosen]
+    boxes = np.asarray(file.boxes[chosen], np.float64)
+    order = np.lexsort((boxes[:, 0], groups))
+    groups, boxes, chosen = groups[order], boxes[order], chosen[order]
+    later: set[int] = set()
+    budget, step, near = _MOST_PAIRS, 1, np.arange(len(boxes))
+    while len(near) and budget > 0:
+        near = near[near + step < len(boxes)]
+        other = near + step
+        close = boxes[other, 0] - boxes[near, 0] <= boxes[near, 2] * (1 - SAME) / SAME
+        near = near[close & (groups[other] == groups[near])]
+        found = near[_overlaps(boxes[near], boxes[near + step]) >= SAME]
+        later.update(np.maximum(chosen[found], chosen[found + step]).tolist())
+        budget, step = budget - len(other), step + 1
+    return len(later)
+
+
+def _overlaps(boxes: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    low = np.maximum(boxes[:, :2], others[:, :2])
+    high = np.minimum(boxes[:, :2] + boxes[:, 2:], others[:, :2] + others[:, 2:])
+    inner = np.clip(high - low, 0, None).prod(1)
+    return np.asarray(inner / np.maximum(boxes[:, 2:].prod(1) + others[:, 2:].prod(1) - inner, 1e-9))
+
+
+def _counts(labels: npt.NDArray[Any], classes: int) -> list[int]:
+    return [int(n) for n in np.bincount(np.asarray(labels), minlength=classes)]
