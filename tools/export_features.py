@@ -26,39 +26,36 @@ if TYPE_CHECKING:
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace the config's")
+    add = parser.add_argument
+    add("overrides", nargs="*", metavar="key.path=value", help="values that replace the config's")
     network = parser.add_mutually_exclusive_group(required=True)
     network.add_argument("--backbone", help="name of a backbone, see tools/list_parts.py")
     network.add_argument("--checkpoint", type=Path, help="a trained checkpoint, with its normalisation and resizing")
     network.add_argument("--config", help="a run's config: its backbone, weights, transforms, and the data of --split")
-    parser.add_argument("--weights", help="for --backbone: a file, torchvision/<name> or timm/<tag>")
-    parser.add_argument("--images", type=Path, help="folder of images (with --annotations and --list: theirs)")
-    parser.add_argument("--annotations", type=Path, help="COCO json: its images, by their ids")
-    parser.add_argument("--list", type=Path, help="text file with an image a line, relative to --images")
-    parser.add_argument("--split", choices=("train", "val", "test"), help="data set of the config or checkpoint")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the store")
-    parser.add_argument("--levels", help="comma-separated (default: all of the backbone)")
-    parser.add_argument("--boxes", type=Path, help="for roi: COCO annotations or results (default: the data set's own)")
-    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="resize to a fixed size")
-    parser.add_argument("--short", type=int, help="resize the short side (default: as checkpoint or config, else not)")
-    parser.add_argument("--long", type=int, help="resize the long side, or its limit beside --short")
-    parser.add_argument("--flips", nargs="+", default=[], choices=("horizontal", "vertical", "both"), help="views too")
-    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16")
-    parser.add_argument("--format", choices=("safetensors", "npy", "parquet"), default="safetensors")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="of the network (auto)")
-    parser.add_argument("--channels", type=int, default=3, help="for --backbone: image channels (3)")
-    parser.add_argument(
-        "--mean", type=float, nargs="+", default=[0.485, 0.456, 0.406], help="for --backbone: ImageNet's"
-    )
-    parser.add_argument(
-        "--std", type=float, nargs="+", default=[0.229, 0.224, 0.225], help="for --backbone: ImageNet's"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="for --backbone: of weights that no file gives (0)")
-    parser.add_argument("--batch", type=int, default=8, help="images in one pass of the network (8)")
-    parser.add_argument("--shard-images", type=int, help="images a shard (default: about 64 MB a shard)")
-    parser.add_argument("--workers", type=int, help="processes that decode (default: a core each, at most 8)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU where there is one")
-    parser.add_argument("--verify", action="store_true", help="read every shard and make damaged ones again")
+    add("--weights", help="for --backbone: a file, torchvision/<name> or timm/<tag>")
+    add("--images", type=Path, help="folder of images (with --annotations and --list: theirs)")
+    add("--annotations", type=Path, help="COCO json: its images, by their ids")
+    add("--list", type=Path, help="text file with an image a line, relative to --images")
+    add("--split", choices=("train", "val", "test"), help="data set of the config or checkpoint")
+    add("--out", type=Path, required=True, help="folder of the store")
+    add("--levels", help="comma-separated (default: all of the backbone)")
+    add("--boxes", type=Path, help="for roi: COCO annotations or results (default: the data set's own)")
+    add("--size", type=int, nargs=2, metavar=("H", "W"), help="resize to a fixed size")
+    add("--short", type=int, help="resize the short side (default: as checkpoint or config, else not)")
+    add("--long", type=int, help="resize the long side, or its limit beside --short")
+    add("--flips", nargs="+", default=[], choices=("horizontal", "vertical", "both"), help="mirrored views too")
+    add("--dtype", choices=("float16", "float32"), default="float16")
+    add("--format", choices=("safetensors", "npy", "parquet"), default="safetensors")
+    add("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="of the network (default: the config's, or auto)")
+    add("--channels", type=int, default=3, help="for --backbone: image channels (3)")
+    add("--mean", type=float, nargs="+", default=[0.485, 0.456, 0.406], help="for --backbone (ImageNet's)")
+    add("--std", type=float, nargs="+", default=[0.229, 0.224, 0.225], help="for --backbone (ImageNet's)")
+    add("--seed", type=int, default=0, help="for --backbone: of weights that no file gives (0)")
+    add("--batch", type=int, default=8, help="images in one pass of the network (8)")
+    add("--shard-images", type=int, help="images a shard (default: about 64 MB a shard)")
+    add("--workers", type=int, help="processes that decode (default: a core each, at most 8)")
+    add("--device", choices=("cpu", "cuda"), help="default: the GPU where there is one")
+    add("--verify", action="store_true", help="read every shard and make damaged ones again")
     return parser
 
 
@@ -68,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from densekit.engine import distributed  # torch takes seconds to import; --help should not
     from densekit.features.export import Exporter, images_per_shard
     from densekit.features.setup import made_from
-    from densekit.features.shards import ShardFolder
+    from densekit.features.shards import ShardFolder, summary
 
     world = distributed.join(args.device)
     export, weights = prepare(args, world)
@@ -93,16 +90,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         times = exporter.run(missing, bar.advance)
     distributed.barrier()
 
-    # The first rank sums up.
     if world.is_first:
         manifest = folder.finish(made_from(weights))
         say(times.summary())
-        unreadable = manifest["unreadable"]
-        for entry in unreadable[:5]:
-            say(f"not readable: {entry['reason']}")
-        more = f", {len(unreadable)} images could not be read (listed in manifest.json)" if unreadable else ""
-        size = sum(shard["bytes"] for shard in manifest["shards"]) / 1e6
-        say(f"{args.out}: {manifest['rows']} rows of {', '.join(manifest['tensors'])}, {size:.1f} MB{more}")
+        say(summary(args.out, manifest))
     distributed.leave()
     return 0
 

@@ -6,6 +6,7 @@ of the view that was drawn. So a batch is the same as with pixels, target by tar
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from densekit.data.feature_store import FeatureStore
-from densekit.data.images import MAX_PIXELS, blank_image
+from densekit.data.images import MAX_PIXELS, blank_image, read_image
 from densekit.data.resize import HorizontalFlip, Resize, VerticalFlip
 from densekit.data.transforms import Pipeline
 from densekit.errors import DensekitError
@@ -37,6 +38,7 @@ class StoredMaps(Pipeline):
 
     def __init__(self, pipeline: Pipeline, store: FeatureStore, where: str = "transforms") -> None:
         self.specs, self.stages = pipeline.specs, pipeline.stages
+        self.pipeline = pipeline
         self.store, self.where = store, where
         resize, views = stored_transform(pipeline, where)
         made = store.manifest["recipe"]["transform"]
@@ -156,3 +158,15 @@ def store_of(dataset: Dataset) -> FeatureStore | None:
     """The store that a data set takes its maps from; None where it gives pixels."""
     transforms = getattr(dataset, "transforms", None)
     return transforms.store if isinstance(transforms, StoredMaps) else None
+
+
+def pixels_of(dataset: Dataset) -> Dataset:
+    """The same data set with the pixels that its stored maps were made from: the same draws, the same targets."""
+    transforms = getattr(dataset, "transforms", None)
+    if not isinstance(transforms, StoredMaps):
+        return dataset
+    twin = copy.copy(dataset)
+    twin.transforms = transforms.pipeline  # type: ignore[attr-defined]  # checked above
+    if hasattr(twin, "read_image"):
+        twin.read_image = read_image
+    return twin

@@ -8,11 +8,14 @@ import torch
 from torch import nn
 
 from densekit.data.batching import collate
-from densekit.data.feature_set import store_of
+from densekit.data.feature_set import pixels_of, store_of
 from densekit.errors import DensekitError
 from densekit.features.recipe import fingerprint
 from densekit.model import DenseModel
 from densekit.types import Dataset
+
+_MOST_ERROR = 0.1
+"""Relative error up to which stored maps count as the same: bf16 gives 0.01 to 0.03, another image 0.5 and more."""
 
 
 def check_store(model: DenseModel, dataset: Dataset, *, weights: str | None, learning: bool = True) -> None:
@@ -25,7 +28,8 @@ def check_store(model: DenseModel, dataset: Dataset, *, weights: str | None, lea
         learning: the model is to be trained on the data set, so its backbone must not be meant to learn.
 
     Raises:
-        DensekitError: other weights, a backbone that learns, or a head that looks at a level that is not stored.
+        DensekitError: other weights, a backbone that learns, a head that looks at a level that is not stored, or maps
+            that are not those of the data set's images (another image of the same name).
     """
     store = store_of(dataset)
     if store is None:
@@ -34,9 +38,9 @@ def check_store(model: DenseModel, dataset: Dataset, *, weights: str | None, lea
     own, theirs = fingerprint(model), recipe["backbone"]["fingerprint"]
     if own != theirs:
         raise DensekitError(
-            f"{store.path} holds features of {recipe['backbone']['name']} with weights {made.get('weights')} "
+            f"{store.path} holds features of {recipe['backbone']['name']} with {_named(made.get('weights'))} "
             f"(fingerprint {theirs[:12]}), but the model has {getattr(model.backbone, 'name', 'a backbone')} with "
-            f"weights {weights} (fingerprint {own[:12]}); give the same backbone, weights, seed and normalize, or "
+            f"{_named(weights)} (fingerprint {own[:12]}); give the same backbone, weights, seed and normalize, or "
             f"export again"
         )
     if learning and (moving := _what_moves(model)):
@@ -44,7 +48,12 @@ def check_store(model: DenseModel, dataset: Dataset, *, weights: str | None, lea
             f"model.backbone: {moving}, but stored features are those of a frozen one; set frozen_stages to "
             f"{len(model.levels)} (all)"
         )
+    _check_values(model, dataset, str(store.path))
     _check_levels(model, dataset, [level.name for level in store.backbone_levels])
+
+
+def _named(weights: str | None) -> str:
+    return f"weights {weights}" if weights is not None else "random weights"
 
 
 def _what_moves(model: DenseModel) -> str | None:
@@ -57,6 +66,31 @@ def _what_moves(model: DenseModel) -> str | None:
     norms = [m for m in model.backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
     model.backbone.train(before)
     return f"the statistics of {len(norms)} batch norms would move" if norms else None
+
+
+@torch.no_grad()
+def _check_values(model: DenseModel, dataset: Dataset, name: str) -> None:
+    """Compute the maps of the first and the last image and compare: names may be the same where images are not."""
+    before = model.training
+    model.eval()
+    for index in {0, len(dataset) - 1}:
+        stored = collate([dataset.sample(0, index)]).maps
+        try:
+            batch = collate([pixels_of(dataset).sample(0, index)])
+        except DensekitError:  # the images need not be there any more
+            continue
+        assert stored is not None
+        for level, own in zip(model.levels, model.features(batch.to(model.mean.device))):
+            if level.name not in stored or stored[level.name].shape != own.shape:
+                continue  # another padding than the store's has other cells at the edge
+            given = stored[level.name].to(own)
+            error = float((given - own).norm() / own.norm().clamp(min=1e-12))
+            if error > _MOST_ERROR:
+                raise DensekitError(
+                    f"{name}: {level.name} of image {batch.ids[0]!r} differs by {100 * error:.0f} % from "
+                    f"what the model gives for it; the store was made from other images of the same names, export again"
+                )
+    model.train(before)
 
 
 @torch.no_grad()

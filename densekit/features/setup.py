@@ -128,7 +128,10 @@ def views_of(flips: Sequence[str]) -> list[str]:
 def made_from(weights: str | Path | None) -> dict[str, Any]:
     """Where the weights came from, for the manifest."""
     path = Path(weights) if weights is not None else None
-    return {"weights": str(weights), "sha256": sha256_of(path) if path is not None and path.is_file() else None}
+    return {
+        "weights": None if path is None else str(path),
+        "sha256": sha256_of(path) if path is not None and path.is_file() else None,
+    }
 
 
 def plain_source(

@@ -193,6 +193,15 @@ class ShardFolder:
         return f"{row.index:08d}_{plain}" + ("" if row.view == "none" else f"@{row.view}")
 
 
+def summary(path: Path, manifest: dict[str, Any]) -> str:
+    """One line on a finished store, and one each on the first images that could not be read."""
+    unreadable = manifest["unreadable"]
+    size = sum(shard["bytes"] for shard in manifest["shards"]) / 1e6
+    more = f"; {len(unreadable)} images could not be read, manifest.json lists them" if unreadable else ""
+    line = f"{path}: {manifest['rows']} rows of {', '.join(manifest['tensors'])}, {size:.1f} MB{more}"
+    return "\n".join([line, *(f"not readable: {entry['reason']}" for entry in unreadable[:5])])
+
+
 def _is_own(name: str) -> bool:
     """Whether a name in a store's folder is one of ours, left behind by a killed process included."""
     return name in ("manifest.json", "index.safetensors", "shards") or (name[0] == "." and name.endswith(".tmp"))
