@@ -15,13 +15,9 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from densekit.engine.console import Bar, run, say
-
-if TYPE_CHECKING:
-    from densekit.engine.distributed import World
-    from densekit.features.setup import Export
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -45,13 +41,13 @@ def arguments() -> argparse.ArgumentParser:
     add("--long", type=int, help="resize the long side, or its limit beside --short")
     add("--flips", nargs="+", default=[], choices=("horizontal", "vertical", "both"), help="mirrored views too")
     add("--dtype", choices=("float16", "float32"), default="float16")
-    add("--format", choices=("safetensors", "npy", "parquet"), default="safetensors")
+    add("--format", dest="file_format", choices=("safetensors", "npy", "parquet"), default="safetensors")
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="of the network (default: the config's, or auto)")
     add("--channels", type=int, default=3, help="for --backbone: image channels (3)")
     add("--mean", type=float, nargs="+", default=[0.485, 0.456, 0.406], help="for --backbone (ImageNet's)")
     add("--std", type=float, nargs="+", default=[0.229, 0.224, 0.225], help="for --backbone (ImageNet's)")
     add("--seed", type=int, default=0, help="for --backbone: of weights that no file gives (0)")
-    add("--batch", type=int, default=8, help="images in one pass of the network (8)")
+    add("--batch", dest="batch_size", metavar="N", type=int, default=8, help="images in one pass of the network (8)")
     add("--shard-images", type=int, help="images a shard (default: about 64 MB a shard)")
     add("--workers", type=int, help="processes that decode (default: a core each, at most 8)")
     add("--device", choices=("cpu", "cuda"), help="default: the GPU where there is one")
@@ -63,42 +59,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments().parse_intermixed_args(argv)
 
     from densekit.engine import distributed  # torch takes seconds to import; --help should not
-    from densekit.features.export import Exporter, images_per_shard
+    from densekit.features.export import Exporter
     from densekit.features.setup import made_from
     from densekit.features.shards import ShardFolder, summary
 
     world = distributed.join(args.device)
     export, weights = prepare(args, world)
-    extractor = export.extractor()
-    shard_images = export.shard_images or images_per_shard(export.source, extractor, len(export.views))
-    recipe = export.recipe(shard_images)
+    extractor, recipe = export.extractor(), export.recipe()
     if not world.is_first:
         distributed.barrier()  # the first rank makes the folder ready
     folder = ShardFolder(args.out, recipe, first=world.is_first)
     if world.is_first:
         distributed.barrier()
 
-    # Each rank makes its share of the shards that are not there.
-    mine = range(world.rank, recipe.shards(), world.size)
-    missing = [number for number in mine if not (folder.verify if args.verify else folder.whole)(number)]
-    made = sum(len(recipe.shard(number)) for number in missing)
+    # Each rank makes its share of the shards that are not there; the first sums up.
+    missing = folder.missing(world.rank, world.size, verify=args.verify)
     lost = sum(distributed.gather(len(missing)))
     say(f"{recipe.shards() - lost} of {recipe.shards()} shards are whole, {lost} to make", world.is_first)
     workers = args.workers if args.workers is not None else min(8, len(os.sched_getaffinity(0)) // world.local)
     exporter = Exporter(export.source, extractor, folder, boxes=export.boxes, workers=workers)
-    with Bar("exporting", made, shown=world.is_first) as bar:
+    images = sum(len(recipe.shard(number)) for number in missing)
+    with Bar("exporting", images, shown=world.is_first) as bar:
         times = exporter.run(missing, bar.advance)
     distributed.barrier()
-
     if world.is_first:
-        manifest = folder.finish(made_from(weights))
-        say(times.summary())
-        say(summary(args.out, manifest))
+        say(f"{times.summary()}\n{summary(args.out, folder.finish(made_from(weights)))}")
     distributed.leave()
     return 0
 
 
-def prepare(args: argparse.Namespace, world: World) -> tuple[Export, str | None]:
+def prepare(args: argparse.Namespace, world: Any) -> tuple[Any, str | None]:
     """What to export, and where its weights come from."""
     from densekit import build
     from densekit import config as configs
@@ -127,20 +117,12 @@ def prepare(args: argparse.Namespace, world: World) -> tuple[Export, str | None]
         files = (args.images, args.annotations, args.list)
         source = setup.plain_source(*files, specs=specs, channels=model.channels)
     asked = args.precision or (config.train.precision if config else "auto")
-    export = setup.Export(
-        model.to(world.device),
-        source,
-        args.levels.split(",") if args.levels else None,
-        setup.views_of(views),
-        specs,
-        pad_to=config.data.pad_to if config else 32,
-        dtype=args.dtype,
-        precision=choose_precision(asked, world.device),
-        file_format=args.format,
-        boxes=read_boxes(args.boxes) if args.boxes else None,
-        batch_size=args.batch,
-        shard_images=args.shard_images,
-    )
+    options = {name: getattr(args, name) for name in ("dtype", "file_format", "batch_size", "shard_images")}
+    options["pad_to"] = config.data.pad_to if config else 32
+    options["precision"] = choose_precision(asked, world.device)
+    options["boxes"] = read_boxes(args.boxes) if args.boxes else None
+    levels = args.levels.split(",") if args.levels else None
+    export = setup.Export(model.to(world.device), source, levels, setup.views_of(views), specs, **options)
     return export, args.weights or args.checkpoint or (config.model.backbone.weights if config else None)
 
 

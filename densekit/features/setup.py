@@ -17,6 +17,7 @@ from densekit.data.feature_set import stored_transform
 from densekit.data.feature_store import VIEWS
 from densekit.data.transforms import Pipeline
 from densekit.errors import DensekitError
+from densekit.features.export import images_per_shard
 from densekit.features.extract import Extractor
 from densekit.features.heads import joined_config
 from densekit.features.recipe import (
@@ -205,8 +206,13 @@ class Export:
         assert self.levels is not None
         return Extractor(self.model, self.levels, dtype=self.dtype, precision=self.precision, pad_to=self.pad_to)
 
-    def recipe(self, shard_images: int) -> Recipe:
-        """All that the store's bytes follow from."""
+    def recipe(self) -> Recipe:
+        """All that the store's bytes follow from.
+
+        Raises:
+            DensekitError: the first images can't be read, from which the size of a shard follows.
+        """
+        shard_images = self.shard_images or images_per_shard(self.source, self.extractor(), len(self.views))
         ids = (repr(self.source.image_id(index)) for index in range(len(self.source)))
         given = self.boxes
         return Recipe(

@@ -74,6 +74,11 @@ class ShardFolder:
             if not (path / "manifest.json").exists():
                 self._write_manifest({"complete": False, "recipe": recipe.as_json()})
 
+    def missing(self, rank: int, ranks: int, *, verify: bool = False) -> list[int]:
+        """The shards of a rank's share that have to be made; ``verify`` reads those that are there."""
+        whole = self.verify if verify else self.whole
+        return [number for number in range(rank, self.recipe.shards(), ranks) if not whole(number)]
+
     def whole(self, number: int) -> bool:
         """Whether a shard stands on disk, by its record and its length (``verify`` reads it)."""
         record = self._record(number)

@@ -68,7 +68,7 @@ def make_export(network, folder, *, specs=(), **options):
 
 def run_export(export, out, *, ranks=1, workers=0, finish=True):
     """Export with so many ranks, one after the other; only missing shards are made."""
-    recipe = export.recipe(export.shard_images)
+    recipe = export.recipe()
     for rank in range(ranks):
         folder = ShardFolder(out, recipe, first=rank == 0)
         missing = [n for n in range(rank, recipe.shards(), ranks) if not folder.whole(n)]
