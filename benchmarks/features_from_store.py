@@ -1,0 +1,140 @@
+"""How much faster a head trains from stored features than with its frozen backbone recomputed.
+
+    python benchmarks/features_from_store.py --backbone resnet50 --size 256
+
+Both ways take the same batches through the same training step (loader, forward, backward, update) on generated images;
+the numbers are medians of a step in seconds, and the losses of the first step, which must agree. A light head on a deep
+backbone gains most; a heavy head has its own cost, which no stored feature can take away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from densekit import build
+from densekit.config import Config, parse
+from densekit.data.shapes import generate_shapes
+from densekit.engine import distributed
+from densekit.engine.console import print_table
+from densekit.features.export import Exporter
+from densekit.features.setup import Export, model_of, split_to_export, views_of
+from densekit.features.shards import ShardFolder
+
+HEADS: dict[str, tuple[dict[str, Any], str, list[str]]] = {
+    "classifier": ({"name": "classifier"}, "image_folder", ["c5"]),
+    "deeplab_v3_plus": ({"name": "deeplab_v3_plus"}, "masks", ["c2", "c5"]),
+    "faster_rcnn on c5": ({"name": "faster_rcnn", "neck": "c5", "samples": 128}, "coco", ["c5"]),
+    "faster_rcnn on an FPN": (
+        {"name": "faster_rcnn", "channels": 128, "samples": 128},
+        "coco",
+        ["c2", "c3", "c4", "c5"],
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="resnet50")
+    parser.add_argument("--size", type=int, default=256, help="side of the images in pixels (256)")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=8, help="steps to time after one to warm up (8)")
+    parser.add_argument("--heads", nargs="+", choices=list(HEADS), default=list(HEADS))
+    parser.add_argument("--device", choices=("cpu", "cuda"))
+    args = parser.parse_args()
+    world = distributed.join(args.device)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        generate_shapes(Path(folder) / "shapes", train=4 * args.batch, val=2, test=2, size=args.size)
+        sort_into_classes(Path(folder) / "shapes")
+        for name in args.heads:
+            rows.append(compare(name, Path(folder), args, world))
+            print(f"{name}: {rows[-1][3]} times faster", flush=True)
+    title = f"{args.backbone}, {args.size} x {args.size}, batch {args.batch}, {torch.get_num_threads()} threads"
+    columns = ("head", "recomputed s", "stored s", "times faster", "loss recomputed", "loss stored", "MB an image")
+    print_table(title, columns, rows)
+
+
+def sort_into_classes(shapes: Path) -> None:
+    for number, image in enumerate(sorted((shapes / "images" / "train").glob("*.jpg"))):
+        folder = shapes / "classes" / ("even" if number % 2 else "odd")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / image.name).write_bytes(image.read_bytes())
+
+
+def compare(name: str, folder: Path, args: argparse.Namespace, world: distributed.World) -> tuple[Any, ...]:
+    """One head both ways: name, seconds a step, ratio, losses, bytes."""
+    head, kind, levels = HEADS[name]
+    config = config_of(args, head, source_of(kind, folder / "shapes"))
+    store = folder / f"store_{name.replace(' ', '_')}"
+    size = export(config, levels, store, world)
+    stored = config.model_dump(mode="json")
+    stored["data"]["train"] = {"name": "features", "store": str(store), "data": stored["data"]["train"]}
+    slow, slow_loss = seconds_a_step(config, args.steps, world)
+    fast, fast_loss = seconds_a_step(parse(stored, "benchmark"), args.steps, world)
+    return name, round(slow, 4), round(fast, 4), round(slow / fast, 1), slow_loss, fast_loss, round(size, 2)
+
+
+def source_of(kind: str, shapes: Path) -> dict[str, Any]:
+    if kind == "coco":
+        return {"name": "coco", "images": f"{shapes}/images", "annotations": f"{shapes}/annotations/train.json"}
+    if kind == "masks":
+        return {"name": "masks", "images": f"{shapes}/images/train", "masks": f"{shapes}/masks/train",
+                "classes": f"{shapes}/classes.txt"}  # fmt: skip
+    return {"name": "image_folder", "images": f"{shapes}/classes"}
+
+
+def config_of(args: argparse.Namespace, head: dict[str, Any], source: dict[str, Any]) -> Config:
+    resize = {"name": "Resize", "height": args.size, "width": args.size}
+    return parse(
+        {
+            "model": {"backbone": {"name": args.backbone, "frozen_stages": 5}, "heads": {"main": head}},
+            "data": {
+                "train": source,
+                "train_transforms": [resize, {"name": "HorizontalFlip", "p": 0.5}],
+                "workers": 1,
+            },
+            "train": {"steps": 1000, "batch_size": args.batch, "optimizer": {"lr": 1e-4}, "precision": "fp32"},
+        },
+        "benchmark",
+    )
+
+
+def export(config: Config, levels: list[str], store: Path, world: distributed.World) -> float:
+    """Export a config's training images; megabytes an image and view."""
+    split, views = split_to_export(config, "train", [])
+    source = build.dataset(split, "train", training=True)
+    model, _ = model_of(config)
+    job = Export(model.to(world.device), source, levels, views_of(views), source.transforms.specs, precision="fp32")
+    recipe = job.recipe()
+    folder = ShardFolder(store, recipe)
+    Exporter(source, job.extractor(), folder).run(folder.missing(0, 1))
+    manifest = folder.finish({"weights": None, "sha256": None})
+    return sum(shard["bytes"] for shard in manifest["shards"]) / 1e6 / manifest["rows"]
+
+
+def seconds_a_step(config: Config, steps: int, world: distributed.World) -> tuple[float, float]:
+    """Median seconds of a training step with its batch, and the loss of the first."""
+    data = build.dataset(config, "train", training=True)
+    model, _ = build.model(config, data.classes)
+    build.check_stores(config, model, data, training=True)
+    step = build.train_step(config, model.to(world.device), build.plan(config, data, world, model), world)
+    batches = build.train_batches(config, data, world, start=0)
+    times, first = [], 0.0
+    for number in range(steps + 1):
+        began = time.perf_counter()
+        result = step([next(batches).to(world.device)], number)
+        total = float(torch.stack(list(result.losses.values())).sum())  # waits for the device
+        times.append(time.perf_counter() - began)
+        first = first or total
+    return statistics.median(times[1:]), round(first, 4)
+
+
+if __name__ == "__main__":
+    main()
