@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.utils.data
 from torch import Tensor
 
 from densekit.types import IGNORE, Batch, BoxTargets, DensekitError, Sample, Targets
@@ -80,7 +81,9 @@ def _images(samples: Sequence[Sample], height: int, width: int) -> Tensor:
     if samples[0].maps is not None:  # blank pixels that nobody looks at cost no memory
         return torch.zeros((), dtype=torch.uint8).expand(len(samples), channels, height, width)
     floats = any(s.image.dtype != np.uint8 for s in samples)
-    images = torch.zeros((len(samples), height, width, channels), dtype=torch.float32 if floats else torch.uint8)
+    images = torch.from_numpy(np.zeros((len(samples), height, width, channels), np.float32 if floats else np.uint8))
+    if torch.utils.data.get_worker_info() is not None:
+        images.share_memory_()  # type: ignore[no-untyped-call]  # now, while all is zero, and not by a copy of the whole on the way out
     for row, sample in zip(images.numpy(), samples):
         h, w, c = sample.image.shape
         if c != channels:

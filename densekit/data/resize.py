@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated
 
+import cv2
 import numpy as np
 import pydantic
 
@@ -168,4 +169,5 @@ def _flipped(sample: Sample, axis: int) -> Sample:
         boxes = boxes.copy()
         boxes[:, low], boxes[:, high] = length - boxes[:, high], length - boxes[:, low].copy()
     mask = None if sample.mask is None else np.flip(sample.mask, axis=axis - 2)
-    return dataclasses.replace(sample, image=np.flip(sample.image, axis=axis), mask=mask, boxes=boxes)
+    image = cv2.flip(sample.image, axis).reshape(sample.image.shape)  # several times faster than numpy
+    return dataclasses.replace(sample, image=image, mask=mask, boxes=boxes)
