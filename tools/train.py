@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = configs.load(args.config, args.overrides)
 
     from densekit import build  # torch takes seconds to import; a misspelt key should not
+    from densekit.doctor.quick import quick_check
     from densekit.engine import distributed
     from densekit.engine.evaluate import evaluate
     from densekit.engine.guard import FiniteGuard, Stop
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     state.finished = plan.is_over(state) or (state.finished and state.seconds >= limit)
     record = Record(out, step=state.step, tensorboard=log.tensorboard, csv=log.csv, enabled=world.is_first)
     guard = FiniteGuard(folder, step, functools.partial(build.file_names, train_set))
-    for line in [*report, build.summary(config, model, train_set, step, plan, world), *notes]:
+    for line in [*report, build.summary(config, model, train_set, step, plan, world), *quick_check(train_set), *notes]:
         say(line, world.is_first)
     if state.step:
         say(f"going on from step {state.step} of {plan.steps}", world.is_first)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from densekit.data.coco_file import CocoFile
+from densekit.data.masks import MaskFolder
 from densekit.doctor.balance import UNEVEN, rarest_and_commonest
 from densekit.doctor.boxes import SAME, TINY
-
 
 _MOST_PAIRS = 5_000_000  # neighbours that are compared; a file of COCO's size has fewer
 
@@ -22,16 +23,29 @@ def quick_check(dataset: Any) -> list[str]:
         dataset: a ``types.Dataset``; what keeps no annotations in memory gives no note, but for its labels.
 
     Returns:
-        One line a finding; none where there is nothing to say.
+        One line a finding, and the command that examines the rest, where the doctor can.
     """
     source = getattr(dataset, "source", None)
     file = getattr(dataset, "file", None) or getattr(source, "file", None)
     labels = getattr(dataset, "labels", None)
+    notes = []
     if isinstance(file, CocoFile):
-        return _of_coco(file)
-    if isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.dtype.kind in "iu":
-        return _of_counts(dict(zip(dataset.classes.names, _counts(labels, len(dataset.classes)))), "images")
-    return []
+        notes = _of_coco(file)
+    elif isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.dtype.kind in "iu":
+        notes = _of_counts(dict(zip(dataset.classes.names, _counts(labels, len(dataset.classes)))), "images")
+    arguments = _arguments(dataset, file)
+    return [*notes, f"data: all checks: python tools/doctor.py {arguments}"] if arguments else notes
+
+
+def _arguments(dataset: Any, file: Any) -> str:
+    """What the doctor is to be called with."""
+    source = getattr(dataset, "source", dataset)
+    folder = getattr(source, "folder", None)
+    if isinstance(file, CocoFile):
+        return f"{shlex.quote(str(file.path))} --images {shlex.quote(str(folder))}"
+    if isinstance(source, MaskFolder):
+        return f"{shlex.quote(str(source.masks))} --images {shlex.quote(str(source.images))}"
+    return "" if folder is None else shlex.quote(str(folder))
 
 
 def _of_coco(file: CocoFile) -> list[str]:
