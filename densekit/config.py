@@ -194,7 +194,8 @@ class EvaluationConfig(_Model):
     Attributes:
         every: epochs between evaluations (the last step always evaluates).
         metric: which number chooses ``best.pt``; null takes AP, mIoU or top1 of the first head.
-        batch_size: images per batch over all ranks. max_detections: per image, for COCO's numbers.
+        batch_size: images per batch on each rank, so that a batch is the same whatever their number.
+        max_detections: per image, for COCO's numbers.
         patience: evaluations without a better number before the run stops early; null never does.
         pictures: how many sample predictions to draw at the end.
     """

@@ -83,7 +83,8 @@ def _images(samples: Sequence[Sample], height: int, width: int) -> Tensor:
     floats = any(s.image.dtype != np.uint8 for s in samples)
     images = torch.from_numpy(np.zeros((len(samples), height, width, channels), np.float32 if floats else np.uint8))
     if torch.utils.data.get_worker_info() is not None:
-        images.share_memory_()  # type: ignore[no-untyped-call]  # now, while all is zero, and not by a copy of the whole on the way out
+        # Now, while all is zero, and not by a copy of the whole batch on its way out of the worker.
+        images.share_memory_()  # type: ignore[no-untyped-call]
     for row, sample in zip(images.numpy(), samples):
         h, w, c = sample.image.shape
         if c != channels:
