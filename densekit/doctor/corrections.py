@@ -280,6 +280,7 @@ CORRECTIONS: dict[str, Callable[[Correction, Defect], None]] = {
     "polygon_too_short": _polygon_too_short,
     "segmentation_invalid": _box_as_mask,
     "rle_size": _box_as_mask,
+    "segmentation_missing": _box_as_mask,
     "crowd_without_rle": _runs,
     "crowd_flag": _crowd_flag,
     "image_missing": _drop_image,

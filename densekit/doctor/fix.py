@@ -17,6 +17,7 @@ from densekit.doctor.coco_rows import rows_of
 from densekit.doctor.corrections import CORRECTIONS, Correction
 from densekit.doctor.defects import Defect
 from densekit.doctor.examine import Report, row_defects
+from densekit.doctor.report import check_targets
 from densekit.doctor.sets import Split
 from densekit.errors import DensekitError
 from densekit.files import write_text
@@ -32,11 +33,12 @@ def write_fixed(report: Report, target: Path) -> list[str]:
         The lines of the log.
 
     Raises:
-        DensekitError: the examined path is no COCO json.
+        DensekitError: the examined path is no COCO json, or ``target`` is the original.
     """
     split = report.splits[0]
     if len(report.splits) != 1 or split.rows is None or not split.rows.content:
         raise DensekitError(f"--fix: {report.path} is no COCO json that can be read; give the json of one split")
+    check_targets(split.rows.path, [target, target.with_suffix(".log")])
     content, log = corrected(split, report.defects)
     text = json.dumps(content, allow_nan=False)
     write_text(target.with_suffix(".log"), "\n".join([f"{split.rows.path} -> {target}", *log]) + "\n")

@@ -109,10 +109,10 @@ def _missing(path: Path) -> tuple[str, str]:
     except (OSError, ValueError):
         return "image_missing", f"there is no folder {path.parent}"
     wanted = folded_name(path.name)
-    alike = [n for n in names if folded_name(n) == wanted]
+    alike = [n for n in names if folded_name(n) == wanted and n != path.name]
     if len(alike) == 1:
         return "image_name_differs", f"{path.name!r} is not there, but {alike[0]!r} is"
-    return "image_missing", "there is no such file"
+    return "image_missing", "it is no file" if path.name in names else "there is no such file"
 
 
 def _look_inside(found: Look, question: Question, header: ImageHeader | None) -> None:

@@ -199,6 +199,12 @@ KINDS: dict[str, Kind] = {
         "Masks drawn from it stop the run; boxes are used as they are.",
         "export it again; --fix puts the box in its place",
     ),
+    "segmentation_missing": Kind(
+        "note",
+        "most others of the file have one",
+        "Masks drawn from it stop the run; detection does not need it.",
+        "draw it, if masks are learned; --fix puts the box in its place",
+    ),
     "crowd_without_rle": Kind(
         "warning",
         "COCO's tools expect run lengths of a crowd region and fail on others",

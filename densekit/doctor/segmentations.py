@@ -25,11 +25,14 @@ _PIXELS = 3  # are further apart than this
 def segmentation_defects(rows: CocoRows) -> Iterator[Defect]:
     """What is wrong with each segmentation; each annotation is told once at most."""
     categories = {c.id for c in rows.categories}
+    expected = sum(1 for a in rows.annotations if a.segmentation) > len(rows.annotations) / 2
     for annotation in rows.annotations:
         image = rows.images_by_id.get(annotation.image_id)
         if image is None or annotation.category_id not in categories:
             continue
         found = judge_segmentation(annotation, image)
+        if found is None and expected and not annotation.segmentation:
+            found = "segmentation_missing", "it has no segmentation"
         if found is not None:
             yield annotation_defect(rows, annotation, *found)
 
