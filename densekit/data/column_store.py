@@ -39,6 +39,10 @@ class Strings(Sequence[str]):
     @classmethod
     def pack(cls, values: Sequence[str]) -> Strings:
         """Pack Python strings."""
+        text = "".join(values)
+        if text.isascii():  # then letters are bytes, and one encoding does for all
+            lengths = np.fromiter(map(len, values), np.int64, len(values))
+            return cls(np.frombuffer(text.encode(), np.uint8), np.cumsum(lengths))
         encoded = [v.encode("utf-8", "surrogatepass") for v in values]
         ends = np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)))
         return cls(np.frombuffer(b"".join(encoded), np.uint8), ends)
