@@ -188,9 +188,12 @@ def plan(config: Config, train_set: Dataset, world: World, built: DenseModel) ->
 def train_step(config: Config, built: DenseModel, timetable: Plan, world: World) -> TrainStep:
     """Optimiser, schedule and averaged weights around a model that is on its device."""
     t, o, s = config.train, config.train.optimizer, config.train.schedule
-    if t.deterministic:
+    if t.deterministic or world.device.type == "cpu":
+        # On the CPU too: with several threads the backward of an index adds in any order. It costs nothing there.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+        # Only for debugging, and slow; set as a property of the module, which mypy can't see.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     groups = parameter_groups(
         built, lr=o.lr, weight_decay=o.weight_decay, backbone_lr=o.backbone_lr, norm_decay=o.norm_decay
     )

@@ -63,6 +63,7 @@ def _keep(path: Path) -> None:
             return
         os.replace(temporary, kept)
     except OSError as error:
+        temporary.unlink(missing_ok=True)
         raise DensekitError(explain_os_error(error, kept)) from None
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import torch
 import yaml
 
@@ -165,9 +166,13 @@ class RunFolder:
         if step.average is not None:
             checkpoint.load_weights(step.average.model, content["model"], self.last)
         try:
+            _check_optimizer(step.optimizer, training["optimizer"])
             step.optimizer.load_state_dict(training["optimizer"])
             step.scaler.load_state_dict(training["scaler"])
-            return RunState(**training["state"])
+            state = pydantic.TypeAdapter(RunState).validate_python(dataclasses.asdict(RunState(**training["state"])))
+            if min(state.step, state.best_step, state.without_better, state.skipped_steps, state.seconds) < 0:
+                raise ValueError(f"a count below 0 in {training['state']}")
+            return state
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise DensekitError(
                 f"{self.last}: its training state does not fit this densekit's ({' '.join(str(error).split())[:200]}); "
@@ -221,6 +226,22 @@ def _flat(tree: Any, path: str = "") -> dict[str, Any]:
     if isinstance(tree, dict) and tree:
         return {k: v for key, value in tree.items() for k, v in _flat(value, f"{path}{key}.").items()}
     return {path.rstrip("."): tree}
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, given: Any) -> None:
+    """Raise where a saved state does not fit; torch takes nearly anything, and fails in the middle of the next step."""
+    for own, saved in zip(optimizer.state_dict()["param_groups"], given["param_groups"], strict=True):
+        for key, value in own.items():
+            if type(saved[key]) is not type(value):
+                raise ValueError(f"{key} of the optimizer is {saved[key]!r}")
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    names = {frozenset(state) for state in given["state"].values()}
+    if len(names) > 1:
+        raise ValueError(f"parameters have different states, such as {' and '.join(map(str, map(sorted, names)))}")
+    for index, state in given["state"].items():
+        for name, value in state.items():
+            if not isinstance(value, torch.Tensor) or value.shape not in ((), parameters[index].shape):
+                raise ValueError(f"{name} of parameter {index} does not fit it")
 
 
 def _differences(before: Any, now: Any) -> list[str]:
