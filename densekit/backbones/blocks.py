@@ -142,11 +142,8 @@ def _drop_path(y: Tensor, rate: float) -> Tensor:
 def checkpoint_contexts(
     block: nn.Module,
 ) -> Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]:
-    """Contexts of a checkpointed block's two forwards: the second one must not count into the running statistics.
-
-    A compiled graph recomputes values only and updates the statistics once by itself.
-    """
-    return lambda: (nullcontext(), nullcontext() if torch.compiler.is_compiling() else _statistics_kept(block))
+    """Contexts of a checkpointed block's two forwards: the second one must not count into the running statistics."""
+    return lambda: (nullcontext(), _statistics_kept(block))
 
 
 @contextmanager

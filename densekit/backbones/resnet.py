@@ -223,6 +223,10 @@ class ResNet(nn.Module):
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
         if not (self.activation_checkpointing and torch.is_grad_enabled()):
             return cast(Tensor, block(x))
+        if (
+            torch.compiler.is_compiling()
+        ):  # a graph recomputes values alone, and its statistics count once by themselves
+            return cast(Tensor, checkpoint(block, x, use_reentrant=False))
         return cast(Tensor, checkpoint(block, x, use_reentrant=False, context_fn=checkpoint_contexts(block)))
 
     def _stages(self) -> list[nn.Sequential]:

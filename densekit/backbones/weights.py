@@ -93,11 +93,11 @@ def load_backbone_weights(backbone: nn.Module, source: str) -> LoadReport:
     fraction = len(found.values) / max(1, len(found.values) + len(found.missing) + len(found.mismatched))
     if fraction < LEAST_FIT:
         raise DensekitError(_does_not_fit(source, name, found))
-    for key, value in found.values.items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise DensekitError(f"{path}: {key} holds NaN or infinity; the file is damaged, fetch or train it again")
     state = backbone.state_dict()
     state.update({key: value.to(state[key].dtype) for key, value in found.values.items()})
+    for key in found.values:  # in the backbone's own precision, which may hold less than the file's
+        if not state[key].isfinite().all():
+            raise DensekitError(f"{path}: {key} holds NaN or infinity; the file is damaged, fetch or train it again")
     backbone.load_state_dict(state)
     return LoadReport(
         source, sha256_of(path), tuple(found.values), found.missing, found.unexpected, found.mismatched, found.folded,

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from densekit.backbones.blocks import Block, PaddingShortcut, unbiased_conv
+from densekit.backbones.resnet import ResNet, Variant
 from densekit.errors import DensekitError
 from densekit.layers import FrozenBatchNorm2d, SyncBatchNorm2d
 from densekit.registry import BACKBONES
@@ -172,6 +173,35 @@ def test_activation_checkpointing_keeps_less_for_the_backward():
         return sum(sizes.values())
 
     assert kept(build("resnet56", activation_checkpointing=True)) < 0.5 * kept(build("resnet56"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"norm": "frozen"},
+        {"norm": "group"},
+        {"frozen_stages": 2, "drop_path": 0.2},
+        {"activation_checkpointing": True},
+    ],
+)
+def test_one_graph_without_breaks_holds_the_network_and_its_backward(options):
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    small = Variant("small", "basic", (1, 2), (8, 16), stem="3x3")
+    plain, graph = ResNet(small, **options).train(), ResNet(small, **options).train()
+    graph.load_state_dict(copy.deepcopy(plain.state_dict()))
+    compiled = torch.compile(graph, backend="aot_eager", fullgraph=True)
+    x = torch.randn(2, 3, 32, 32)
+    for net in (plain, compiled):
+        torch.manual_seed(1)
+        sum(m.square().mean() for m in net(x)).backward()
+    if "drop_path" in options:  # a graph draws other random numbers
+        return
+    for (key, a), b in zip(plain.named_buffers(), graph.buffers(), strict=True):
+        assert torch.allclose(a.float(), b.float(), atol=1e-5), key
+    for (key, a), b in zip(plain.named_parameters(), graph.parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad, rtol=1e-3, atol=1e-5), key
 
 
 def test_channels_last_and_bfloat16_run_through_every_norm():
