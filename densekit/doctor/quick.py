@@ -11,9 +11,7 @@ import numpy.typing as npt
 from densekit.data.coco_file import CocoFile
 from densekit.data.masks import MaskFolder
 from densekit.doctor.balance import UNEVEN, rarest_and_commonest
-from densekit.doctor.boxes import SAME, TINY
-
-_MOST_PAIRS = 5_000_000  # neighbours that are compared; a file of COCO's size has fewer
+from densekit.doctor.boxes import SAME, TINY, alike
 
 
 def quick_check(dataset: Any) -> list[str]:
@@ -75,34 +73,10 @@ def _of_counts(counts: dict[str, int], what: str) -> list[str]:
 
 
 def near_duplicates(file: CocoFile) -> int:
-    """Boxes that are ``SAME`` as an earlier one of their class and image, crowds left out.
-
-    Boxes of a class and image are sorted by their left edge. Two with an IoU of ``SAME`` have left edges within
-    (1 - SAME) / SAME of the smaller one's width, so each is compared with the few that follow it that closely.
-    """
-    chosen = np.flatnonzero(~file.crowd)
+    """Boxes that are ``SAME`` as an earlier one of their class and image, crowds left out."""
+    chosen = ~file.crowd
     groups = file.owners[chosen] * len(file.classes) + file.labels[chosen]
-    boxes = np.asarray(file.boxes[chosen], np.float64)
-    order = np.lexsort((boxes[:, 0], groups))
-    groups, boxes, chosen = groups[order], boxes[order], chosen[order]
-    later: set[int] = set()
-    budget, step, near = _MOST_PAIRS, 1, np.arange(len(boxes))
-    while len(near) and budget > 0:
-        near = near[near + step < len(boxes)]
-        other = near + step
-        close = boxes[other, 0] - boxes[near, 0] <= boxes[near, 2] * (1 - SAME) / SAME
-        near = near[close & (groups[other] == groups[near])]
-        found = near[_overlaps(boxes[near], boxes[near + step]) >= SAME]
-        later.update(np.maximum(chosen[found], chosen[found + step]).tolist())
-        budget, step = budget - len(other), step + 1
-    return len(later)
-
-
-def _overlaps(boxes: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    low = np.maximum(boxes[:, :2], others[:, :2])
-    high = np.minimum(boxes[:, :2] + boxes[:, 2:], others[:, :2] + others[:, 2:])
-    inner = np.clip(high - low, 0, None).prod(1)
-    return np.asarray(inner / np.maximum(boxes[:, 2:].prod(1) + others[:, 2:].prod(1) - inner, 1e-9))
+    return len({later for _, later, _ in alike(groups, np.asarray(file.boxes[chosen], np.float64))})
 
 
 def _counts(labels: npt.NDArray[Any], classes: int) -> list[int]:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from densekit.data.rle import SegmentationError, segmentation_mask
-from densekit.doctor.boxes import ROUNDING, judge, overlap, written
+from densekit.doctor.boxes import ROUNDING, judge, overlaps, written
 from densekit.doctor.coco_rows import AnnotationRow, CocoRows, ImageRow, annotation_defect
 from densekit.doctor.defects import Box, Defect
 
@@ -56,7 +56,7 @@ def judge_segmentation(annotation: AnnotationRow, image: ImageRow) -> tuple[str,
         return None
     try:
         mask = segmentation_mask(value, image.height, image.width)
-    except SegmentationError as error:
+    except (SegmentationError, OverflowError) as error:
         return "segmentation_invalid", str(error)[:200]
     if annotation.crowd and isinstance(value, list):
         return "crowd_without_rle", "a crowd region drawn as polygons"
@@ -69,7 +69,7 @@ def drawn(segmentation: Any, width: int, height: int) -> Mask | None:
         return None
     try:
         return segmentation_mask(segmentation, height, width)
-    except SegmentationError:
+    except (SegmentationError, OverflowError):
         return None
 
 
@@ -101,7 +101,7 @@ def _against_mask(annotation: AnnotationRow, image: ImageRow, mask: Mask) -> tup
 
 def _apart(box: Box, around: Box) -> bool:
     """Boxes and polygons are rounded differently: a few pixels are no defect, nor is a small part of a large object."""
-    if overlap(np.array(box), np.array([around]))[0] >= _BOX:
+    if overlaps(np.array([box]), np.array([around]))[0] >= _BOX:
         return False
     ends = ((box[0], around[0]), (box[1], around[1]), (box[0] + box[2], around[0] + around[2]))
     return max(*(abs(a - b) for a, b in ends), abs(box[1] + box[3] - around[1] - around[3])) > _PIXELS

@@ -15,7 +15,7 @@ import pytest
 from densekit.config import load
 from densekit.data.coco import coco
 from densekit.doctor.anchors import Anchors, anchors_of, fitting_anchors
-from densekit.doctor.boxes import pairs_alike
+from densekit.doctor.boxes import SAME, alike, overlaps
 from densekit.doctor.corrections import CORRECTIONS
 from densekit.doctor.examine import examine
 from densekit.doctor.kinds import KINDS
@@ -183,19 +183,18 @@ def test_the_quick_check_counts_what_the_examination_finds(planted):
     assert notes[-1].endswith(f"tools/doctor.py {planted.json} --images {planted.root / 'images'}")
 
 
-def test_the_quick_pairs_are_those_of_the_slow_ones(planted):
+def test_pairs_of_boxes_are_those_that_a_double_loop_finds():
     random = np.random.default_rng(0)
-    boxes = np.concatenate([random.uniform(0, 12, (150, 2)), random.uniform(20, 24, (150, 2))], 1).round(2)
-    image = planted.images[0]
-    image |= {"width": 100, "height": 100}
-    planted.annotations[:] = [
-        {"id": i, "image_id": image["id"], "category_id": 2, "bbox": b.tolist()} for i, b in enumerate(boxes)
-    ]
-    planted.json.write_text(json.dumps(planted.content))
-    data = coco(images=planted.root / "images", annotations=planted.json)
-    expected = len(pairs_alike(boxes))
-    assert 20 < expected < 150
-    assert near_duplicates(data.file) == expected
+    boxes = np.concatenate([random.uniform(0, 12, (200, 2)), random.uniform(20, 24, (200, 2))], 1)
+    groups = random.integers(0, 2, 200)
+    expected = {
+        (i, j)
+        for j in range(200)
+        for i in range(j)
+        if groups[i] == groups[j] and overlaps(boxes[i : i + 1], boxes[j : j + 1])[0] >= SAME
+    }
+    assert len(expected) > 30
+    assert {(i, j) for i, j, _ in alike(groups, boxes)} == expected
 
 
 @pytest.mark.parametrize(("name", "zero", "twice"), [("train_raw", 1, 5), ("all_raw", 2, 8)])
