@@ -83,7 +83,10 @@ class Extractor:
             DensekitError: a value does not fit into float16.
         """
         batch = self._batch(views)
-        with self._autocast():
+        # cuDNN may choose another algorithm on each run, with other roundings: two exports give the same bytes.
+        tf32 = torch.backends.cudnn.allow_tf32
+        fixed = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32)
+        with fixed, self._autocast():
             maps = self._maps(batch)
         given: list[dict[str, Tensor]] = [{} for _ in views]
         for name in self.names:
