@@ -36,6 +36,8 @@ def save(path: Path, content: dict[str, Any], keep_previous: bool = False) -> No
         try:
             torch.save({"format": FORMAT, **content}, file)
         except RuntimeError as error:  # torch hides the OSError of a full disk behind its own
+            if "DataLoader worker" in str(error):  # raised by a signal handler, wherever the process happens to be
+                raise
             raise DensekitError(
                 f"{path} could not be written: {_first_line(error)}; is the disk full? Free some space and run again "
                 f"with --resume (the old checkpoint is whole)"

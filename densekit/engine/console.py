@@ -41,6 +41,11 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror}; free some space, or choose a place that you may use", file=sys.stderr)
         code = 2
+    except RuntimeError as error:
+        if (line := _misfortune(str(error))) is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        code = 2
     if code and "torch" in sys.modules:
         # A rank that failed must not wait at the exit for peers and loader workers that wait for it.
         sys.stdout.flush()
@@ -48,6 +53,17 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
         end_children()
         os._exit(code)
     sys.exit(code)
+
+
+def _misfortune(message: str) -> str | None:
+    """One line on an error of torch's that comes from other processes, not from this one; None: none of those."""
+    if "DataLoader worker" in message and ("killed by signal" in message or "exited unexpectedly" in message):
+        advice = "Where memory ran out, lower data.workers or train.batch_size; go on with --resume"
+        return f"{message.splitlines()[0]} {advice}"
+    lost = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and any(words in message for words in lost):
+        return f"rank {os.environ.get('RANK')} lost another rank, whose own message says why; go on with --resume"
+    return None
 
 
 def end_children() -> None:

@@ -188,3 +188,13 @@ def test_torch_s_own_error_of_a_full_disk_is_explained(path, monkeypatch):
     with pytest.raises(DensekitError, match="is the disk full"):
         save(path, make(2), keep_previous=True)
     assert load(path)["made"]["step"] == 1
+
+
+def test_a_worker_s_death_in_the_middle_of_a_save_is_not_taken_for_a_full_disk(path, monkeypatch):
+    def failing(*_):
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    monkeypatch.setattr(checkpoint.torch, "save", failing)
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        save(path, make(2), keep_previous=True)
+    assert load(path)["made"]["step"] == 1

@@ -192,6 +192,11 @@ def kill(processes: list[multiprocessing.Process]) -> None:
         process.join()
 
 
+def children(pid: int) -> list[int]:
+    """Process ids of the children of a process."""
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def _run(name: str, arguments: list[str], output: str, rank: int, ranks: int, port: int, die_at: int | None) -> None:
     with open(output, "a") as file:
         os.dup2(file.fileno(), 1)

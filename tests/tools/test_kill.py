@@ -113,7 +113,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(bench, number):
     out = bench.folder / f"stopped_{number}"
     processes = bench.start("classification", out, workers=2)
     wait_for_progress(processes, out)
-    for pid in [processes[0].pid, *children(processes[0].pid)]:  # the whole group gets a Ctrl-C
+    for pid in [processes[0].pid, *runs.children(processes[0].pid)]:  # the whole group gets a Ctrl-C
         os.kill(pid, number)
     assert runs.finish(processes) == [130], bench.printed(out)
     printed = bench.printed(out)
@@ -130,7 +130,7 @@ def test_a_second_signal_stops_at_once_and_damages_nothing(bench):
     out = bench.folder / "stopped_twice"
     processes = bench.start("segmentation", out, workers=2)
     wait_for_progress(processes, out)
-    workers = children(processes[0].pid)
+    workers = runs.children(processes[0].pid)
     os.kill(processes[0].pid, signal.SIGINT)
     os.kill(processes[0].pid, signal.SIGTERM)
     assert runs.finish(processes) == [128 + signal.SIGTERM], bench.printed(out)
@@ -181,10 +181,6 @@ def test_ctrl_c_under_torchrun_saves_before_the_ranks_end(bench):
 def assert_stopped_after_the_saved_step(bench, out: Path) -> None:
     step = torch.load(out / "last.pt", weights_only=True)["training"]["state"]["step"]
     assert f"stopped after step {step}; go on with" in bench.printed(out), bench.printed(out)
-
-
-def children(pid: int) -> list[int]:
-    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def alive(pid: int) -> bool:

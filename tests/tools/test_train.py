@@ -6,12 +6,16 @@ import errno
 import json
 import os
 import resource
+import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from densekit.engine.checkpoint import load, previous
+from densekit.engine.plan import METRICS
 from densekit.model import DenseModel
 from tests.tools import runs
 
@@ -46,6 +50,12 @@ def test_a_resolved_config_runs_again_to_the_same_metrics(tmp_path, config):
     assert runs.call("train", config, "--out", first, "train.steps=3")[0] == 0
     assert runs.call("train", first / "config.yaml", "--out", second)[0] == 0
     runs.assert_same_run(first, second)
+
+
+def test_training_on_the_cpu_uses_the_deterministic_kernels(tmp_path, config):
+    torch.use_deterministic_algorithms(False)
+    assert runs.call("train", config, "--out", tmp_path / "run", "train.steps=1")[0] == 0
+    assert torch.are_deterministic_algorithms_enabled(), "an index's backward adds in any order on several threads"
 
 
 def test_a_finished_run_resumed_changes_nothing(tmp_path, config):
@@ -124,6 +134,7 @@ def test_a_checkpoint_has_the_same_numbers_on_one_rank_and_on_two(tmp_path, shap
     parts = [n.pop("losses") for n in numbers.values()]
     assert numbers[1] == numbers[2]
     assert numbers[1]["images"] == 5
+    assert set(METRICS[task]) <= numbers[1].keys(), "a metric that may choose the best checkpoint does not exist"
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert parts[0] == pytest.approx(parts[1], rel=1e-6)
 
@@ -134,6 +145,43 @@ def test_a_batch_that_the_ranks_can_not_share_is_refused(tmp_path, config):
     assert set(runs.finish(runs.start("train", arguments, log, ranks=2))) <= {2, -9}
     assert "= 3 images can't be shared by 2 ranks; make it a multiple of 2" in log.read_text()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_bad_image_on_one_rank_ends_both_in_one_line_each(tmp_path, shapes):
+    data = shutil.copytree(shapes, tmp_path / "data")
+    (data / "images" / "train" / "000004.jpg").unlink()
+    config, log = runs.write_config(tmp_path / "run.yaml", runs.config_of("detection", data)), tmp_path / "log"
+    arguments = [config, "--out", tmp_path / "run", "--device", "cpu", "data.workers=1"]
+    assert runs.finish(runs.start("train", arguments, log, ranks=2)) == [2, 2], log.read_text()
+    printed = log.read_text()
+    assert "train/000004.jpg" in printed
+    assert "lost another rank, whose own message says why" in printed
+    assert "Traceback" not in printed
+
+
+def test_a_loader_worker_that_is_killed_ends_the_run_in_one_line(tmp_path, config):
+    out, log = tmp_path / "run", tmp_path / "log"
+    processes = runs.start("train", [config, "--out", out, "train.steps=500", "data.workers=2"], log)
+    while processes[0].is_alive() and not (out / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    os.kill(runs.children(processes[0].pid)[0], signal.SIGKILL)
+    assert runs.finish(processes) == [2], log.read_text()
+    assert "error: DataLoader worker" in log.read_text()
+    assert "lower data.workers" in log.read_text()
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.long
+def test_several_threads_give_the_same_bits(tmp_path, config):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for name in ("one", "two"):
+            arguments = ["train.steps=2", "train.batch_size=8", "train.precision=auto"]
+            assert runs.call("train", config, "--out", tmp_path / name, *arguments)[0] == 0
+    finally:
+        torch.set_num_threads(threads)
+    runs.assert_same_run(tmp_path / "one", tmp_path / "two")
 
 
 # Losses that are not finite.
