@@ -22,12 +22,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import safetensors
 import torch.utils.data
 from torch import Tensor
 
 from densekit.data.column_store import Strings, map_columns
+from densekit.data.images import leaves_folder
 from densekit.errors import DensekitError, nearest
 from densekit.types import Level
 
@@ -90,6 +92,7 @@ class FeatureStore:
             raise DensekitError(
                 f"{self.path}: {recipe['file_format']} files are for other programs; export with --format safetensors"
             )
+        _check_manifest(self.path, self.manifest)
         self.levels: tuple[str, ...] = tuple(self.manifest["tensors"])
         self.views: tuple[str, ...] = tuple(recipe["views"])
         self._read_index()
@@ -155,8 +158,10 @@ class FeatureStore:
         file, keys = self._file(int(self._columns["shard"][row]))
         if level in keys:
             tensor: Tensor = file.get_slice(level)[position]
-        else:
-            tensor = file.get_tensor(f"{level}/{position}")
+            return tensor
+        if f"{level}/{position}" not in keys:
+            raise DensekitError(f"{self.path}: row {row} has no {level!r}; run the export again with --verify")
+        tensor = file.get_tensor(f"{level}/{position}")
         return tensor
 
     def verify(self) -> list[str]:
@@ -175,13 +180,17 @@ class FeatureStore:
 
     def _read_index(self) -> None:
         entry = self.manifest["index"]
+        path = self.path / entry["file"]
         try:
-            self._columns, _ = map_columns(self.path / entry["file"])
+            if sha256_of_shard(path) != entry["sha256"]:
+                raise ValueError("its checksum differs")
+            self._columns, _ = map_columns(path)
             self._ids = Strings(self._columns["id_letters"], self._columns["id_ends"])
+            rows = np.bincount(self._columns["shard"], minlength=len(self.manifest["shards"]))
+            if rows.tolist() != [shard["rows"] for shard in self.manifest["shards"]]:
+                raise ValueError("it has other rows than the manifest")
         except (OSError, ValueError, KeyError) as error:
-            raise DensekitError(
-                f"{self.path / entry['file']} is missing or damaged ({error}); run the export again with --verify"
-            ) from None
+            raise DensekitError(f"{path} is missing or damaged ({error}); run the export again with --verify") from None
 
     def _file(self, shard: int) -> tuple[Any, frozenset[str]]:
         if shard in self._files:
@@ -270,6 +279,52 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"use the densekit that wrote it ({manifest['recipe'].get('densekit')}), or export again to another folder"
         )
     return dict(manifest)
+
+
+class _Backbone(msgspec.Struct):
+    levels: list[tuple[str, int, int]]
+
+
+class _Recipe(msgspec.Struct):
+    views: list[str]
+    backbone: _Backbone
+
+
+class _File(msgspec.Struct):
+    file: str
+    sha256: str
+
+
+class _Shard(_File):
+    rows: int
+    bytes: int
+
+
+class _Unreadable(msgspec.Struct):
+    image: int | str
+    reason: str
+
+
+class _Manifest(msgspec.Struct):
+    """What reading relies on; other keys are for people and for the export."""
+
+    recipe: _Recipe
+    tensors: list[str]
+    index: _File
+    shards: list[_Shard]
+    unreadable: list[_Unreadable]
+
+
+def _check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    try:
+        checked = msgspec.convert(manifest, _Manifest)
+    except msgspec.ValidationError as error:
+        raise DensekitError(
+            f"{folder / 'manifest.json'} is damaged ({error}); remove it and run the export again, shards are kept"
+        ) from None
+    for entry in (checked.index, *checked.shards):
+        if leaves_folder(entry.file):
+            raise DensekitError(f"{folder / 'manifest.json'}: {entry.file!r} leaves the store; export it again")
 
 
 def row_key(image: int | str, view: str) -> int:

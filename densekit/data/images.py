@@ -267,7 +267,7 @@ def _read_npy(path: Path, max_pixels: int) -> Pixels:
     data = read_bytes(path, max_pixels)
     try:
         image = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError, SyntaxError) as error:
+    except Exception as error:  # of a damaged header numpy raises whatever Python's own parser does
         reason = str(error).splitlines()[0] if str(error) else "damaged"
         raise DensekitError(f"{path}: not a plain .npy array ({reason}); save it again by numpy.save") from None
     if not isinstance(image, np.ndarray) or image.ndim not in (2, 3) or image.dtype.kind not in "buif":

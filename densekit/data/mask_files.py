@@ -248,9 +248,10 @@ def _opened(path: Path, max_pixels: int) -> Image.Image:
 
 
 def _read_array(path: Path, max_pixels: int) -> npt.NDArray[Any]:
+    data = read_bytes(path, max_pixels)
     try:
-        values = np.load(io.BytesIO(read_bytes(path, max_pixels)), allow_pickle=False)
-    except (ValueError, EOFError, OSError, SyntaxError):
+        values = np.load(io.BytesIO(data), allow_pickle=False)
+    except Exception:  # of a damaged header numpy raises whatever Python's own parser does
         raise DensekitError(f"{path}: not a plain .npy array; save the mask again by numpy.save") from None
     if not isinstance(values, np.ndarray) or values.ndim not in (2, 3) or values.dtype.kind not in "buif":
         raise DensekitError(f"{path}: a mask is [H, W] or [K, H, W] numbers; save it so")

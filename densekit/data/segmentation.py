@@ -179,7 +179,7 @@ def _size(path: Path) -> tuple[int, int] | None:
     if path.suffix.lower() == ".npy":
         try:
             shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
-        except (OSError, ValueError, EOFError):
+        except Exception:  # of a damaged header numpy raises whatever Python's own parser does
             return None
         return (int(shape[0]), int(shape[1])) if len(shape) in (2, 3) else None
     try:
