@@ -7,8 +7,10 @@ The short version runs with the suite; ``pytest -m long tests/safety`` tries 10,
 from __future__ import annotations
 
 import collections
+import functools
 import io
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +36,7 @@ from tests.safety import uses
 from tests.safety.mutate import CHANGES, DAMAGES, changed, damaged
 from tests.tools import runs
 
-SHORT = 30
+SHORT = 25
 LONG = {
     "coco_tree": 2500,
     "coco_bytes": 1500,
@@ -187,24 +189,45 @@ def checkpoint_tree(folder, data):
     return uses.use_changed_checkpoint, path
 
 
-def resume_tree(folder, data):
+@functools.cache
+def _stopped_run(folder):
+    """Config, training step and batches of the run to go on with; each resumption loads everything anew."""
     config = configs.load(folder / "classify.yaml")
-    train_set = build.dataset(config, "train", training=True)
-    model, _ = build.model(config, train_set.classes)
-    step = build.train_step(config, model, build.plan(config, train_set, uses.WORLD, model), uses.WORLD)
+    data = build.dataset(config, "train", training=True)
+    model, _ = build.model(config, data.classes)
+    step = build.train_step(config, model, build.plan(config, data, uses.WORLD, model), uses.WORLD)
+    batch = next(iter(build.train_batches(config, data, uses.WORLD, start=0)))
+    return configs.dump(config), step, [batch, batch]
+
+
+def resume_tree(folder, data):
+    config, step, batches = _stopped_run(folder)
     run = new(folder, "")
     run.mkdir()
-    (run / "config.yaml").write_text(configs.dump(config))
+    (run / "config.yaml").write_text(config)
     content = checkpoint.load(folder / "run" / "last.pt")
     content["training"] = changed(content["training"], data.draw(CHANGES))
     torch.save(content, run / "last.pt")
-    return uses.resume, run, configs.dump(config), step
+    return uses.resume, run, config, step, batches
 
 
 def weights_tree(folder, data):
+    """A state dict that lost keys, and whose tensors changed values, shapes or types."""
     path = new(folder, ".pth")
     state = BACKBONES.build("resnet20", {}).state_dict()
-    torch.save(changed(dict(list(state.items())), data.draw(CHANGES)), path)
+    state = dict(list(state.items())[int(data.draw(st.floats(0, 1)) ** 3 * len(state)) :])
+    for name in data.draw(st.lists(st.sampled_from(sorted(state)), max_size=3, unique=True)) if state else []:
+        change = data.draw(st.sampled_from(["nan", "flat", "half", "int", "none", "huge"]))
+        tensor = state[name].double()
+        state[name] = {
+            "nan": tensor * torch.nan,
+            "flat": tensor.reshape(-1),
+            "half": tensor.half(),
+            "int": tensor.long(),
+            "none": None,
+            "huge": tensor + 1e300,
+        }[change]
+    torch.save(state, path)
     return uses.start_from_weights, path
 
 
@@ -248,8 +271,7 @@ def try_many(folder: Path, kind: str, count: int) -> collections.Counter:
         use, *arguments = MUTATIONS[kind](folder, data)
         outcomes[uses.outcome(use, *arguments)] += 1
         for path in folder.glob("mutated-*"):
-            if path.is_file():
-                path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     each_is_used_or_refused()
     return outcomes

@@ -26,10 +26,11 @@ from densekit.data.images import read_image
 from densekit.data.mask_files import MaskCode
 from densekit.engine.distributed import World
 from densekit.engine.run_folder import RunFolder
+from densekit.engine.step import TrainStep
 from densekit.errors import DensekitError
 from densekit.model import DenseModel, build_model
 from densekit.registry import BACKBONES, DATASETS
-from densekit.types import IGNORE, Classes
+from densekit.types import IGNORE, Batch, Classes
 from tests.tools import runs
 
 SECONDS = 60
@@ -207,10 +208,12 @@ def use_changed_checkpoint(path: Path) -> None:
     assert len(model.classes) > 0
 
 
-def resume(folder: Path, config: str, step: Any) -> None:
-    """Go on with a run."""
+def resume(folder: Path, config: str, step: TrainStep, batches: list[Batch]) -> None:
+    """Go on with a run, by one step."""
     state, _ = RunFolder(folder, config, resume=True, world=WORLD).resume(step)
     assert state.step >= 0
+    result = step(batches, state.step)
+    assert all(torch.isfinite(v).all() for v in result.losses.values())
 
 
 def start_from_weights(path: Path) -> None:
