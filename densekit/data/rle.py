@@ -78,12 +78,17 @@ def polygons_mask(polygons: Sequence[Any], height: int, width: int) -> Mask:
     Raises:
         SegmentationError: fewer than three points, an odd count, or a coordinate far outside of the image.
     """
+    return decode_runs(polygons_runs(polygons, height, width), height, width)
+
+
+def polygons_runs(polygons: Sequence[Any], height: int, width: int) -> npt.NDArray[np.int64]:
+    """The run lengths of ``polygons_mask``; raises what that does."""
     from pycocotools import mask as coco
 
     for polygon in polygons:
         _check_polygon(polygon, height, width)
     runs = coco.frPyObjects([[float(v) for v in polygon] for polygon in polygons], height, width)
-    return decode_runs(run_lengths(coco.merge(runs)["counts"].decode()), height, width)
+    return run_lengths(coco.merge(runs)["counts"].decode())
 
 
 def _check_polygon(polygon: Any, height: int, width: int) -> None:

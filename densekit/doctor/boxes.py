@@ -96,7 +96,8 @@ def alike(groups: npt.NDArray[np.int64], boxes: npt.NDArray[np.float64]) -> list
     # One key sorts faster than two; beyond the clip the order hardly matters.
     order = np.argsort(groups * 1e6 + np.clip(boxes[:, 0], 0, 9e5))
     groups, boxes = groups[order], boxes[order]
-    near, found = np.flatnonzero(groups[1:] == groups[:-1]), []
+    near = np.flatnonzero(groups[1:] == groups[:-1])
+    found: list[tuple[int, int, float]] = []
     for step in range(1, _MOST_NEIGHBOURS):
         near = near[near + step < len(boxes)]
         first, second = boxes[near], boxes[near + step]

@@ -13,7 +13,7 @@ import numpy as np
 from densekit.doctor.coco_rows import AnnotationRow, CocoRows, ImageRow, folded_name, which_row
 from densekit.doctor.defects import Box, Defect
 from densekit.doctor.image_checks import Question, look
-from densekit.doctor.segmentations import Mask, drawn, extent
+from densekit.doctor.segmentations import Mask, Runs, drawn, extent
 
 
 class Correction:
@@ -144,7 +144,7 @@ def _category_name_twice(c: Correction, defect: Defect) -> None:
 def _box_from_mask(c: Correction, defect: Defect) -> None:
     """The box around the mask where there is one; else the annotation goes."""
     mask = c.mask(c.annotations[defect.row])
-    around = None if mask is None else extent(mask)
+    around = None if mask is None else extent(_run_lengths(mask), mask.shape[0])
     if around is None:
         c.drop("annotations", defect.row, defect)
     else:
@@ -203,11 +203,16 @@ def _runs(c: Correction, defect: Defect) -> None:
     if mask is None:
         c.drop("annotations", defect.row, defect)
         return
-    flat = np.concatenate(([False], mask.T.ravel(), [False]))
-    edges = np.flatnonzero(flat[1:] != flat[:-1])
-    counts = np.diff(np.concatenate(([0], edges, [mask.size]))).tolist()
-    value = {"size": [image.height, image.width], "counts": counts}
+    value = {"size": [image.height, image.width], "counts": _run_lengths(mask).tolist()}
     c.set("annotations", defect.row, "segmentation", value, defect)
+
+
+def _run_lengths(mask: Mask) -> Runs:
+    """Lengths of the runs of False and True in turn, column by column."""
+    flat = mask.T.ravel()
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    runs = np.diff(np.concatenate(([0], edges, [mask.size])))
+    return np.concatenate(([0], runs)) if flat[0] else runs
 
 
 def _filled(box: Box, image: ImageRow) -> Mask | None:

@@ -70,7 +70,7 @@ def examine(path: Path, images: Path | None = None, *, processes: int | None = N
     found: list[Defect] = []
     for split in splits:
         found += split.defects
-        found += [] if split.rows is None else row_defects(split.rows)
+        found += [] if split.rows is None else row_defects(split.rows, processes=processes, shown=shown)
     looks = _look_at_images(splits, processes, shown)
     masks = _look_at_masks(splits, processes, shown)
     for split in splits:
@@ -85,12 +85,12 @@ def examine(path: Path, images: Path | None = None, *, processes: int | None = N
     return Report(path, splits, in_order(found), time.perf_counter() - began)
 
 
-def row_defects(rows: CocoRows) -> Iterator[Defect]:
+def row_defects(rows: CocoRows, *, processes: int | None = 1, shown: bool = False) -> Iterator[Defect]:
     """Checks of a json that look at no image."""
     yield from rows.defects
     yield from identity_defects(rows)
     yield from box_defects(rows)
-    yield from segmentation_defects(rows)
+    yield from segmentation_defects(rows, processes=processes, shown=shown)
     yield from near_duplicates(rows)
     yield from empty_images(rows)
     yield from class_defects(rows)

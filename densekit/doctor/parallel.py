@@ -15,7 +15,7 @@ from densekit.engine.console import Bar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_PIECE = 16
+_SMALLEST, _LARGEST = 16, 512  # items that a process is handed at once
 _ALONE = 48  # so few items are done before a process has started
 
 
@@ -38,11 +38,12 @@ def over_files(
         processes: how many; None: one a core, at most 16.
         shown: whether to show the bar.
     """
-    count = min(processes or min(16, _cores()), -(-len(items) // _PIECE))
+    count = min(processes or min(16, _cores()), -(-len(items) // _SMALLEST))
     if count <= 1 or len(items) < _ALONE:
         with Bar(what, len(items), shown=shown, lines=0) as bar:
             return [_and_advance(bar, work(item)) for item in items]
-    pieces = [items[i : i + _PIECE] for i in range(0, len(items), _PIECE)]
+    length = min(max(_SMALLEST, len(items) // (32 * count)), _LARGEST)
+    pieces = [items[i : i + length] for i in range(0, len(items), length)]
     done: dict[int, list[Result]] = {}
     with _pool(count) as pool:
         # All processes start with the first of these, before the bar has a thread that a fork would cut off.

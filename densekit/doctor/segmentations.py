@@ -9,32 +9,45 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densekit.data.rle import SegmentationError, segmentation_mask
+from densekit.data.rle import SegmentationError, polygons_runs, run_lengths, segmentation_mask
 from densekit.doctor.boxes import ROUNDING, judge, overlaps, written
 from densekit.doctor.coco_rows import AnnotationRow, CocoRows, ImageRow, annotation_defect
 from densekit.doctor.defects import Box, Defect
+from densekit.doctor.parallel import over_files
 
 Mask = npt.NDArray[np.bool_]
+Runs = npt.NDArray[np.int64]
 
+_PARALLEL_FROM = 2000  # segmentations: fewer are drawn before processes have started
 _MOST_PIXELS = 2**26  # of an image whose masks are drawn
 _AREA = 0.1  # relative difference that is told, beyond a rim of one pixel
 _BOX = 0.5  # IoU of box and mask below which one of them is false, where they
 _PIXELS = 3  # are further apart than this
 
 
-def segmentation_defects(rows: CocoRows) -> Iterator[Defect]:
+def segmentation_defects(rows: CocoRows, *, processes: int | None = 1, shown: bool = False) -> Iterator[Defect]:
     """What is wrong with each segmentation; each annotation is told once at most."""
     categories = {c.id for c in rows.categories}
     expected = sum(1 for a in rows.annotations if a.segmentation) > len(rows.annotations) / 2
-    for annotation in rows.annotations:
-        image = rows.images_by_id.get(annotation.image_id)
-        if image is None or annotation.category_id not in categories:
-            continue
-        found = judge_segmentation(annotation, image)
+    known = [a for a in rows.annotations if a.image_id in rows.images_by_id and a.category_id in categories]
+    pairs = [(annotation, rows.images_by_id[annotation.image_id]) for annotation in known]
+    if expected and len(pairs) >= _PARALLEL_FROM:
+        judged = over_files(_judge, pairs, "segmentations", _died, processes=processes, shown=shown)
+    else:
+        judged = [_judge(pair) for pair in pairs]
+    for annotation, found in zip(known, judged):
         if found is None and expected and not annotation.segmentation:
             found = "segmentation_missing", "it has no segmentation"
         if found is not None:
             yield annotation_defect(rows, annotation, *found)
+
+
+def _judge(pair: tuple[AnnotationRow, ImageRow]) -> tuple[str, str] | None:
+    return judge_segmentation(*pair)
+
+
+def _died(pair: tuple[AnnotationRow, ImageRow]) -> tuple[str, str]:
+    return "segmentation_invalid", "the process that drew it was killed"
 
 
 def judge_segmentation(annotation: AnnotationRow, image: ImageRow) -> tuple[str, str] | None:
@@ -55,12 +68,12 @@ def judge_segmentation(annotation: AnnotationRow, image: ImageRow) -> tuple[str,
     if image.width * image.height > _MOST_PIXELS:
         return None
     try:
-        mask = segmentation_mask(value, image.height, image.width)
+        runs = runs_of(value, image.height, image.width)
     except (SegmentationError, OverflowError) as error:
         return "segmentation_invalid", str(error)[:200]
     if annotation.crowd and isinstance(value, list):
         return "crowd_without_rle", "a crowd region drawn as polygons"
-    return _against_mask(annotation, image, mask)
+    return _against_mask(annotation, image, runs)
 
 
 def drawn(segmentation: Any, width: int, height: int) -> Mask | None:
@@ -73,17 +86,39 @@ def drawn(segmentation: Any, width: int, height: int) -> Mask | None:
         return None
 
 
-def extent(mask: Mask) -> Box | None:
-    """The box around a mask; None where it is empty."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(rows):
+def runs_of(segmentation: Any, height: int, width: int) -> Runs:
+    """Run lengths of a segmentation: all that its area and its extent need, many times cheaper than its mask.
+
+    Raises:
+        SegmentationError: as ``segmentation_mask``.
+    """
+    if isinstance(segmentation, list):
+        runs = polygons_runs(segmentation, height, width)
+    elif isinstance(segmentation, dict):
+        runs = run_lengths(segmentation.get("counts"))
+    else:
+        raise SegmentationError("it is neither polygons nor run lengths")
+    if (runs < 0).any() or runs.sum() != height * width:
+        raise SegmentationError(f"its run lengths add up to {runs.sum()}, the image has {height * width} pixels")
+    return runs
+
+
+def extent(runs: Runs, height: int) -> Box | None:
+    """The box around what the runs, column by column, fill; None where that is nothing."""
+    ends = runs.cumsum()
+    filled = np.flatnonzero(runs[1::2]) * 2 + 1
+    if not len(filled):
         return None
-    x, y = float(columns[0]), float(rows[0])
-    return x, y, float(columns[-1]) + 1 - x, float(rows[-1]) + 1 - y
+    first, last = ends[filled] - runs[filled], ends[filled] - 1
+    x, right = int(first[0] // height), int(last[-1] // height) + 1
+    y, bottom = 0, height
+    if (first // height == last // height).all():  # a run that goes on in the next column spans all rows
+        y, bottom = int((first % height).min()), int((last % height).max()) + 1
+    return float(x), float(y), float(right - x), float(bottom - y)
 
 
-def _against_mask(annotation: AnnotationRow, image: ImageRow, mask: Mask) -> tuple[str, str] | None:
-    around = extent(mask)
+def _against_mask(annotation: AnnotationRow, image: ImageRow, runs: Runs) -> tuple[str, str] | None:
+    around = extent(runs, image.height)
     if around is None:
         return None  # thinner than a pixel
     if judge(annotation.box, image.width, image.height) is None and _apart(annotation.box, around):
@@ -92,7 +127,7 @@ def _against_mask(annotation: AnnotationRow, image: ImageRow, mask: Mask) -> tup
         return None
     if not math.isfinite(annotation.area):
         return "area_against_mask", f"area is {annotation.area:g}"
-    area = int(mask.sum())
+    area = int(runs[1::2].sum())
     rim = around[2] + around[3]  # polygons and pixels differ by half a pixel all around
     if abs(annotation.area - area) > _AREA * area + rim:
         return "area_against_mask", f"area is {annotation.area:g}, its segmentation has {area} pixels"

@@ -8,7 +8,9 @@ import math
 import numpy as np
 import pytest
 
+from densekit.doctor.corrections import _run_lengths
 from densekit.doctor.examine import examine
+from densekit.doctor.segmentations import extent
 from tests.doctor.conftest import bad, found
 
 
@@ -272,3 +274,17 @@ def test_mutated_rows_are_survived(planted):
         planted.json.write_text(json.dumps(content))
         report = examine(planted.json, planted.root / "images", processes=1, shown=False)
         assert report.exit_code in (0, 3, 4)
+
+
+def test_the_extent_of_runs_is_that_of_their_mask():
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        height, width = random.integers(1, 9, 2).tolist()
+        mask = random.random((height, width)) < random.choice([0.05, 0.3, 0.9])
+        around = extent(_run_lengths(mask), height)
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        if len(rows):
+            size = (columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)
+            assert around == (columns[0], rows[0], *size)
+        else:
+            assert around is None
