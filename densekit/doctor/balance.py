@@ -9,7 +9,9 @@ from pathlib import Path
 from densekit.doctor.coco_rows import CocoRows
 from densekit.doctor.defects import Defect
 from densekit.doctor.mask_checks import MaskLook, MaskQuestion
-from densekit.types import IGNORE
+from densekit.doctor.sets import Split
+from densekit.errors import DensekitError
+from densekit.types import IGNORE, Classes
 
 UNEVEN = 20
 """Times that the most frequent class must outnumber the rarest to be told."""
@@ -21,6 +23,29 @@ def class_defects(rows: CocoRows) -> Iterator[Defect]:
     if rows.annotations:
         path = str(rows.path)
         yield from counted({c.name: counts[c.id] for c in rows.categories}, "objects", path, path)
+
+
+def differing_classes(splits: Sequence[Split]) -> Iterator[Defect]:
+    """Splits whose categories are not those of the first one."""
+    known = [(split, classes) for split in splits if (classes := _classes(split)) is not None]
+    for split, classes in known[1:]:
+        difference = known[0][1].difference(classes)
+        if difference is not None and split.rows is not None:
+            path = str(split.rows.path)
+            message = f"its classes are not those of {known[0][0].name}: {difference}"
+            yield Defect("classes_differ", path, message, source=path)
+
+
+def _classes(split: Split) -> Classes | None:
+    """In label order, as training has them; None where ids or names occur twice, which is told anyway."""
+    if split.rows is None or not split.rows.categories:
+        return None
+    by_name = {c.name: c.id for c in sorted(split.rows.categories, key=lambda c: c.id)}
+    names = [name for name in split.chosen or by_name if name in by_name]
+    try:
+        return Classes(tuple(names), tuple(by_name[name] for name in names))
+    except DensekitError:
+        return None
 
 
 def pixel_defects(questions: Sequence[MaskQuestion], looks: Sequence[MaskLook]) -> Iterator[Defect]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from densekit.doctor.balance import class_defects, pixel_defects
+from densekit.doctor.balance import class_defects, differing_classes, pixel_defects
 from densekit.doctor.boxes import box_defects, near_duplicates
 from densekit.doctor.coco_rows import CocoRows
 from densekit.doctor.defects import Defect, exit_code, in_order
@@ -71,6 +71,7 @@ def examine(path: Path, images: Path | None = None, *, processes: int | None = N
     for split in splits:
         found += split.defects
         found += [] if split.rows is None else row_defects(split.rows, processes=processes, shown=shown)
+    found += differing_classes(splits)
     looks = _look_at_images(splits, processes, shown)
     masks = _look_at_masks(splits, processes, shown)
     for split in splits:

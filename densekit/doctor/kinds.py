@@ -55,6 +55,12 @@ KINDS: dict[str, Kind] = {
         _STOPS,
         "correct the config or the files as told",
     ),
+    "classes_differ": Kind(
+        "error",
+        "labels of one split mean something else in the other",
+        "It stops before the first step, where the two are its train and val sets.",
+        "use the same categories in all splits, or choose common ones by the option classes",
+    ),
     "images_not_found": Kind(
         "warning",
         "files that were not looked at may hold any defect",

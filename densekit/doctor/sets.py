@@ -46,6 +46,7 @@ class Split:
         masks: files to look at.
         defects: found on the way.
         max_pixels: a larger image is not decoded.
+        chosen: names of the categories that the config chooses; None: all.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Split:
     masks: list[MaskQuestion] = dataclasses.field(default_factory=list)
     defects: list[Defect] = dataclasses.field(default_factory=list)
     max_pixels: int = MAX_PIXELS
+    chosen: tuple[str, ...] | None = None
 
 
 def find_splits(path: Path, images: Path | None = None) -> tuple[list[Split], configs.Config | None]:
@@ -187,7 +189,9 @@ def _read_part(name: str, part: configs.Part, max_pixels: int) -> Split:
     if folder is not None and not folder.is_dir():
         raise DensekitError(f"data.{name}.images: there is no folder {folder}; correct the path")
     if folder is not None and part.name in ("coco", "coco_masks"):
-        return coco_split(name, Path(options["annotations"]), folder, max_pixels)
+        split = coco_split(name, Path(options["annotations"]), folder, max_pixels)
+        split.chosen = tuple(options["classes"]) if options.get("classes") else None
+        return split
     if folder is not None and part.name == "image_folder":
         return Split(name, images=[ImageEntry(p) for p in list_files(folder)], max_pixels=max_pixels)
     if folder is not None and part.name == "masks" and options.get("list") is None and "fraction" not in options:

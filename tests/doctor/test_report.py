@@ -140,6 +140,14 @@ def test_the_same_images_in_two_splits_are_leakage(clean, tmp_path):
     assert bad(report) == {"leak_identical": 24}
 
 
+def test_splits_of_other_classes_are_told(planted, tmp_path):
+    planted.categories[0]["name"] = "tringle"
+    planted.json.write_text(json.dumps(planted.content))
+    report = examine(config(tmp_path, planted.root), processes=1, shown=False)
+    assert bad(report) == {"classes_differ": 1}
+    assert "'tringle'" in found(report, "classes_differ")[0].message
+
+
 def test_a_split_that_is_not_there_is_told(clean, tmp_path):
     report = examine(config(tmp_path, clean, val="vla"), processes=1, shown=False)
     assert bad(report) == {"file_unreadable": 1}
