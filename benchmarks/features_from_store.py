@@ -27,16 +27,22 @@ from densekit.features.export import Exporter
 from densekit.features.setup import Export, model_of, split_to_export, views_of
 from densekit.features.shards import ShardFolder
 
-HEADS: dict[str, tuple[dict[str, Any], str, list[str]]] = {
-    "classifier": ({"name": "classifier"}, "image_folder", ["c5"]),
-    "deeplab_v3_plus": ({"name": "deeplab_v3_plus"}, "masks", ["c2", "c5"]),
-    "faster_rcnn on c5": ({"name": "faster_rcnn", "neck": "c5", "samples": 128}, "coco", ["c5"]),
-    "faster_rcnn on an FPN": (
-        {"name": "faster_rcnn", "channels": 128, "samples": 128},
-        "coco",
-        ["c2", "c3", "c4", "c5"],
-    ),
+_DETECTOR = {
+    "name": "faster_rcnn",
+    "channels": 128,
+    "box_head_width": 256,
+    "samples": 64,
+    "rpn_before_nms": [500, 300],
+    "rpn_after_nms": [200, 100],
 }
+HEADS: dict[str, tuple[dict[str, Any], str, list[str]]] = {
+    "classifier on c5": ({"name": "classifier"}, "image_folder", ["c5"]),
+    "pspnet on c5": ({"name": "pspnet", "level": "c5", "decoder_channels": 256}, "masks", ["c5"]),
+    "faster_rcnn on c5": ({**_DETECTOR, "neck": "c5"}, "coco", ["c5"]),
+    "faster_rcnn on an FPN": (_DETECTOR, "coco", ["c2", "c3", "c4", "c5"]),
+    "deeplab_v3_plus": ({"name": "deeplab_v3_plus"}, "masks", ["c2", "c5"]),
+}
+"""Head, data set and stored levels, from light to heavy."""
 
 
 def main() -> None:
