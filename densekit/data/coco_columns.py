@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -31,7 +31,7 @@ class ImageRow(msgspec.Struct, gc=False):
 class CategoryRow(msgspec.Struct, gc=False):
     """One entry of ``categories``."""
 
-    id: int
+    id: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
     name: str
 
 
