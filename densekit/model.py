@@ -133,9 +133,12 @@ class DenseModel(nn.Module):
         return self.finish(self.head(head).predict(self.features(batch), batch), batch)
 
     def losses_and_predictions(self, batch: Batch) -> tuple[dict[str, Tensor], Predictions]:
-        """Both from one pass of the backbone: the validation loss is free."""
+        """Both of the first head from one pass of the backbone, and of what the head's two methods share."""
         maps = self.features(batch)
         head = self.head()
+        if hasattr(head, "losses_and_predictions"):
+            losses, predictions = head.losses_and_predictions(maps, batch)
+            return losses, self.finish(predictions, batch)
         return head.losses(maps, batch), self.finish(head.predict(maps, batch), batch)
 
     def finish(self, predictions: Predictions, batch: Batch) -> Predictions:

@@ -278,7 +278,8 @@ class Backbone(Protocol):
 class Head(Protocol):
     """Turns feature maps into losses and predictions; takes nothing of the backbone but its maps and levels.
 
-    ``losses`` and ``predict`` never look at ``self.training`` to decide what to return.
+    ``losses`` and ``predict`` never look at ``self.training`` to decide what to return. A head may have a third method,
+    ``losses_and_predictions(maps, batch)``, which gives both and computes what they share once.
     """
 
     task: Task

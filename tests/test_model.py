@@ -77,6 +77,34 @@ def test_several_heads_share_one_backbone_and_their_losses_stand_side_by_side():
     assert {"one.class", "two.class", "one.box", "two.rpn_box"} <= losses.keys()
 
 
+HEADS_THAT_SHARE = [
+    ({"name": "faster_rcnn", "channels": 16, "box_head_width": 16, "score_threshold": 0.0}, ("neck", "rpn.head")),
+    ({"name": "unet", "auxiliary_weight": 0.4, "norm": "group"}, ("decoder",)),
+    ({"name": "classifier"}, ()),
+]
+
+
+@pytest.mark.parametrize(("part", "shared"), HEADS_THAT_SHARE, ids=lambda v: v["name"] if isinstance(v, dict) else "")
+def test_losses_and_predictions_are_those_of_two_calls_and_run_shared_parts_once(part, shared):
+    model = build_model(config(heads={"head": part}).model, CLASSES).eval()
+    given = batch((64, 64), (40, 64))
+    given.targets.masks = torch.randint(0, 2, (2, 64, 64))
+    given.targets.labels = torch.tensor([0, 1])
+    calls = []
+    for name in shared:
+        model.heads["head"].get_submodule(name).register_forward_hook(lambda *_, name=name: calls.append(name))
+    with torch.inference_mode():
+        losses, found = model.losses_and_predictions(given)
+        assert calls == list(shared)
+        apart = model(given), model.predict(given)
+    assert losses.keys() == apart[0].keys()
+    for name, value in losses.items():
+        assert torch.equal(value, apart[0][name]), name
+    for field in dataclasses.fields(found):
+        ours, expected = getattr(found, field.name), getattr(apart[1], field.name)
+        assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True)), field.name
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -67,22 +67,31 @@ class FasterRCNN(nn.Module):
 
         Crowd regions are ignored; images without objects train on what is not there.
         """
-        targets = self._targets(batch)
+        return self._losses(*self.regions(maps), batch)
+
+    def predict(self, maps: Sequence[Tensor], batch: Batch) -> Detections:
+        """Detections in the pixels of ``batch.images`` cut to ``batch.sizes``, with 0-based labels."""
+        return self._detections(*self.regions(maps), batch)
+
+    def losses_and_predictions(self, maps: Sequence[Tensor], batch: Batch) -> tuple[dict[str, Tensor], Detections]:
+        """What ``losses`` and ``predict`` give, from one pass of the neck and the first stage."""
         pyramid, regions = self.regions(maps)
+        return self._losses(pyramid, regions, batch), self._detections(pyramid, regions, batch)
+
+    def _losses(self, pyramid: Sequence[Tensor], regions: Regions, batch: Batch) -> dict[str, Tensor]:
+        targets = self._targets(batch)
         anchors = self.rpn.sample(regions, targets, batch.seeds)
         proposals = self.proposals(regions, batch.sizes, training=True)
         return self.losses_of(pyramid, regions, anchors, self.roi.sample(proposals, targets, batch.seeds))
+
+    def _detections(self, pyramid: Sequence[Tensor], regions: Regions, batch: Batch) -> Detections:
+        return self.roi.predict(pyramid, self.proposals(regions, batch.sizes, training=False), batch.sizes)
 
     def losses_of(
         self, pyramid: Sequence[Tensor], regions: Regions, anchors: AnchorSamples, proposals: ProposalSamples
     ) -> dict[str, Tensor]:
         """The losses of given samples: for comparison with other detectors, and for sampling of one's own."""
         return {**self.rpn.losses(pyramid, regions, anchors), **self.roi.losses(pyramid, proposals)}
-
-    def predict(self, maps: Sequence[Tensor], batch: Batch) -> Detections:
-        """Detections in the pixels of ``batch.images`` cut to ``batch.sizes``, with 0-based labels."""
-        pyramid, regions = self.regions(maps)
-        return self.roi.predict(pyramid, self.proposals(regions, batch.sizes, training=False), batch.sizes)
 
     def proposals(self, regions: Regions, sizes: Tensor, *, training: bool) -> Proposals:
         """The best boxes of the first stage, as many as training or prediction takes."""

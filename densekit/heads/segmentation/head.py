@@ -120,16 +120,27 @@ class SegmentationHead(nn.Module):
                 "train.batch_size: this head can't train on one image at a time, its global pooling leaves one value "
                 "per channel to batch norm; use 2 or more, or the head's norm: group"
             )
-        losses = self._losses(self.logits(maps), masks)
+        return self._all_losses(self.logits(maps), maps, masks)
+
+    def predict(self, maps: Sequence[Tensor], batch: Batch) -> Segmentation:
+        """Probabilities and 0-based classes of each image, cut to its size."""
+        return self._segmentation(self.logits(maps), batch)
+
+    def losses_and_predictions(self, maps: Sequence[Tensor], batch: Batch) -> tuple[dict[str, Tensor], Segmentation]:
+        """What ``losses`` and ``predict`` give, from one pass of the decoder."""
+        masks, logits = self._masks(batch), self.logits(maps)
+        return self._all_losses(logits, maps, masks), self._segmentation(logits, batch)
+
+    def _all_losses(self, logits: Tensor, maps: Sequence[Tensor], masks: Tensor) -> dict[str, Tensor]:
+        losses = self._losses(logits, masks)
         if self.auxiliary is not None:
             small = self.auxiliary(maps[self.auxiliary_index])
             extra = self._losses(_upsampled(small, self.auxiliary_stride), masks)
             losses["auxiliary"] = self.auxiliary_weight * torch.stack(list(extra.values())).sum()
         return losses
 
-    def predict(self, maps: Sequence[Tensor], batch: Batch) -> Segmentation:
-        """Probabilities and 0-based classes of each image, cut to its size."""
-        chances = self._probabilities(self.logits(maps))
+    def _segmentation(self, logits: Tensor, batch: Batch) -> Segmentation:
+        chances = self._probabilities(logits)
         # max, not argmax: the same labels, and 50 times faster on the CPU.
         classes = (chances >= 0.5).to(torch.uint8) if self.mode == "multilabel" else chances.max(1).indices
         sizes = batch.sizes.tolist()
