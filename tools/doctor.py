@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     from densekit.doctor.examine import examine
-    from densekit.doctor.fix import write_fixed
+    from densekit.doctor.fix import LEFT, write_fixed
     from densekit.doctor.page import write_page
     from densekit.doctor.report import check_targets, print_report, write_json
 
@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"{args.html}: a page with pictures")
     if args.fix is not None:
         log = write_fixed(report, args.fix)
-        say(f"{args.fix}: the corrected annotations; {log_file}: {len(log)} changes and remarks")
+        left = sum(line.endswith(LEFT) for line in log)
+        say(f"{args.fix}: the corrected annotations; {log_file}: {len(log) - left} changes, {left} left to you")
     return report.exit_code
 
 

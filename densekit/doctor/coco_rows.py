@@ -122,6 +122,8 @@ def _checked(rows: CocoRows, key: str, convert: Any) -> Iterator[tuple[Any, ...]
         what = "is missing" if key not in rows.content else f"is a {type(entries).__name__}, not a list"
         rows.defects.append(_unreadable(rows.path, f"the key {key!r} {what}"))
         return
+    if not entries and key != "annotations":
+        rows.defects.append(Defect("array_empty", str(rows.path), f"{key!r} is empty", source=str(rows.path)))
     for row, entry in enumerate(entries):
         try:
             yield (row, *convert(entry))

@@ -31,8 +31,13 @@ class Correction:
         self.dropped: dict[str, set[int]] = {"images": set(), "annotations": set(), "categories": set()}
         self.images = {image.row: image for image in rows.images}
         self.annotations = {annotation.row: annotation for annotation in rows.annotations}
-        used = [v.get("id") for v in content.get("annotations", []) if isinstance(v, dict)]
-        self.next_id = max((i for i in used if isinstance(i, int) and abs(i) < 2**62), default=0) + 1
+        used = [a.id for a in rows.annotations] + [i.id for i in rows.images]
+        self.next_id = max((i for i in used if isinstance(i, int) and i < 2**62), default=0) + 1
+
+    def new_id(self, *, text: bool) -> int | str:
+        """An id that nothing has yet."""
+        self.next_id += 1
+        return f"densekit-{self.next_id}" if text else self.next_id
 
     def entry(self, key: str, row: int) -> dict[str, Any]:
         """A row of the content."""
@@ -81,8 +86,7 @@ def _drop_row(c: Correction, defect: Defect) -> None:
     key, row = which_row(defect.row)
     entry = c.content[key][row]
     if key == "annotations" and isinstance(entry, dict) and "id" not in entry:
-        c.set(key, row, "id", c.next_id, defect)
-        c.next_id += 1
+        c.set(key, row, "id", c.new_id(text=False), defect)
     else:
         c.drop(key, row, defect)
 
@@ -94,6 +98,20 @@ def _drop_annotation(c: Correction, defect: Defect) -> None:
 def _drop_image(c: Correction, defect: Defect) -> None:
     if defect.row in c.images:
         c.drop_image(c.images[defect.row], defect)
+
+
+def _id_kind(c: Correction, defect: Defect) -> None:
+    """A new id of the usual kind; the annotations of an image follow it."""
+    if defect.annotation_id is not None:
+        old = c.annotations[defect.row].id
+        c.set("annotations", defect.row, "id", c.new_id(text=not isinstance(old, str)), defect)
+        return
+    image = c.images[defect.row]
+    new = c.new_id(text=not isinstance(image.id, str))
+    c.set("images", image.row, "id", new, defect)
+    for annotation in c.rows.annotations:
+        if annotation.image_id == image.id:
+            c.set("annotations", annotation.row, "image_id", new, defect)
 
 
 def _image_id_twice(c: Correction, defect: Defect) -> None:
@@ -120,9 +138,7 @@ def _annotation_id_twice(c: Correction, defect: Defect) -> None:
     if c.entry("annotations", first.row) == entry:
         c.drop("annotations", defect.row, defect)
     else:
-        new = c.next_id if isinstance(entry["id"], int) else f"{entry['id']}-{c.next_id}"
-        c.set("annotations", defect.row, "id", new, defect)
-        c.next_id += 1
+        c.set("annotations", defect.row, "id", c.new_id(text=isinstance(entry["id"], str)), defect)
 
 
 def _category_id_twice(c: Correction, defect: Defect) -> None:
@@ -265,6 +281,7 @@ def _short(text: str) -> str:
 
 CORRECTIONS: dict[str, Callable[[Correction, Defect], None]] = {
     "row_malformed": _drop_row,
+    "id_kind": _id_kind,
     "image_id_twice": _image_id_twice,
     "annotation_id_twice": _annotation_id_twice,
     "category_id_twice": _category_id_twice,

@@ -23,7 +23,9 @@ from densekit.errors import DensekitError
 from densekit.files import write_text
 
 _ROUNDS = 6
-_TOLD_ONLY = "left as it is"
+
+LEFT = "left as it is"
+"""Ends a line of the log about what is for people to decide."""
 
 
 def write_fixed(report: Report, target: Path) -> list[str]:
@@ -38,6 +40,9 @@ def write_fixed(report: Report, target: Path) -> list[str]:
     split = report.splits[0]
     if len(report.splits) != 1 or split.rows is None or not split.rows.content:
         raise DensekitError(f"--fix: {report.path} is no COCO json that can be read; give the json of one split")
+    broken = next((d.message for d in split.rows.defects if d.code == "file_unreadable"), None)
+    if broken is not None:
+        raise DensekitError(f"--fix: {report.path}: {broken}; that can't be corrected, export the file again")
     check_targets(split.rows.path, [target, target.with_suffix(".log")])
     content, log = corrected(split, report.defects)
     text = json.dumps(content, allow_nan=False)
@@ -64,8 +69,9 @@ def corrected(split: Split, defects: Iterable[Defect]) -> tuple[dict[str, Any], 
         log += correction.log
         content = correction.result()
         current = list(row_defects(rows_of(content, rows.path, rows.folder)))
-    left = {(d.code, d.file, d.annotation_id, d.message): d for d in [*defects, *current] if d.code not in CORRECTIONS}
-    log += [f"{d.file}: {d.code}: {d.message}: {_TOLD_ONLY}" for d in left.values() if d.severity != "note"]
+    remaining = [*(d for d in defects if d.code not in CORRECTIONS), *current]
+    left = {(d.code, d.file, d.annotation_id, d.message): d for d in remaining}
+    log += [f"{d.file}: {d.code}: {d.message}: {LEFT}" for d in left.values() if d.severity != "note"]
     return _finite(content, log), log
 
 

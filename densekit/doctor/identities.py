@@ -3,26 +3,44 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from densekit.data.images import leaves_folder
-from densekit.doctor.coco_rows import CocoRows, annotation_defect, folded_name, image_defect
+from densekit.doctor.coco_rows import AnnotationRow, CocoRows, ImageRow, annotation_defect, folded_name, image_defect
 from densekit.doctor.defects import Defect
 from densekit.errors import nearest
 
 Row = TypeVar("Row")
+WithId = TypeVar("WithId", ImageRow, AnnotationRow)
 Key = TypeVar("Key", bound=Hashable)
 
 
 def identity_defects(rows: CocoRows) -> Iterator[Defect]:
     """All of this file's checks."""
+    yield from id_kinds(rows)
     yield from image_ids(rows)
     yield from file_names(rows)
     yield from category_ids(rows)
     yield from category_names(rows)
     yield from annotation_ids(rows)
     yield from references(rows)
+
+
+def id_kinds(rows: CocoRows) -> Iterator[Defect]:
+    """Ids that are texts where most are numbers, or the other way round."""
+    for image in _minority(rows.images):
+        yield image_defect(
+            rows, image, "id_kind", f"images[{image.row}]: the id {image.id!r} is unlike most", show=True
+        )
+    for annotation in _minority(rows.annotations):
+        message = f"annotations[{annotation.row}]: the id {annotation.id!r} is unlike most"
+        yield annotation_defect(rows, annotation, "id_kind", message)
+
+
+def _minority(rows: Sequence[WithId]) -> list[WithId]:
+    texts = [row for row in rows if isinstance(row.id, str)]
+    return texts if 2 * len(texts) <= len(rows) else [row for row in rows if not isinstance(row.id, str)]
 
 
 def image_ids(rows: CocoRows) -> Iterator[Defect]:

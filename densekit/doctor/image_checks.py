@@ -72,7 +72,7 @@ def look(question: Question) -> Look:
     """Look at one image file."""
     found = Look(question.path)
     path = question.path
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises on names that are too long
         found.problems.append(_missing(path))
         return found
     try:

@@ -43,6 +43,9 @@ KINDS: dict[str, Kind] = {
         _REFUSED,
         "restore or export the file again",
     ),
+    "array_empty": Kind(
+        "error", "there is nothing to learn from", _REFUSED, "export the file with its images and categories"
+    ),
     "row_malformed": Kind(
         "error",
         "a row without the keys and types of COCO has no meaning",
@@ -73,6 +76,12 @@ KINDS: dict[str, Kind] = {
         "annotations cannot be told apart",
         _REFUSED,
         "give each image an id of its own; --fix drops what is unclear",
+    ),
+    "id_kind": Kind(
+        "error",
+        "ids that are numbers here and texts there never match",
+        _REFUSED,
+        "use one kind of ids; --fix gives it a new one",
     ),
     "annotation_id_twice": Kind(
         "error", "evaluation counts the two as one", _REFUSED, "give each annotation its own id; --fix does"

@@ -110,7 +110,7 @@ def _guessed_folder(rows: CocoRows) -> Path | None:
     best, most = None, 0
     for place in places:
         names = CocoRows(rows.path, {}, place)
-        held = sum(1 for i in rows.images[:50] if (p := names.place(i)) is not None and p.is_file())
+        held = sum(1 for i in rows.images[:50] if (p := names.place(i)) is not None and os.path.isfile(p))
         if held > most:
             best, most = place, held
     return best

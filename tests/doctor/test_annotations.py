@@ -199,6 +199,16 @@ def test_names_that_differ_by_case_or_blanks_are_told(planted):
     assert bad(planted.examine()) == {"category_name_similar": 1, "category_name_twice": 1}
 
 
+def test_ids_of_another_kind_than_most_are_told(planted):
+    annotation = planted.plain(1)[0]
+    annotation["id"] = "seven"
+    for a in planted.own(2):
+        a["image_id"] = "three"
+    planted.annotations[:] = [a for a in planted.annotations if a["image_id"] != planted.images[2]["id"]]
+    planted.images[2]["id"] = "three"
+    assert bad(planted.examine()) == {"id_kind": 2}
+
+
 def test_an_image_that_two_entries_name(planted):
     planted.images.append({**planted.images[0], "id": 555})
     assert bad(planted.examine()) == {"file_name_twice": 1}

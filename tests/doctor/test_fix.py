@@ -10,7 +10,7 @@ import pytest
 from densekit.data.coco import CocoDataset
 from densekit.data.coco_file import open_coco
 from densekit.doctor.examine import examine
-from densekit.doctor.fix import write_fixed
+from densekit.doctor.fix import LEFT, write_fixed
 from densekit.errors import DensekitError
 from tests.doctor import test_annotations as annotation_plants
 from tests.doctor import test_files as file_plants
@@ -65,6 +65,10 @@ def test_everything_at_once_is_corrected_and_logged(planted):
     for plant, annotation in zip(plants, planted.plain(len(plants))):
         plant(planted, annotation)
     annotation_plants.same_id(planted, planted.annotations[0])
+    planted.annotations[1]["id"] = "text"
+    for a in planted.own(9):
+        a["image_id"] = "text"
+    planted.images[9]["id"] = "text"
     planted.images.append({**planted.images[0], "id": 555})
     planted.images.append({**planted.images[1], "file_name": "train/other.jpg"})
     planted.categories.append({"id": 31, "name": "star"})
@@ -107,3 +111,11 @@ def test_what_is_no_json_cannot_be_corrected(clean, tmp_path):
     report = examine(clean / "images", processes=1, shown=False)
     with pytest.raises(DensekitError, match="no COCO json"):
         write_fixed(report, tmp_path / "fixed.json")
+
+
+def test_what_is_for_people_to_decide_is_left_and_logged(planted):
+    planted.categories.append({"id": 5, "name": "hexagon"})
+    _, log = fixed(planted)
+    (line,) = log
+    assert "category_id_twice" in line
+    assert line.endswith(LEFT)
