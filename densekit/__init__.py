@@ -16,7 +16,7 @@ _PUBLIC = {
     "Classes": "densekit.types",
     "DenseModel": "densekit.model",
     "DensekitError": "densekit.errors",
-    "FeatureStore": "densekit.features.store",
+    "FeatureStore": "densekit.features",
     "Level": "densekit.types",
     "build_model": "densekit.model",
     "load_checkpoint": "densekit.build:from_checkpoint",

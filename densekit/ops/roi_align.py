@@ -183,7 +183,9 @@ class _WeightedRows(torch.autograd.Function):
         # A shift where it can be one: division of a million integers takes a tenth of the whole backward.
         bags = order >> (corners.bit_length() - 1) if corners & (corners - 1) == 0 else order // corners
         share = weights.flatten()[order].to(gradient.dtype)
-        table = F.embedding_bag(bags.to(torch.int32), gradient.contiguous(), offsets, per_sample_weights=share, mode="sum")
+        table = F.embedding_bag(
+            bags.to(torch.int32), gradient.contiguous(), offsets, per_sample_weights=share, mode="sum"
+        )
         return table, None, None
 
 
