@@ -66,10 +66,10 @@ def main() -> None:
     report("Opening COCO's annotation file", rows, args)
 
 
-def generate(path: Path, images: int, objects: int) -> None:
-    """A valid file with ids, sizes and polygons like COCO's."""
+def generate(path: Path, images: int, objects: int, sizes: np.ndarray | None = None) -> None:
+    """A valid file with ids, sizes and polygons like COCO's; ``sizes`` [2, images] are widths and heights."""
     random = np.random.default_rng(0)
-    width, height = random.integers(320, 641, (2, images))
+    width, height = random.integers(320, 641, (2, images)) if sizes is None else sizes
     with path.open("w") as file:
         file.write(
             '{"info": {"description": "generated"}, "licenses": [{"id": 1, "name": "x", "url": ""}], "images": ['

@@ -53,6 +53,21 @@ class Row:
         return min(ratios), max(ratios)
 
 
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Numbers of densekit alone.
+
+    Attributes:
+        title: what is shown.
+        columns: names of the columns.
+        rows: cells, floats with four digits.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | int | float]]
+
+
 def arguments(doc: str | None) -> argparse.ArgumentParser:
     """The options of every benchmark."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -67,6 +82,22 @@ def device_of(args: argparse.Namespace) -> torch.device:
     return torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
+def all_in_turn(actions: Sequence[Action], *, repeats: int, warm_up: int = 1) -> list[list[float]]:
+    """Time any number of actions in turn; seconds of each run of each."""
+    for _ in range(warm_up):
+        for action in actions:
+            action()
+    times: list[list[float]] = [[] for _ in actions]
+    for _ in range(repeats):
+        for action, seconds in zip(actions, times):
+            _wait()
+            began = time.perf_counter()
+            action()
+            _wait()
+            seconds.append(time.perf_counter() - began)
+    return times
+
+
 def in_turn(ours: Action, theirs: Action, *, repeats: int, warm_up: int = 1) -> tuple[list[float], list[float]]:
     """Time two actions alternately, so that what else the machine does meets both alike.
 
@@ -79,18 +110,8 @@ def in_turn(ours: Action, theirs: Action, *, repeats: int, warm_up: int = 1) -> 
     Returns:
         Seconds of each run of both.
     """
-    for _ in range(warm_up):
-        ours()
-        theirs()
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repeats):
-        for action, seconds in zip((ours, theirs), times):
-            _wait()
-            began = time.perf_counter()
-            action()
-            _wait()
-            seconds.append(time.perf_counter() - began)
-    return times
+    first, second = all_in_turn((ours, theirs), repeats=repeats, warm_up=warm_up)
+    return first, second
 
 
 def _wait() -> None:
@@ -151,6 +172,19 @@ def report(title: str, rows: Sequence[Row], args: argparse.Namespace) -> None:
     print(", ".join(f"{k} {v}" for k, v in where.items()))
     if args.json:
         content = {"title": title, "machine": where, "rows": [_as_dict(row) for row in rows]}
+        write_text(args.json, json.dumps(content, indent=1) + "\n")
+
+
+def report_tables(title: str, tables: Sequence[Table], args: argparse.Namespace) -> None:
+    """Print tables, and write their json where that was asked for."""
+    where = machine(device_of(args))
+    for table in tables:
+        rows = [[f"{cell:.4g}" if isinstance(cell, float) else cell for cell in row] for row in table.rows]
+        print(f"\n{title}: {table.title}")  # not as the table's own title, which is cut to the width of the table
+        print_table("", table.columns, rows)
+    print(", ".join(f"{k} {v}" for k, v in where.items()))
+    if args.json:
+        content = {"title": title, "machine": where, "tables": [dataclasses.asdict(table) for table in tables]}
         write_text(args.json, json.dumps(content, indent=1) + "\n")
 
 

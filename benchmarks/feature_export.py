@@ -1,6 +1,6 @@
 """Memory and speed of the feature export over many images.
 
-    python benchmarks/feature_export.py --images 20000
+    python benchmarks/feature_export.py [--short] [--json FILE] [--images 20000]
 
 Small images are generated, exported with a small network, and the memory of the process is looked at after every
 tenth of them: it must not grow with their number. Exits with 1 where it does.
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from common import Table, arguments, report_tables
 
 from densekit.features.export import Exporter
 from densekit.features.setup import Export, bare_model, plain_source
@@ -25,14 +26,14 @@ MOST_GROWTH = 64
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=20000, help="how many (20000)")
+    parser = arguments(__doc__)
+    parser.add_argument("--images", type=int, help="how many (20000; 2000 with --short)")
     parser.add_argument("--side", type=int, default=32, help="of the images in pixels (32)")
     parser.add_argument("--workers", type=int, default=1, help="processes that decode (1)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        generate(Path(folder) / "images", args.images, args.side)
-        return measure(Path(folder), args.workers)
+        generate(Path(folder) / "images", args.images or (2000 if args.short else 20000), args.side)
+        return measure(Path(folder), args)
 
 
 def generate(folder: Path, count: int, side: int) -> None:
@@ -43,12 +44,12 @@ def generate(folder: Path, count: int, side: int) -> None:
         cv2.imwrite(str(folder / f"{index:06d}.jpg"), image)
 
 
-def measure(folder: Path, workers: int) -> int:
+def measure(folder: Path, args: argparse.Namespace) -> int:
     model, _ = bare_model("resnet20", {}, weights=None, mean=[0.5], std=[0.25])
     source = plain_source(folder / "images", None, None, specs=[], channels=3)
     export = Export(model, source, ["c3", "c4", "pooled"], ["none"], [], batch_size=64, shard_images=200)
     store = ShardFolder(folder / "store", export.recipe())
-    exporter = Exporter(source, export.extractor(), store, workers=workers)
+    exporter = Exporter(source, export.extractor(), store, workers=args.workers)
     done, peaks = 0, []
 
     def progress() -> None:
@@ -63,6 +64,9 @@ def measure(folder: Path, workers: int) -> int:
     size = sum(shard["bytes"] for shard in manifest["shards"]) / 1e6
     print(f"{times.summary()}\n{manifest['rows']} rows, {size:.0f} MB; peak at the end {peak():.0f} MB")
     growth = peak() - peaks[0]
+    columns = ["images", "peak after a tenth MB", "peak at the end MB"]
+    table = Table("peak of memory", columns, [[manifest["rows"], peaks[0], peak()]])
+    report_tables("Exporting features", [table], args)
     print(f"growth of the peak from the first tenth to the end: {growth:.0f} MB (allowed {MOST_GROWTH})")
     return int(growth > MOST_GROWTH)
 

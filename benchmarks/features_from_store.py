@@ -1,6 +1,6 @@
 """How much faster a head trains from stored features than with its frozen backbone recomputed.
 
-    python benchmarks/features_from_store.py --backbone resnet50 --size 256
+    python benchmarks/features_from_store.py [--short] [--json FILE] [--backbone resnet50] [--size 256]
 
 Both ways take the same batches through the same training step (loader, forward, backward, update) on generated images;
 the numbers are medians of a step in seconds, and the losses of the first step, which must agree. A light head on a deep
@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import Table, arguments, report_tables
 
 from densekit import build
 from densekit.config import Config, parse
 from densekit.data.shapes import generate_shapes
 from densekit.engine import distributed
-from densekit.engine.console import print_table
 from densekit.features.export import Exporter
 from densekit.features.setup import Export, model_of, split_to_export, views_of
 from densekit.features.shards import ShardFolder
@@ -46,14 +46,15 @@ HEADS: dict[str, tuple[dict[str, Any], str, list[str]]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--backbone", default="resnet50")
     parser.add_argument("--size", type=int, default=256, help="side of the images in pixels (256)")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=8, help="steps to time after one to warm up (8)")
     parser.add_argument("--heads", nargs="+", choices=list(HEADS), default=list(HEADS))
-    parser.add_argument("--device", choices=("cpu", "cuda"))
     args = parser.parse_args()
+    if args.short:
+        args.size, args.batch, args.steps = 128, 4, 3
     world = distributed.join(args.device)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -64,7 +65,7 @@ def main() -> None:
             print(f"{name}: {rows[-1][3]} times faster", flush=True)
     title = f"{args.backbone}, {args.size} x {args.size}, batch {args.batch}, {torch.get_num_threads()} threads"
     columns = ("head", "recomputed s", "stored s", "times faster", "loss recomputed", "loss stored", "MB an image")
-    print_table(title, columns, rows)
+    report_tables("Heads on stored features", [Table(title, columns, rows)], args)
 
 
 def sort_into_classes(shapes: Path) -> None:
