@@ -38,9 +38,10 @@ from tests.tools import runs
 
 SHORT = 25
 LONG = {
-    "coco_tree": 2500,
-    "coco_bytes": 1500,
+    "coco_tree": 2000,
+    "coco_bytes": 1000,
     "coco_masks_tree": 1000,
+    "doctor_tree": 1000,
     "mask_values": 500,
     "mask_bytes": 700,
     "image_bytes": 1000,
@@ -111,6 +112,10 @@ def coco_bytes(folder, data):
 def coco_masks_tree(folder, data):
     _, images, path = coco_tree(folder, data)
     return uses.train_segmenter, images, path
+
+
+def doctor_tree(folder, data):
+    return uses.examine_and_fix, *coco_tree(folder, data)[1:]
 
 
 def mask_values(folder, data):

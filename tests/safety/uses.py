@@ -24,6 +24,9 @@ from densekit.data.batching import collate
 from densekit.data.feature_store import FeatureStore
 from densekit.data.images import read_image
 from densekit.data.mask_files import MaskCode
+from densekit.doctor.examine import Report, examine
+from densekit.doctor.fix import write_fixed
+from densekit.doctor.report import as_json
 from densekit.engine.distributed import World
 from densekit.engine.run_folder import RunFolder
 from densekit.engine.step import TrainStep
@@ -34,7 +37,7 @@ from densekit.types import IGNORE, Batch, Classes
 from tests.tools import runs
 
 SECONDS = 60
-"""Nothing here takes half a second; what takes this long hangs."""
+"""Of processor time; nothing here takes half a second, what takes this long hangs."""
 
 MEMORY = 6 * 2**30
 """Address space that one input may take on top of what the process has."""
@@ -55,14 +58,14 @@ def limits() -> Iterator[None]:
 
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    before = signal.signal(signal.SIGALRM, stop)
+    before = signal.signal(signal.SIGPROF, stop)
     resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, hard))
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
@@ -238,3 +241,24 @@ def look_at_mask(path: Path, code: MaskCode) -> None:
     labels = code.read(path, 2**20)
     assert labels.ndim == 2
     assert set(np.unique(labels).tolist()) <= {0, 1, 2, IGNORE}
+
+
+def examine_and_fix(images: Path, annotations: Path) -> None:
+    """The doctor survives the file; what it calls free of errors trains, before and after ``--fix``."""
+    original = annotations.read_bytes()
+    report = examine(annotations, images, processes=1, shown=False)
+    json.dumps(as_json(report), allow_nan=False)
+    _trains_if_sound(report, images, annotations)
+    target = annotations.with_suffix(".fixed.json")
+    write_fixed(report, target)
+    assert annotations.read_bytes() == original
+    _trains_if_sound(examine(target, images, processes=1, shown=False), images, target)
+
+
+def _trains_if_sound(report: Report, images: Path, annotations: Path) -> None:
+    if any(d.severity == "error" for d in report.defects):
+        return
+    try:
+        train_detector(images, annotations)
+    except DensekitError as error:
+        raise AssertionError(f"the doctor finds no error, training does: {error}") from None
