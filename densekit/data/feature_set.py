@@ -80,7 +80,8 @@ class StoredMaps(Pipeline):
             )
         maps = {level: features[level.name] for level in self.levels}
         mask = None if sample.mask is None else np.ascontiguousarray(sample.mask)
-        return dataclasses.replace(sample, mask=mask, maps=maps)
+        blank = np.broadcast_to(np.uint8(0), sample.image.shape)  # flips may have given the zeros memory of their own
+        return dataclasses.replace(sample, image=blank, mask=mask, maps=maps)
 
     def reduction(self, size: tuple[int, int]) -> int:
         """1: no pixel is decoded."""
