@@ -17,6 +17,7 @@ import os
 import shutil
 import socket
 import statistics
+import sys
 import tempfile
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
@@ -157,6 +158,11 @@ def run_ranks(ranks: int, threads: int, case: Case, repeats: int) -> tuple[float
     for process in processes:
         process.start()
     send.close()
+    while not receive.poll(0.1):
+        if any(process.exitcode for process in processes):  # the others would wait for it
+            for process in processes:
+                process.kill()
+            sys.exit(f"one of {ranks} ranks failed: nothing is timed")
     result: tuple[float, list[float]] = receive.recv()
     for process in processes:
         process.join()
