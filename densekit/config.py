@@ -7,6 +7,7 @@ when it is built.
 
 from __future__ import annotations
 
+import math
 import types
 import typing
 from collections.abc import Sequence
@@ -223,7 +224,7 @@ class LogConfig(_Model):
 class Config(_Model):
     """One run, complete."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     model: ModelConfig
     data: DataConfig
     train: TrainConfig
@@ -250,10 +251,20 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def parse(tree: Any, source: str) -> Config:
     """Check a config that was already read; ``source`` names it in messages."""
+    if place := _not_finite(tree):
+        raise DensekitError(f"{source}: {place} is not a finite number; write one, or null for none")
     try:
         return Config.model_validate(tree)
     except pydantic.ValidationError as error:
         raise DensekitError(f"{source}: {_explain(error, tree)}") from None
+
+
+def _not_finite(tree: Any, path: str = "") -> str | None:
+    """Where the first NaN or infinity stands; options of parts have no schema yet, and no option takes one."""
+    if isinstance(tree, float):
+        return None if math.isfinite(tree) else path
+    children = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    return next((p for key, value in children if (p := _not_finite(value, f"{path}.{key}".lstrip(".")))), None)
 
 
 def dump(config: Config) -> str:

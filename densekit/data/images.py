@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -119,8 +120,11 @@ def blank_image(
 def read_bytes(path: Path, max_pixels: int = MAX_PIXELS) -> bytes:
     """Read a whole file that should be an image; missing, empty, forbidden and huge files are explained."""
     try:
-        with path.open("rb") as file:
-            length = os.fstat(file.fileno()).st_size
+        with open(path, "rb", opener=_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise DensekitError(f"{path}: is no file but a pipe or a device; put an image file there")
+            length = status.st_size
             if length > 16 * max_pixels:
                 raise DensekitError(f"{path}: {length} bytes is too much for {max_pixels} pixels; raise max_pixels")
             data = file.read()
@@ -129,6 +133,11 @@ def read_bytes(path: Path, max_pixels: int = MAX_PIXELS) -> bytes:
     if not data:
         raise DensekitError(f"{path}: the file is empty; copy it again or remove it from the annotations")
     return data
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; of a pipe that nobody writes to, a plain open would never return."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has no such pipes
 
 
 def inside(folder: Path, name: str, source: Path | str) -> Path:
