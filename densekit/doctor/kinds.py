@@ -58,6 +58,12 @@ KINDS: dict[str, Kind] = {
         _STOPS,
         "correct the config or the files as told",
     ),
+    "refused_by_training": Kind(
+        "error",
+        "training reads files more strictly than the checks do",
+        _REFUSED,
+        "correct the file as told, or write it anew with a program that writes strict JSON",
+    ),
     "classes_differ": Kind(
         "error",
         "labels of one split mean something else in the other",

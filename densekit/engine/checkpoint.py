@@ -7,6 +7,7 @@ before anything is loaded. ``last.pt`` is what a run goes on from; the one befor
 from __future__ import annotations
 
 import os
+import reprlib
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def load(path: str | Path) -> dict[str, Any]:
         raise DensekitError(f"{path} is not a densekit checkpoint; give a best.pt or last.pt of a run folder")
     if not isinstance(content["format"], int) or content["format"] > FORMAT:
         raise DensekitError(
-            f"checkpoint {path} has format {content['format']!r}, this densekit reads up to {FORMAT}; update densekit"
+            f"checkpoint {path} has format {reprlib.repr(content['format'])}, this densekit reads up to {FORMAT}; update densekit"
         )
     return content
 

@@ -298,3 +298,10 @@ def test_the_extent_of_runs_is_that_of_their_mask():
             assert around == (columns[0], rows[0], *size)
         else:
             assert around is None
+
+
+def test_what_only_training_refuses_is_told_too(planted):
+    planted.content["info"]["score"] = float("nan")
+    report = planted.examine()
+    assert bad(report) == {"refused_by_training": 1}
+    assert "not valid JSON" in report.defects[0].message
