@@ -91,7 +91,8 @@ def load(path: str | Path) -> dict[str, Any]:
         raise DensekitError(f"{path} is not a densekit checkpoint; give a best.pt or last.pt of a run folder")
     if not isinstance(content["format"], int) or content["format"] > FORMAT:
         raise DensekitError(
-            f"checkpoint {path} has format {reprlib.repr(content['format'])}, this densekit reads up to {FORMAT}; update densekit"
+            f"checkpoint {path} has format {reprlib.repr(content['format'])}, this densekit reads up to {FORMAT}; "
+            f"update densekit"
         )
     return content
 
