@@ -263,7 +263,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["format"]
-        manifest["recipe"], manifest["complete"]
+        writer, _ = dict(manifest["recipe"]).get("densekit"), manifest["complete"]
     except FileNotFoundError:
         raise DensekitError(
             f"{folder} is no feature store (no manifest.json); give an --out of export_features.py"
@@ -276,7 +276,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if version != FORMAT:
         raise DensekitError(
             f"{folder} is a feature store of format {version!r}, this densekit reads {FORMAT}; "
-            f"use the densekit that wrote it ({manifest['recipe'].get('densekit')}), or export again to another folder"
+            f"use the densekit that wrote it ({writer}), or export again to another folder"
         )
     return dict(manifest)
 
