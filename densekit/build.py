@@ -191,7 +191,11 @@ def train_step(config: Config, built: DenseModel, timetable: Plan, world: World)
     if t.deterministic or world.device.type == "cpu":
         # On the CPU too: with several threads the backward of an index adds in any order. It costs nothing there.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+        # torch.use_deterministic_algorithms does the same and also tells the compiler, which takes 3 s to import.
+        if t.compile is True:
+            torch.use_deterministic_algorithms(True)
+        else:
+            torch.set_deterministic_debug_mode("error")
         # Only for debugging, and slow; set as a property of the module, which mypy can't see.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     groups = parameter_groups(

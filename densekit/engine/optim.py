@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from densekit.model import DenseModel
 
+Kind = TypeVar("Kind", bound=type[Optimizer])
 Schedule = Callable[[int], float]
 """Factor of the learning rate at a step (0-based); a pure function, so there is no state to save."""
 
@@ -45,6 +48,19 @@ def parameter_groups(
     return list(groups.values())
 
 
+def _uncompiled(kind: Kind) -> Kind:
+    """The same optimiser without what torch wraps around its methods to keep its compiler out of them.
+
+    The first call of such a method imports the whole compiler, 3 seconds, and the optimiser is never compiled here.
+    """
+    names = ("add_param_group", "zero_grad", "step", "state_dict", "load_state_dict")
+    methods = {name: torch.no_grad()(inspect.unwrap(getattr(kind, name))) for name in names}
+    return cast(Kind, type(kind.__name__, (kind,), methods))
+
+
+_SGD, _AdamW = _uncompiled(torch.optim.SGD), _uncompiled(torch.optim.AdamW)
+
+
 def make_optimizer(
     name: Literal["sgd", "adamw"],
     groups: list[dict[str, Any]],
@@ -52,19 +68,19 @@ def make_optimizer(
     momentum: float = 0.9,
     nesterov: bool = False,
     betas: tuple[float, float] = (0.9, 0.999),
-) -> torch.optim.Optimizer:
+) -> Optimizer:
     """SGD with momentum or AdamW, fused.
 
     Fused is one kernel for all parameters, and it can skip a step that has a non-finite gradient without asking the
     host (see ``step.py``).
     """
     if name == "sgd":
-        optimizer = torch.optim.SGD(groups, lr=groups[0]["lr"], momentum=momentum, nesterov=nesterov, fused=True)
+        optimizer = _SGD(groups, lr=groups[0]["lr"], momentum=momentum, nesterov=nesterov, fused=True)
         # The same as torch's own start, but torch leaves the buffers uninitialised where the first step is skipped.
         for parameter in (p for group in groups if momentum for p in group["params"]):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
-    return torch.optim.AdamW(groups, lr=groups[0]["lr"], betas=betas, fused=True)
+    return _AdamW(groups, lr=groups[0]["lr"], betas=betas, fused=True)
 
 
 def make_schedule(
@@ -109,7 +125,7 @@ def make_schedule(
     return factor
 
 
-def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+def set_rate(optimizer: Optimizer, factor: float) -> None:
     """Give every group its base learning rate times ``factor``."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor

@@ -13,10 +13,11 @@ B images, n boxes an image, D results an image.
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from typing import Literal
 
 import torch
-import torchvision  # noqa: F401  # registers torch.ops.torchvision
 from torch import Tensor
 
 from densekit.ops import boxes as box_ops
@@ -26,6 +27,22 @@ Decay = Literal["linear", "gaussian"]
 
 ROUNDS = 32
 """Rounds of the fixed point; 1000 to 4000 boxes jittered around 1 to 300 objects took 5 to 13."""
+
+
+def _load_kernels() -> None:
+    """Register ``torch.ops.torchvision`` from torchvision's compiled library.
+
+    Importing torchvision does so too, but brings torch's whole compiler along: half of the time to a first step.
+    """
+    package = importlib.util.find_spec("torchvision")
+    folders = (package and package.submodule_search_locations) or ()
+    for library in (path for folder in folders for path in Path(folder).glob("_C*.so")):
+        torch.ops.load_library(library)  # type: ignore[no-untyped-call]
+        return
+    import torchvision  # noqa: F401  # the library has another name on this system
+
+
+_load_kernels()
 
 
 @torch.no_grad()
@@ -50,7 +67,7 @@ def greedy_nms(
     if method == "kernel":
         if groups is not None:
             boxes = _apart(boxes, groups)
-        kept: Tensor = _kernel_nms(boxes, threshold)
+        kept: Tensor = torch.ops.densekit.greedy_nms(boxes, threshold)
         return kept & valid
     return _fixed_point_nms(boxes, valid, threshold, groups)
 
@@ -61,9 +78,14 @@ def _apart(boxes: Tensor, groups: Tensor) -> Tensor:
     return boxes.double() + (groups * span)[..., None]
 
 
-@torch.library.custom_op("densekit::greedy_nms", mutates_args=())
+# An operator of constant shape, so that graphs can hold it. Not by torch.library.custom_op: the first call of what that
+# makes imports torch's compiler.
+torch.library.define("densekit::greedy_nms", "(Tensor boxes, float threshold) -> Tensor")
+
+
+@torch.library.impl("densekit::greedy_nms", "default")
 def _kernel_nms(boxes: Tensor, threshold: float) -> Tensor:
-    """[B, n, 4] boxes, best first -> [B, n] bool. An operator of constant shape, so that graphs can hold it."""
+    """[B, n, 4] boxes, best first -> [B, n] bool."""
     kept = boxes.new_zeros(boxes.shape[:2], dtype=torch.bool)
     order = torch.arange(boxes.shape[1], 0, -1, device=boxes.device, dtype=boxes.dtype)  # stands for the scores
     for image, mask in zip(boxes, kept):
@@ -71,7 +93,7 @@ def _kernel_nms(boxes: Tensor, threshold: float) -> Tensor:
     return kept
 
 
-@_kernel_nms.register_fake
+@torch.library.register_fake("densekit::greedy_nms")  # type: ignore[untyped-decorator]
 def _(boxes: Tensor, threshold: float) -> Tensor:
     return boxes.new_empty(boxes.shape[:2], dtype=torch.bool)
 

@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-import torchvision  # noqa: F401  # registers torch.ops.torchvision
 from torch import Tensor
 
 from densekit.ops import boxes as box_ops
@@ -198,6 +197,8 @@ def _pool_by_kernel(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
+    import torchvision  # noqa: F401  # registers the kernel and its backward; 3 s that the table's user need not wait
+
     image = torch.arange(boxes.shape[0], device=boxes.device, dtype=torch.float32)[:, None, None]
     image = image.expand(-1, boxes.shape[1], 1)
     pooled: Tensor | None = None

@@ -8,6 +8,8 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -56,6 +58,31 @@ def test_training_on_the_cpu_uses_the_deterministic_kernels(tmp_path, config):
     torch.use_deterministic_algorithms(False)
     assert runs.call("train", config, "--out", tmp_path / "run", "train.steps=1")[0] == 0
     assert torch.are_deterministic_algorithms_enabled(), "an index's backward adds in any order on several threads"
+
+
+def test_a_first_step_imports_neither_torchvision_nor_the_compiler(tmp_path, config):
+    """Either takes as long to import as the rest of the way to the first step, and comes in by many a side door."""
+    arguments = [
+        str(runs.TOOLS / "train.py"),
+        config,
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "run"),
+        "train.steps=1",
+    ]
+    arguments.append("data.train_transforms=[]")  # albumentations is a third
+    code = f"""if True:
+        import runpy, sys
+        sys.argv = {arguments}
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as end:
+            assert not end.code, end.code
+        print([name for name in ("torchvision", "torch._dynamo", "torch._inductor") if name in sys.modules])
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stdout + done.stderr
 
 
 def test_a_finished_run_resumed_changes_nothing(tmp_path, config):
