@@ -111,19 +111,91 @@ def make_norm(norm: Norm, channels: int) -> nn.Module:
     return nn.GroupNorm(groups, channels)
 
 
-def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
-    """``norm(conv(x))``; a frozen norm is folded into the weights of a plain convolution.
+class PackedConv2d(nn.Module):
+    """A convolution for inference alone, made once from a learned one: norm folded in, weights cast and laid out.
+
+    The sum with a shortcut and the ReLU are part of it. On the CPU they cost no pass of their own: oneDNN adds and cuts
+    off while it writes the result. Not to be saved or trained: the learned module is the model's.
+
+    Args:
+        conv: with zero padding in pixels.
+        norm: what follows; None where nothing does.
+        dtype: of the weights, the arithmetic and the output.
+        relu: whether a ReLU follows always.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.Module | None, dtype: torch.dtype, *, relu: bool = False) -> None:
+        super().__init__()
+        self.relu = relu
+        self.place = (list(_two(conv.padding)), list(conv.stride), list(conv.dilation), conv.groups)
+        weight, bias = (conv.weight, conv.bias) if norm is None else _folded(conv, norm)
+        weight = weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", None if bias is None else bias.detach().to(dtype))
+        # The operators that torch's own compiler puts in the place of convolutions on the CPU.
+        self.fuses = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        self.laid_out = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.place) if self.fuses else None
+
+    def forward(self, x: Tensor, *, relu: bool = False, add: Tensor | None = None) -> Tensor:
+        """[B, C, H, W] -> [B, O, H / stride, W / stride] in the packed dtype: convolution, + ``add``, ReLU."""
+        x, relu = x.to(self.weight.dtype), relu or self.relu
+        if not self.fuses:
+            y = F.conv2d(x, self.weight, self.bias, self.place[1], self.place[0], self.place[2], self.place[3])
+            y = y if add is None else y.add_(add)
+            return F.relu_(y) if relu else y
+        run, after = torch.ops.mkldnn._convolution_pointwise, "relu" if relu else None
+        if add is None:
+            return cast(Tensor, run(x, self.laid_out, self.bias, *self.place, after or "none", [], ""))
+        add = add.to(self.weight.dtype)
+        return cast(Tensor, run(x, add, self.laid_out, self.bias, *self.place, "add", 1.0, after, [], None))
+
+
+def foldable(norm: nn.Module) -> bool:
+    """Whether a norm is a fixed scale and shift in evaluation, which a convolution before it can take over."""
+    return isinstance(norm, FrozenBatchNorm2d) or (
+        isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm) and norm.track_running_stats
+    )
+
+
+def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor, *, relu: bool = False, add: Tensor | None = None) -> Tensor:
+    """``norm(conv(x))``, plus ``add`` and through a ReLU where asked; a frozen norm is folded into the weights.
 
     Folding costs one product with the weights and saves one pass over the output in the forward and one in the
     backward, and the copy of the output that a norm keeps for its backward. Gradients reach ``conv.weight`` unchanged.
     """
-    if not (isinstance(norm, FrozenBatchNorm2d) and isinstance(conv, nn.Conv2d)):
-        return cast(Tensor, norm(conv(x)))
-    scale, shift = norm.affine()
+    if isinstance(conv, PackedConv2d) and isinstance(norm, nn.Identity):
+        return cast(Tensor, conv(x, relu=relu, add=add))
+    if isinstance(norm, FrozenBatchNorm2d) and isinstance(conv, nn.Conv2d):
+        y = cast(Tensor, conv._conv_forward(x, *_folded(conv, norm)))
+    else:
+        y = cast(Tensor, norm(conv(x)))
+    y = y if add is None else y + add
+    return F.relu_(y) if relu else y
+
+
+def _folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight [O, C / groups, k, k] and bias [O] that give what the norm makes of the convolution's output."""
+    if isinstance(norm, FrozenBatchNorm2d):
+        scale, shift = norm.affine()
+    else:
+        assert isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = (norm.running_var + norm.eps).rsqrt()
+        scale = scale if norm.weight is None else scale * norm.weight
+        shift = -norm.running_mean * scale
+        shift = shift if norm.bias is None else shift + norm.bias
     if conv.bias is not None:
         shift = shift + conv.bias * scale
-    folded = conv.weight * scale[:, None, None, None]
-    return cast(Tensor, conv._conv_forward(x, folded, shift))
+    return conv.weight * scale[:, None, None, None], shift
+
+
+def _two(padding: str | tuple[int, ...]) -> tuple[int, ...]:
+    assert not isinstance(padding, str), padding
+    return padding
 
 
 class ConvNormAct(nn.Sequential):

@@ -22,6 +22,7 @@ LAYERS = {
     "heads": 2,
     "data": 2,
     "metrics": 2,
+    "packed": 2,
     "model": 3,
     "engine": 4,
     "features": 4,

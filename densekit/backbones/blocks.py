@@ -39,7 +39,7 @@ class Block(nn.Module):
         self, convs: list[nn.Module], channels: list[int], *, norm: Norm, shortcut: nn.Module | None, drop_path: float
     ) -> None:
         super().__init__()
-        self.depth = len(convs)
+        self.pairs = [(f"conv{number}", f"bn{number}") for number in range(1, len(convs) + 1)]
         for number, (conv, width) in enumerate(zip(convs, channels), 1):
             self.add_module(f"conv{number}", conv)
             self.add_module(f"bn{number}", make_norm(norm, width))
@@ -49,17 +49,19 @@ class Block(nn.Module):
     @property
     def last_norm(self) -> nn.Module:
         """The norm before the sum."""
-        return cast(nn.Module, getattr(self, f"bn{self.depth}"))
+        return cast(nn.Module, getattr(self, self.pairs[-1][1]))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, channels[-1], H / stride, W / stride]."""
-        y = x
-        for number in range(1, self.depth + 1):
-            y = conv_norm(getattr(self, f"conv{number}"), getattr(self, f"bn{number}"), y)
-            y = F.relu_(y) if number < self.depth else y
-        if self.downsample is not None:
-            y = _drop_path(y, self.drop_path if self.training else 0.0) + self.downsample(x)
-        return F.relu_(y)
+        y, pairs = x, [(getattr(self, conv), getattr(self, norm)) for conv, norm in self.pairs]
+        for conv, norm in pairs[:-1]:
+            y = conv_norm(conv, norm, y, relu=True)
+        conv, norm = pairs[-1]
+        if self.downsample is None:
+            return conv_norm(conv, norm, y, relu=True)
+        if self.training and self.drop_path:
+            return F.relu_(_drop_path(conv_norm(conv, norm, y), self.drop_path) + self.downsample(x))
+        return conv_norm(conv, norm, y, relu=True, add=self.downsample(x))
 
 
 class PyramidalConv(nn.Module):
@@ -133,8 +135,6 @@ def unbiased_conv(
 
 
 def _drop_path(y: Tensor, rate: float) -> Tensor:
-    if rate == 0.0:
-        return y
     keep = torch.rand(y.shape[0], 1, 1, 1, device=y.device) >= rate
     return y * (keep / (1.0 - rate)).to(y.dtype)
 

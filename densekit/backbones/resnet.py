@@ -120,6 +120,8 @@ class ResNet(nn.Module):
         zero_init_residual: start the last norm of each block at zero, so that each block starts as its shortcut
             (Goyal et al. 2017, arXiv 1706.02677, section 5.1).
         drop_path: stochastic depth: probability of skipping the last block; it rises linearly from 0 at the first.
+        num_stages: how many stages to build, finest first; None builds all. With 3 of resnet18's four the coarsest
+            level is ``c4``: lighter by three quarters of the parameters, for objects that need no wider view.
         norm_eps: added to the variance in every norm; 0 for weights of torchvision's ``COCO_V1`` detectors, which were
             trained with that.
         activation_checkpointing: keep only each block's input for the backward and compute the rest again: less
@@ -142,11 +144,14 @@ class ResNet(nn.Module):
         zero_init_residual: bool = False,
         drop_path: float = 0.0,
         activation_checkpointing: bool = False,
+        num_stages: int | None = None,
         norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
+        variant = _shortened(variant, num_stages)
         _check(variant, in_channels, norm, frozen_stages, zero_init_residual, drop_path)
         self.name = variant.name
+        self.pairs = [("conv1", "bn1")]
         self.in_channels = in_channels
         self.frozen_stages = frozen_stages
         self.activation_checkpointing = activation_checkpointing
@@ -169,7 +174,7 @@ class ResNet(nn.Module):
                 f"backbone {self.name!r} takes images of {self.in_channels} channels, these have {images.shape[1]}; "
                 f"convert the images, or build it with in_channels={images.shape[1]}"
             )
-        x = F.relu_(conv_norm(self.conv1, self.bn1, images))
+        x = conv_norm(self.conv1, self.bn1, images, relu=True)
         maps = [x]
         x = F.max_pool2d(x, 3, 2, 1) if self.pools else x
         for stage in self._stages():
@@ -296,6 +301,15 @@ def _shortcut(shape: _Shape, norm: Norm) -> nn.Module | None:
     # Without a stride an identity keeps the pool's place, and so the parameters' names.
     pool = nn.MaxPool2d(3, stride, 1) if stride > 1 else nn.Identity()
     return Projection(pool, unbiased_conv(shape.channels_in, shape.channels, 1), make_norm(norm, shape.channels))
+
+
+def _shortened(variant: Variant, num_stages: int | None) -> Variant:
+    most = len(variant.depths)
+    if num_stages is None:
+        return variant
+    if not 1 <= num_stages <= most:
+        raise DensekitError(f"num_stages: {variant.name} takes 1 to {most} (all), not {num_stages}")
+    return dataclasses.replace(variant, depths=variant.depths[:num_stages])
 
 
 def _check(

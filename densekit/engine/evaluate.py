@@ -9,9 +9,10 @@ import torch
 
 from densekit.engine.console import track
 from densekit.engine.distributed import World, gather
-from densekit.engine.step import Precision, autocast, describe_batch, is_out_of_memory
+from densekit.engine.step import DTYPES, Precision, autocast, describe_batch, is_out_of_memory
 from densekit.errors import DensekitError
 from densekit.model import DenseModel
+from densekit.packed import packed
 from densekit.types import Batch, Metric, Predictions
 
 
@@ -28,7 +29,7 @@ def evaluate(
     """Measure a model.
 
     Args:
-        model: is put into evaluation mode.
+        model: is put into evaluation mode; below fp32 a packed copy of it predicts.
         batches: this rank's share of the data set.
         metric: empty; collects the predictions.
         world: ranks and device.
@@ -39,7 +40,7 @@ def evaluate(
         The metric's numbers, the losses (``loss`` and each part, averaged over the images), and ``skipped``, a list of
         the images that could not be read, where there are some. The same on every rank.
     """
-    model.eval()
+    model = packed(model.eval(), DTYPES[precision])
     sums: dict[str, torch.Tensor] = {}
     images, skipped = 0, []
     for batch in track(batches, "evaluating", total, shown=world.is_first and total > 0):

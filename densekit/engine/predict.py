@@ -11,10 +11,11 @@ import torch
 
 from densekit.engine.augmented import Flip, check_augmentation, predict_augmented
 from densekit.engine.sliding_window import segment_image
-from densekit.engine.step import Precision, autocast
+from densekit.engine.step import DTYPES, Precision, autocast
 from densekit.engine.writers import MaskWriter, Writer
 from densekit.errors import DensekitError
 from densekit.model import DenseModel
+from densekit.packed import packed
 from densekit.types import Batch, Predictions
 
 
@@ -74,6 +75,7 @@ def predict_images(
         options: how to predict.
     """
     device = model.mean.device
+    model = packed(model, DTYPES[options.precision])
     for batch in batches:
         predictions = None
         if options.window is None:

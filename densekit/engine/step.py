@@ -42,11 +42,14 @@ def choose_precision(asked: Literal["auto", "fp32", "bf16", "fp16"], device: tor
     return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
 
 
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Mixed precision for the forward pass."""
     if precision == "fp32":
         return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+    return torch.autocast(device.type, DTYPES[precision])
 
 
 def seed_step(seed: int, step: int, micro: int, rank: int) -> None:

@@ -19,6 +19,7 @@ from densekit.errors import DensekitError
 from densekit.features.recipe import Dtype, Precision, neck_levels, neck_of
 from densekit.model import DenseModel
 from densekit.ops.roi_align import roi_align
+from densekit.packed import packed
 from densekit.types import Batch, Level
 
 Boxes = npt.NDArray[np.float32]
@@ -59,11 +60,11 @@ class Extractor:
         pad_to: int = 32,
         roi_size: int = 7,
     ) -> None:
-        self.model, self.names = model, tuple(levels)
+        self.arithmetic = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self.model, self.names = packed(model, self.arithmetic), tuple(levels)
         self.dtype = getattr(torch, dtype)
-        self.precision = precision
         self.pad_to, self.roi_size = pad_to, roi_size
-        self.neck = neck_of(model)
+        self.neck = neck_of(self.model)
         own = {level.name for level in model.levels}
         pyramid: tuple[Level, ...] = getattr(self.neck, "pooled", ())
         self.pooled = [level for level in pyramid if level.name not in own] or [model.levels[-1]]
@@ -155,11 +156,9 @@ class Extractor:
         return Batch(pixels, sizes, sizes, list(range(len(views))), torch.zeros(len(views), dtype=torch.int64))
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self.precision == "fp32":
+        if self.arithmetic == torch.float32:
             return contextlib.nullcontext()
-        return torch.autocast(
-            self.model.mean.device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16
-        )
+        return torch.autocast(self.model.mean.device.type, self.arithmetic)
 
 
 def _boxes(view: View) -> Boxes:

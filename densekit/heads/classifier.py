@@ -41,6 +41,8 @@ class Classifier(nn.Module):
 
     task: Task = "classification"
 
+    float32_parts = ("fc",)
+
     def __init__(
         self,
         levels: Sequence[Level],

@@ -221,6 +221,9 @@ def test_channels_last_and_bfloat16_run_through_every_norm():
         ({"in_channels": 0}, "in_channels: images have at least 1 channel, not 0"),
         ({"frozen_stages": 6}, r"frozen_stages: resnet18 takes 0 \(none\) to 5 \(all\), not 6"),
         ({"frozen_stages": -1}, "not -1"),
+        ({"num_stages": 0}, r"num_stages: resnet18 takes 1 to 4 \(all\), not 0"),
+        ({"num_stages": 5}, "not 5"),
+        ({"num_stages": 2, "frozen_stages": 4}, r"frozen_stages: resnet18 takes 0 \(none\) to 3 \(all\), not 4"),
         ({"drop_path": 1.0}, "drop_path: a probability of at least 0 and below 1, not 1.0"),
         ({"output_stride": 4}, "output_stride: input should be 8, 16 or 32, not 4"),
         ({"norm": "layer"}, "norm: input should be 'batch', 'frozen', 'group' or 'sync', not 'layer'"),
@@ -230,6 +233,18 @@ def test_channels_last_and_bfloat16_run_through_every_norm():
 def test_options_out_of_range_are_named_with_their_rule(options, message):
     with pytest.raises(DensekitError, match=message):
         BACKBONES.build("resnet18", options)
+
+
+def test_fewer_stages_give_the_first_levels_of_the_whole_network_from_its_weights():
+    whole, short = BACKBONES.build("resnet18", {}).eval(), BACKBONES.build("resnet18", {"num_stages": 3}).eval()
+    assert [level.name for level in short.levels] == ["c1", "c2", "c3", "c4"]
+    missing, unexpected = short.load_state_dict(whole.state_dict(), strict=False)
+    assert not missing
+    assert unexpected
+    assert all(name.startswith("layer4") for name in unexpected)
+    images = torch.randn(1, 3, 64, 64)
+    for ours, theirs in zip(short(images), whole(images)[:4], strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("options", [{"zero_init_residual": True}, {"drop_path": 0.1}])

@@ -121,6 +121,8 @@ class RegionHead(nn.Module):
         max_detections: D.
     """
 
+    float32_parts = ("scores", "deltas")
+
     def __init__(
         self,
         box_head: TwoFC | FourConvFC,

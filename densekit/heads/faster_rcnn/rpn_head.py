@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from densekit.layers import PackedConv2d
+
 
 class RPNHead(nn.Module):
     """3 x 3 convolutions, then objectness and box deltas of the anchors of each cell, shared by all levels.
@@ -28,6 +30,8 @@ class RPNHead(nn.Module):
         anchors: k.
         convs: r.
     """
+
+    float32_parts = ("objectness", "deltas")
 
     def __init__(self, channels: int, *, anchors: int, convs: int = 1) -> None:
         super().__init__()
@@ -51,6 +55,9 @@ class RPNHead(nn.Module):
         maps = [x.detach() for x in pyramid]
         # Detached weights instead of no_grad: autocast would keep their cast, made without a graph, for ``at``.
         for conv in self._layers():
+            if isinstance(conv, PackedConv2d):
+                maps = [conv(x, relu=True) for x in maps]
+                continue
             weight, bias = conv.weight.detach(), _bias(conv).detach()
             maps = [F.relu(F.conv2d(x, weight, bias, padding=1)) for x in maps]
         cells = torch.cat([x.permute(0, 2, 3, 1).flatten(1, 2) for x in maps], dim=1)
@@ -85,8 +92,8 @@ class RPNHead(nn.Module):
         own = predicted.gather(2, which)[:, :, 0]
         return own[..., 0], own[..., 1:]
 
-    def _layers(self) -> list[nn.Conv2d]:
-        return [conv for conv in self.convs if isinstance(conv, nn.Conv2d)]
+    def _layers(self) -> list[nn.Conv2d | PackedConv2d]:
+        return [conv for conv in self.convs if isinstance(conv, nn.Conv2d | PackedConv2d)]
 
     def _predict(self, cells: Tensor) -> Tensor:
         """[..., C] -> [..., k, 5] float32: objectness and deltas as one product."""
@@ -98,7 +105,7 @@ class RPNHead(nn.Module):
         return predicted.reshape(*cells.shape[:-1], self.anchors, 5)
 
 
-def _bias(conv: nn.Conv2d) -> Tensor:
+def _bias(conv: nn.Conv2d | PackedConv2d) -> Tensor:
     assert conv.bias is not None
     return conv.bias
 

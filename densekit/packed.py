@@ -1,0 +1,66 @@
+"""Models packed for inference: norms folded, weights cast and laid out once instead of on every call."""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar, cast
+
+import torch
+from torch import nn
+
+from densekit.layers import PackedConv2d, foldable
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def packed(model: M, dtype: torch.dtype) -> M:
+    """A copy of a model for inference in bf16 or fp16, to be run under autocast in that dtype.
+
+    Convolutions take over the norm, the sum and the ReLU behind them (``PackedConv2d``), linear layers keep their
+    weights in ``dtype``. The differences to the model itself are roundings of the dtype. What a module computes in
+    float32 whatever the autocast stays so: it names such children in ``float32_parts``.
+
+    Args:
+        model: stays as it is.
+        dtype: of the arithmetic; float32 gives the model itself, the plain path.
+
+    Returns:
+        The copy, in evaluation mode.
+    """
+    if dtype == torch.float32:
+        return model.eval()
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    for module in list(model.modules()):
+        _pack_children(module, dtype)
+    return model
+
+
+def _pack_children(module: nn.Module, dtype: torch.dtype) -> None:
+    for conv, norm in getattr(module, "pairs", ()):
+        _pack(module, conv, norm, None, dtype)
+    if isinstance(module, nn.Sequential):
+        names = [*module._modules, "", ""]
+        for conv, norm, act in zip(names, names[1:], names[2:]):
+            _pack(module, conv, norm, act, dtype)
+    kept = getattr(module, "float32_parts", ())
+    for name, child in module.named_children():
+        if name in kept:
+            continue
+        if type(child) is nn.Linear:
+            child.to(dtype)
+        _pack(module, name, "", "", dtype)
+
+
+def _pack(parent: nn.Module, conv: str, norm: str, act: str | None, dtype: torch.dtype) -> None:
+    """Put a packed convolution in the place of one, of its norm and, in a sequence, of its ReLU."""
+    module = parent._modules.get(conv)
+    if type(module) is not nn.Conv2d or module.padding_mode != "zeros" or isinstance(module.padding, str):
+        return
+    follower = parent._modules.get(norm)
+    folds = follower is not None and foldable(follower)
+    rectified = folds and isinstance(parent._modules.get(act or ""), nn.ReLU)
+    parent._modules[conv] = PackedConv2d(module, follower if folds else None, dtype, relu=rectified)
+    if folds:
+        parent._modules[norm] = nn.Identity()
+    if rectified:
+        parent._modules[cast(str, act)] = nn.Identity()

@@ -1,0 +1,131 @@
+"""Packed models: the same predictions but for roundings of the dtype, and no norm, cast or ReLU of their own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from densekit.backbones.blocks import Block
+from densekit.layers import ConvNormAct, FrozenBatchNorm2d, PackedConv2d
+from densekit.model import DenseModel
+from densekit.packed import packed
+from densekit.registry import BACKBONES, HEADS
+from densekit.types import Batch, Classes
+
+CLASSES = Classes(("a", "b", "c"), (1, 2, 3))
+OWN = ("resnet18", "resnet50", "resnext50_32x4d", "resnet20", "plain18", "pyconvresnet50")
+
+
+def settled(module: nn.Module) -> nn.Module:
+    """Norms as after training: no statistic and no affine parameter at its first value."""
+    torch.manual_seed(0)
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d | FrozenBatchNorm2d):
+            for tensor, low, high in (
+                (part.weight, 0.5, 1.0),
+                (part.bias, -0.2, 0.2),
+                (part.running_mean, -0.2, 0.2),
+                (part.running_var, 0.5, 2.0),
+            ):
+                tensor.data.uniform_(low, high)
+    return module.eval()
+
+
+def model_of(backbone: str, head: str, **options: object) -> DenseModel:
+    torch.manual_seed(1)
+    body = BACKBONES.build(backbone, {})
+    heads = {"head": HEADS.build(head, dict(options), body.levels, num_classes=len(CLASSES))}
+    model = DenseModel(body, heads, mean=[0.5] * 3, std=[0.25] * 3, classes=CLASSES)
+    settled(model)
+    return model
+
+
+def batch_of(size: int = 64) -> Batch:
+    images = torch.randint(0, 256, (2, 3, size, size), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+    sizes = torch.tensor([[size, size]] * 2)
+    return Batch(images, sizes, sizes, [0, 1], torch.arange(2))
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("fuses", [True, False], ids=["onednn", "plain"])
+def test_a_packed_backbone_is_as_near_to_float32_as_autocast_is(name, fuses, monkeypatch):
+    backbone = settled(BACKBONES.build(name, {}))
+    if not fuses:
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    copy = packed(backbone, torch.bfloat16)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        given, wanted = copy(x), backbone(x)
+    with torch.inference_mode():
+        exact = backbone(x)
+    for ours, theirs, true in zip(given, wanted, exact, strict=True):
+        error = (ours.float() - true).norm() / true.norm()
+        assert error <= 1.2 * (theirs.float() - true).norm() / true.norm() + 1e-3
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("add", [True, False])
+@pytest.mark.parametrize("fuses", [True, False], ids=["onednn", "plain"])
+def test_a_packed_convolution_is_convolution_norm_sum_and_relu(groups, relu, add, fuses, monkeypatch):
+    if not fuses:
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    conv = nn.Conv2d(8, 16, 3, stride=2, padding=1, groups=groups)
+    norm = settled(nn.BatchNorm2d(16))
+    x, other = torch.randn(2, 8, 9, 7), torch.randn(2, 16, 5, 4)
+    kept = other.clone()
+    with torch.inference_mode():
+        found = PackedConv2d(conv, norm, torch.float32)(x, relu=relu, add=other if add else None)
+        wanted = norm(conv(x)) + (other if add else 0)
+    torch.testing.assert_close(found, wanted.relu() if relu else wanted, atol=1e-5, rtol=1e-5)
+    assert torch.equal(other, kept)
+
+
+@pytest.mark.parametrize(
+    ("head", "options"), [("faster_rcnn", {}), ("unet", {}), ("deeplab_v3_plus", {}), ("classifier", {})]
+)
+def test_a_packed_model_predicts_what_the_model_predicts(head, options):
+    model = model_of("resnet18", head, **options)
+    copy, batch = packed(model, torch.bfloat16), batch_of()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        if head == "faster_rcnn":
+            given, wanted = (m.head().rpn.head(m.head().neck(m.features(batch))) for m in (copy, model))
+        elif head == "classifier":
+            given, wanted = ((m.predict(batch).probabilities,) for m in (copy, model))
+        else:
+            given, wanted = (m.predict(batch).probabilities for m in (copy, model))
+    for ours, theirs in zip(given, wanted, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert (ours - theirs).norm() <= 0.02 * theirs.norm()
+
+
+def test_packing_leaves_the_model_alone_and_folds_every_norm_of_it():
+    model = model_of("resnet18", "unet")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    copy = packed(model, torch.bfloat16)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert any(p.requires_grad for p in model.parameters())
+    kinds = [type(part) for part in copy.modules()]
+    assert nn.BatchNorm2d not in kinds
+    assert nn.Conv2d not in kinds
+    assert PackedConv2d in kinds
+    assert not any(p.requires_grad for p in copy.parameters())
+
+
+def test_norms_that_look_at_the_image_are_not_folded():
+    block = BACKBONES.build("resnet18", {"norm": "group"})
+    copy = packed(block, torch.bfloat16)
+    assert sum(isinstance(part, nn.GroupNorm) for part in copy.modules()) == 20
+    blocks = [part for part in copy.modules() if isinstance(part, Block)]
+    assert all(isinstance(part.conv1, PackedConv2d) for part in blocks)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        for ours, theirs in zip(copy(x), block.eval()(x), strict=True):
+            assert (ours.float() - theirs.float()).norm() <= 0.02 * theirs.float().norm()
+
+
+def test_float32_is_the_plain_path():
+    layer = ConvNormAct(4, 4).train()
+    assert packed(layer, torch.float32) is layer
+    assert not layer.training
