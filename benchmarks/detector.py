@@ -13,14 +13,18 @@ import contextlib
 from collections.abc import Callable
 
 import torch
+import torchvision
 from common import Row, arguments, check, device_of, in_turn, report
 from torch import Tensor, nn
 from torchvision.models import detection
+from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+from torchvision.ops import FrozenBatchNorm2d
 
-from densekit.engine.step import autocast, choose_precision
+from densekit.engine.step import DTYPES, autocast, choose_precision
 from densekit.heads.faster_rcnn import faster_rcnn
 from densekit.heads.faster_rcnn.torchvision import from_torchvision
 from densekit.model import DenseModel
+from densekit.packed import packed
 from densekit.registry import BACKBONES
 from densekit.types import Batch, BoxTargets, Classes, Targets
 
@@ -31,7 +35,7 @@ def main() -> None:
     args = arguments(__doc__).parse_args()
     device = device_of(args)
     size = (320, 320) if device.type == "cpu" else (800, 1344)
-    batch_size = (2 if args.short else 4) if device.type == "cpu" else 8
+    batch_size = 4 if device.type == "cpu" else 8
     repeats = 2 if args.short else 5
     theirs, ours = pair(size, device)
     batch = random_batch(batch_size, size, device)
@@ -51,29 +55,47 @@ def main() -> None:
 
 
 def pair(size: tuple[int, int], device: torch.device) -> tuple[nn.Module, DenseModel]:
-    """The detector of torchvision and densekit's with the same weights, spread out so that scores do not tie."""
+    """The detector of torchvision and densekit's with the same weights, spread out so that scores do not tie.
+
+    As they are fine-tuned: norms fixed, stem and first stage frozen, which torchvision does wherever it starts from
+    pretrained weights. There are none here, so the norms take the statistics of noise.
+    """
     torch.manual_seed(0)
-    theirs = detection.fasterrcnn_resnet50_fpn(
-        weights=None, weights_backbone=None, num_classes=len(CLASSES) + 1, min_size=min(size), max_size=max(size)
-    )
+    theirs = torchvision_detector(nn.BatchNorm2d, size)
+    for part in theirs.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.momentum = None  # the plain mean of what is seen
+    with torch.no_grad():
+        theirs.backbone(torch.randn(4, 3, *size))
+    weights, theirs = theirs.state_dict(), torchvision_detector(FrozenBatchNorm2d, size)
+    theirs.load_state_dict({k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")})
     spread_out(theirs, size)
-    backbone = BACKBONES.build("resnet50", {"norm": "batch"})
+    backbone = BACKBONES.build("resnet50", {"norm": "frozen", "frozen_stages": 2})
     head = faster_rcnn(backbone.levels, num_classes=len(CLASSES))
     ours = DenseModel(backbone, {"boxes": head}, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), classes=CLASSES)
     ours.load_state_dict({**ours.state_dict(), **from_torchvision(theirs.state_dict(), head="boxes")})
     return theirs.to(device), ours.to(device)
 
 
+def torchvision_detector(norm: type[nn.Module], size: tuple[int, int]) -> nn.Module:
+    """``fasterrcnn_resnet50_fpn`` as it builds itself for pretrained weights, without downloading them."""
+    backbone = _resnet_fpn_extractor(torchvision.models.resnet50(norm_layer=norm), trainable_layers=3)
+    return detection.FasterRCNN(backbone, len(CLASSES) + 1, min_size=min(size), max_size=max(size))
+
+
 @torch.no_grad()
 def spread_out(model: nn.Module, size: tuple[int, int]) -> None:
-    """Scale the random classifiers so that boxes get every score between 0 and 1."""
-    model.rpn.head.cls_logits.weight.mul_(40)
-    classify, seen = model.roi_heads.box_predictor.cls_score, []
-    hook = classify.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
-    model.eval()([torch.rand(3, *size)])
-    hook.remove()
-    classify.weight.mul_(2 / classify(seen[0]).std(0)[:, None])
-    classify.bias.copy_(-(seen[0] @ classify.weight.T).mean(0))
+    """Scale the random classifiers so that anchors and boxes get every score between 0 and 1, and none ties."""
+    image = [torch.rand(3, *size)]
+    for classify in (model.rpn.head.cls_logits, model.roi_heads.box_predictor.cls_score):
+        outputs: list[Tensor] = []
+        hook = classify.register_forward_hook(lambda module, given, output, seen=outputs: seen.append(output))
+        model.eval()(image)
+        hook.remove()
+        logits = torch.cat([x.transpose(0, 1).flatten(1) if x.dim() == 4 else x.T for x in outputs], 1)
+        scale = 2 / logits.std(1)
+        classify.bias.copy_((classify.bias - logits.mean(1)) * scale)
+        classify.weight.mul_(scale.view(-1, *[1] * (classify.weight.dim() - 1)))
 
 
 def random_batch(count: int, size: tuple[int, int], device: torch.device) -> Batch:
@@ -140,12 +162,12 @@ def their_step(model: nn.Module, batch: Batch, amp: bool) -> Callable[[], object
 
 def our_inference(model: DenseModel, batch: Batch) -> Callable[[], object]:
     precision = choose_precision("auto", batch.images.device)
+    ready = packed(model, DTYPES[precision])
 
     @torch.inference_mode()
     def predict() -> object:
-        model.eval()
         with autocast(precision, batch.images.device):
-            return model.predict(batch)
+            return ready.predict(batch)
 
     return predict
 

@@ -17,9 +17,10 @@ import torch
 from common import Row, arguments, check, device_of, in_turn, report
 from torch import Tensor, nn
 
-from densekit.engine.step import autocast, choose_precision
+from densekit.engine.step import DTYPES, autocast, choose_precision
 from densekit.heads.segmentation.smp_weights import from_smp
 from densekit.model import DenseModel
+from densekit.packed import packed
 from densekit.registry import BACKBONES, HEADS
 from densekit.types import Batch, Classes, Targets
 
@@ -118,12 +119,12 @@ def their_step(model: nn.Module, batch: Batch, amp: bool) -> Callable[[], object
 
 def our_inference(model: DenseModel, batch: Batch) -> Callable[[], object]:
     precision = choose_precision("auto", batch.images.device)
+    ready = packed(model, DTYPES[precision])
 
     @torch.inference_mode()
     def predict() -> object:
-        model.eval()
         with autocast(precision, batch.images.device):
-            return model.predict(batch).masks
+            return ready.predict(batch).masks
 
     return predict
 

@@ -111,6 +111,10 @@ def make_norm(norm: Norm, channels: int) -> nn.Module:
     return nn.GroupNorm(groups, channels)
 
 
+LAYOUTS = 8
+"""Layouts of its weight that a packed convolution keeps, the newest."""
+
+
 class PackedConv2d(nn.Module):
     """A convolution for inference alone, made once from a learned one: norm folded in, weights cast and laid out.
 
@@ -137,7 +141,7 @@ class PackedConv2d(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach().to(dtype))
         # The operators that torch's own compiler puts in the place of convolutions on the CPU.
         self.fuses = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        self.laid_out = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.place) if self.fuses else None
+        self.layouts: dict[torch.Size, Tensor] = {}
 
     def forward(self, x: Tensor, *, relu: bool = False, add: Tensor | None = None) -> Tensor:
         """[B, C, H, W] -> [B, O, H / stride, W / stride] in the packed dtype: convolution, + ``add``, ReLU."""
@@ -148,9 +152,19 @@ class PackedConv2d(nn.Module):
             return F.relu_(y) if relu else y
         run, after = torch.ops.mkldnn._convolution_pointwise, "relu" if relu else None
         if add is None:
-            return cast(Tensor, run(x, self.laid_out, self.bias, *self.place, after or "none", [], ""))
+            return cast(Tensor, run(x, self._laid_out(x), self.bias, *self.place, after or "none", [], ""))
         add = add.to(self.weight.dtype)
-        return cast(Tensor, run(x, add, self.laid_out, self.bias, *self.place, "add", 1.0, after, [], None))
+        return cast(Tensor, run(x, add, self._laid_out(x), self.bias, *self.place, "add", 1.0, after, [], None))
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        """The weight as oneDNN wants it for an input of this shape: with another shape's it can be 300 times slower."""
+        if x.shape not in self.layouts:
+            while len(self.layouts) >= LAYOUTS:
+                self.layouts.pop(next(iter(self.layouts)))
+            self.layouts[x.shape] = torch.ops.mkldnn._reorder_convolution_weight(
+                self.weight, *self.place, list(x.shape)
+            )
+        return self.layouts[x.shape]
 
 
 def foldable(norm: nn.Module) -> bool:

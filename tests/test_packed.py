@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from densekit.backbones.blocks import Block
-from densekit.layers import ConvNormAct, FrozenBatchNorm2d, PackedConv2d
+from densekit.layers import LAYOUTS, ConvNormAct, FrozenBatchNorm2d, PackedConv2d
 from densekit.model import DenseModel
 from densekit.packed import packed
 from densekit.registry import BACKBONES, HEADS
@@ -98,6 +98,16 @@ def test_a_packed_model_predicts_what_the_model_predicts(head, options):
     for ours, theirs in zip(given, wanted, strict=True):
         assert ours.dtype == theirs.dtype
         assert (ours - theirs).norm() <= 0.02 * theirs.norm()
+
+
+def test_a_packed_convolution_takes_any_sizes_and_keeps_a_few_layouts():
+    conv = nn.Conv2d(8, 16, 3, padding=1)
+    copy = PackedConv2d(conv, None, torch.float32)
+    with torch.inference_mode():
+        for side in (*range(4, 4 + 2 * LAYOUTS), 4):
+            x = torch.randn(1, 8, side, 5)
+            torch.testing.assert_close(copy(x), conv(x), atol=1e-5, rtol=1e-5)
+    assert len(copy.layouts) <= LAYOUTS
 
 
 def test_packing_leaves_the_model_alone_and_folds_every_norm_of_it():
