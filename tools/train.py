@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     state, notes = folder.resume(step)
     limit, log = 60 * (config.train.max_minutes or float("inf")), config.log
     state.finished = plan.is_over(state) or (state.finished and state.seconds >= limit)
+    batches = build.train_batches(config, train_set, world, start=state.step)  # from here on workers read ahead
     record = Record(out, step=state.step, tensorboard=log.tensorboard, csv=log.csv, enabled=world.is_first)
     guard = FiniteGuard(folder, step, functools.partial(build.file_names, train_set))
     for line in [*report, build.summary(config, model, train_set, step, plan, world), *quick_check(train_set), *notes]:
@@ -63,7 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # The loop.
     val_batches = build.eval_batches(config, val_set, world) if val_set is not None else None
-    batches = build.train_batches(config, train_set, world, start=state.step)
     seconds, steps, unread = 0.0, 0, []
     with Stop(world) as stop, Bar("training", plan.steps, start=state.step, shown=world.is_first) as bar:
         while not state.finished:

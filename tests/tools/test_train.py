@@ -62,16 +62,9 @@ def test_training_on_the_cpu_uses_the_deterministic_kernels(tmp_path, config):
 
 def test_a_first_step_imports_neither_torchvision_nor_the_compiler(tmp_path, config):
     """Either takes as long to import as the rest of the way to the first step, and comes in by many a side door."""
-    arguments = [
-        str(runs.TOOLS / "train.py"),
-        config,
-        "--device",
-        "cpu",
-        "--out",
-        str(tmp_path / "run"),
-        "train.steps=1",
-    ]
-    arguments.append("data.train_transforms=[]")  # albumentations is a third
+    tool, out = str(runs.TOOLS / "train.py"), str(tmp_path / "run")
+    arguments = [tool, config, "--device", "cpu", "--out", out, "train.steps=1"]
+    arguments.append("data.train_transforms=[]")  # else the test would import albumentations, and that the compiler
     code = f"""if True:
         import runpy, sys
         sys.argv = {arguments}
