@@ -135,7 +135,7 @@ class PackedConv2d(nn.Module):
         super().__init__()
         self.relu = relu
         self.place = (list(_two(conv.padding)), list(conv.stride), list(conv.dilation), conv.groups)
-        weight, bias = (conv.weight, conv.bias) if norm is None else _folded(conv, norm)
+        weight, bias = (conv.weight, conv.bias) if norm is None else fold_norm(conv, norm)
         weight = weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
         self.register_buffer("weight", weight)
         self.register_buffer("bias", None if bias is None else bias.detach().to(dtype))
@@ -183,14 +183,14 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor, *, relu: bool = False
     if isinstance(conv, PackedConv2d) and isinstance(norm, nn.Identity):
         return cast(Tensor, conv(x, relu=relu, add=add))
     if isinstance(norm, FrozenBatchNorm2d) and isinstance(conv, nn.Conv2d):
-        y = cast(Tensor, conv._conv_forward(x, *_folded(conv, norm)))
+        y = cast(Tensor, conv._conv_forward(x, *fold_norm(conv, norm)))
     else:
         y = cast(Tensor, norm(conv(x)))
     y = y if add is None else y + add
     return F.relu_(y) if relu else y
 
 
-def _folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
+def fold_norm(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Weight [O, C / groups, k, k] and bias [O] that give what the norm makes of the convolution's output."""
     if isinstance(norm, FrozenBatchNorm2d):
         scale, shift = norm.affine()

@@ -18,7 +18,8 @@ def packed(model: M, dtype: torch.dtype) -> M:
 
     Convolutions take over the norm, the sum and the ReLU behind them (``PackedConv2d``), linear layers keep their
     weights in ``dtype``. The differences to the model itself are roundings of the dtype. What a module computes in
-    float32 whatever the autocast stays so: it names such children in ``float32_parts``.
+    float32 whatever the autocast stays so: it names such children in ``float32_parts``. A module with a method ``pack``
+    packs itself first.
 
     Args:
         model: stays as it is.
@@ -31,6 +32,8 @@ def packed(model: M, dtype: torch.dtype) -> M:
         return model.eval()
     model = copy.deepcopy(model).eval().requires_grad_(False)
     for module in list(model.modules()):
+        if callable(pack := getattr(module, "pack", None)):
+            pack(dtype)
         _pack_children(module, dtype)
     return model
 

@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 import pydantic
 from torch import Tensor, nn
 
+from densekit.heads.segmentation.doubling import MOST_CHANNELS, DoublingBlock
 from densekit.heads.segmentation.head import Decoder, register_decoder
-from densekit.heads.segmentation.pyramid import doubling_levels, every_level
+from densekit.heads.segmentation.pyramid import Pyramid, doubling_levels, every_level
 from densekit.types import DensekitError, Level
 
 Positive = Annotated[int, pydantic.Field(gt=0)]
@@ -53,6 +54,8 @@ def unet(
         attention_type=attention,
         interpolation_mode=interpolation,
     )
+    if attention is None and interpolation == "nearest":
+        _double_faster(module.blocks, pyramid, channels)
     return Decoder(module, pyramid, channels[-1])
 
 
@@ -174,6 +177,16 @@ def _plain(
         raise DensekitError("plain: the decoder without skips has neither attention nor interpolation; leave one out")
     channels = _decoder_channels(decoder_channels, levels[-1].stride.bit_length() - 1)
     return Decoder(PlainDecoder(levels[-1].channels, channels), list, channels[-1])
+
+
+def _double_faster(blocks: nn.ModuleList, pyramid: Pyramid, channels: Sequence[int]) -> None:
+    """Put ``DoublingBlock`` where a block doubles the size and gets few channels from below."""
+    levels = pyramid.levels[::-1]
+    strides = [*(level.stride for level in levels), 1]
+    below = [levels[0].channels, *channels]
+    for index, block in enumerate(blocks):
+        if strides[index] == 2 * strides[index + 1] and below[index] <= MOST_CHANNELS:
+            blocks[index] = DoublingBlock(block, below[index])
 
 
 def _decoder_channels(given: tuple[int, ...] | None, count: int) -> tuple[int, ...]:
