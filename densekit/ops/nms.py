@@ -14,8 +14,9 @@ B images, n boxes an image, D results an image.
 from __future__ import annotations
 
 import importlib.util
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -88,8 +89,14 @@ def _kernel_nms(boxes: Tensor, threshold: float) -> Tensor:
     """[B, n, 4] boxes, best first -> [B, n] bool."""
     kept = boxes.new_zeros(boxes.shape[:2], dtype=torch.bool)
     order = torch.arange(boxes.shape[1], 0, -1, device=boxes.device, dtype=boxes.dtype)  # stands for the scores
-    for image, mask in zip(boxes, kept):
-        mask[torch.ops.torchvision.nms(image, order, threshold)] = True
+
+    def keep(image: Tensor) -> Tensor:
+        return cast(Tensor, torch.ops.torchvision.nms(image, order, threshold))
+
+    # The kernel runs on one core, and so on one core an image at a time: a quarter of a training step on four.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for mask, best in zip(kept, pool.map(keep, boxes.unbind())):
+            mask[best] = True
     return kept
 
 
