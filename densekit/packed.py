@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 import torch
 from torch import nn
 
-from densekit.layers import PackedConv2d, foldable
+from densekit.layers import Linear, PackedConv2d, foldable
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -49,7 +49,7 @@ def _pack_children(module: nn.Module, dtype: torch.dtype) -> None:
     for name, child in module.named_children():
         if name in kept:
             continue
-        if type(child) is nn.Linear:
+        if type(child) in (nn.Linear, Linear):
             child.to(dtype)
         _pack(module, name, "", "", dtype)
 

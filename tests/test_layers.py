@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import nn
 
-from densekit.layers import ConvNormAct, FrozenBatchNorm2d, SyncBatchNorm2d, conv_norm, make_norm
+from densekit.layers import ConvNormAct, FrozenBatchNorm2d, Linear, SyncBatchNorm2d, conv_norm, make_norm
 
 
 def random_frozen(channels: int) -> FrozenBatchNorm2d:
@@ -122,3 +122,28 @@ def test_sync_batch_norm_on_two_cpu_ranks_equals_batch_norm_over_all_images(tmp_
 def test_sync_batch_norm_without_a_process_group_is_batch_norm():
     x = torch.randn(4, 3, 5, 5)
     assert torch.equal(SyncBatchNorm2d(3)(x), nn.BatchNorm2d(3)(x))
+
+
+def test_the_linear_layer_gives_torchs_values_and_gradients_in_mixed_precision():
+    torch.manual_seed(0)
+    ours = Linear(12, 5)
+    theirs = nn.Linear(12, 5)
+    theirs.load_state_dict(ours.state_dict())
+    rows = torch.randn(7, 12)
+    found = []
+    for layer in (ours, theirs):
+        x = rows.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = layer(x)
+        y.float().square().sum().backward()
+        assert y.dtype == torch.bfloat16
+        found.append([y.detach().float(), x.grad, layer.weight.grad, layer.bias.grad])
+    for mine, peers in zip(*found, strict=True):
+        torch.testing.assert_close(mine, peers, atol=2e-2, rtol=2e-2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "_Product" in type(ours(rows).grad_fn).__name__
+
+
+def test_the_linear_layer_is_torchs_own_in_float32():
+    ours, rows = Linear(12, 5), torch.randn(7, 12)
+    assert torch.equal(ours(rows), torch.nn.functional.linear(rows, ours.weight, ours.bias))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densekit.heads.faster_rcnn.rpn import Proposals, rows
-from densekit.layers import ConvNormAct, Norm
+from densekit.layers import ConvNormAct, Linear, Norm
 from densekit.ops import boxes as box_ops
 from densekit.ops.assignment import assign
 from densekit.ops.losses import BoxLoss, ClassLoss, box_loss, class_loss, mean_over_ranks
@@ -58,8 +58,8 @@ class TwoFC(nn.Module):
     def __init__(self, channels: int, *, size: int, width: int = 1024) -> None:
         super().__init__()
         self.width = width
-        self.fc1 = nn.Linear(channels * size**2, width)
-        self.fc2 = nn.Linear(width, width)
+        self.fc1 = Linear(channels * size**2, width)
+        self.fc2 = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """[R, C, size, size] -> [R, width]."""
@@ -80,7 +80,7 @@ class FourConvFC(nn.Module):
         super().__init__()
         self.width = width
         self.convs = nn.Sequential(*(ConvNormAct(channels, channels, kernel=3, norm=norm) for _ in range(4)))
-        self.fc = nn.Linear(channels * size**2, width)
+        self.fc = Linear(channels * size**2, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """[R, C, size, size] -> [R, width]."""
