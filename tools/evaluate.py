@@ -6,11 +6,16 @@
 The data set is a split of the checkpoint's own config (val unless said otherwise); any key of that config can be
 overridden. Detectors get COCO's 12 numbers and AP per class, segmenters mIoU, Dice and IoU per class, classifiers
 top-1 and top-5; all get the loss. Under torchrun the ranks share the images and every image counts once.
+
+A segmenter's --json also has the numbers of each image (per_image), and the table names the worst ones. --flips and
+--scales measure it as tools/predict.py uses it with the same options; then there is no loss, for no single pass
+stands for the predictions.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,17 +31,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     parser.add_argument("--pictures", type=Path, help="folder for pictures, such as a confusion matrix")
     parser.add_argument("--match-names", action="store_true", help="match classes by name where ids or order differ")
+    parser.add_argument("--flips", action="store_true", help="segmentation: average over mirrored images")
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="segmentation: average over these sizes")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU where there is one")
     args = parser.parse_intermixed_args(argv)
 
     from densekit import build
     from densekit.engine import distributed, report
+    from densekit.engine.augmented import FLIPS
     from densekit.engine.evaluate import evaluate
+    from densekit.engine.predict import Options
     from densekit.engine.step import choose_precision
     from densekit.files import write_text
 
     world = distributed.join(args.device)
     model, config = build.from_checkpoint(args.checkpoint, args.overrides)
+    options = Options(
+        choose_precision(config.train.precision, world.device),
+        flips=FLIPS if args.flips else ("none",),
+        scales=tuple(args.scales),
+    )
+    options.check(model)
     data = build.dataset(config, args.data, training=False, classes=model.classes, match_names=args.match_names)
     model.classes = data.classes  # the same unless names were matched: then predictions come in this data set's ids
     build.check_stores(config, model, data, training=False)
@@ -48,10 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         batches,
         metric,
         world=world,
-        precision=choose_precision(config.train.precision, world.device),
+        precision=options.precision,
         total=len(batches),
+        flips=options.flips,
+        scales=options.scales,
     )
     if world.is_first:
+        if rows := report.per_image(metric, functools.partial(build.file_names, data)):
+            numbers["per_image"] = rows
         for title, columns, rows in report.tables(model.task, numbers):
             print_table(title, columns, rows)
         if args.json:

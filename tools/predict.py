@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from densekit import build
     from densekit.engine import distributed
+    from densekit.engine.augmented import FLIPS
     from densekit.engine.predict import Options, predict_images
     from densekit.engine.step import choose_precision
     from densekit.engine.writers import make_writer
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         choose_precision(config.train.precision, world.device),
         args.window,
         args.overlap,
-        ("none", "horizontal", "vertical", "both") if args.flips else ("none",),
+        FLIPS if args.flips else ("none",),
         tuple(args.scales),
     )
     options.check(model)

@@ -19,6 +19,9 @@ from densekit.types import Batch, Segmentation
 
 Flip = Literal["none", "horizontal", "vertical", "both"]
 
+FLIPS: tuple[Flip, ...] = ("none", "horizontal", "vertical", "both")
+"""All of them: what the tools' ``--flips`` averages over."""
+
 _FLIPPED_DIMS: dict[str, tuple[int, ...]] = {"none": (), "horizontal": (-1,), "vertical": (-2,), "both": (-2, -1)}
 
 
@@ -61,13 +64,18 @@ def predict_augmented(
         scale of 1 and no flip exactly those.
 
     Raises:
-        DensekitError: as ``check_augmentation``; the head is no segmentation head.
+        DensekitError: as ``check_augmentation``; the head is no segmentation head, or the batch brings stored maps.
     """
     check_augmentation(flips, scales)
     if model.head(head).task != "segmentation":
         raise DensekitError("flips, scales and windows need a segmentation head; this one is for another task")
     if tuple(flips) == ("none",) and tuple(scales) == (1.0,):
         return _predict(model, batch, head)
+    if batch.maps is not None:
+        raise DensekitError(
+            "stored features can't be flipped or scaled; leave out --flips and --scales, or give the images themselves "
+            "to the checkpoint that tools/join_head.py writes"
+        )
     parts = [_averaged(model, part, flips, scales, head) for part in _without_padding(batch)]
     return Segmentation([p for part in parts for p in part.probabilities], [m for part in parts for m in part.masks])
 

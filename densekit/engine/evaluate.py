@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
+from densekit.engine.augmented import Flip, predict_augmented
 from densekit.engine.console import track
 from densekit.engine.distributed import World, gather
 from densekit.engine.step import DTYPES, Precision, autocast, describe_batch, is_out_of_memory
@@ -25,6 +26,8 @@ def evaluate(
     world: World,
     precision: Precision = "fp32",
     total: int = 0,
+    flips: Sequence[Flip] = ("none",),
+    scales: Sequence[float] = (1.0,),
 ) -> dict[str, Any]:
     """Measure a model.
 
@@ -35,16 +38,19 @@ def evaluate(
         world: ranks and device.
         precision: of the forward pass.
         total: number of batches, for the progress bar.
+        flips: average a segmenter's predictions over these mirrored copies, see ``predict_augmented``.
+        scales: and over these sizes.
 
     Returns:
-        The metric's numbers, the losses (``loss`` and each part, averaged over the images), and ``skipped``, a list of
-        the images that could not be read, where there are some. The same on every rank.
+        The metric's numbers, the losses (``loss`` and each part, averaged over the images; none with flips or scales,
+        where no single pass stands for the predictions), and ``skipped``, a list of the images that could not be read,
+        where there are some. The same on every rank.
     """
     model = packed(model.eval(), DTYPES[precision])
     sums: dict[str, torch.Tensor] = {}
     images, skipped = 0, []
     for batch in track(batches, "evaluating", total, shown=world.is_first and total > 0):
-        losses, predictions = _forward(model, batch.to(world.device), precision)
+        losses, predictions = _forward(model, batch.to(world.device), precision, flips, scales)
         for name, value in losses.items():
             sums[name] = sums.get(name, torch.zeros((), device=world.device)) + value.double() * len(batch.ids)
         images += len(batch.ids)
@@ -53,10 +59,14 @@ def evaluate(
     return _together(metric, {name: float(value) for name, value in sums.items()}, images, skipped)
 
 
-def _forward(model: DenseModel, batch: Batch, precision: Precision) -> tuple[dict[str, torch.Tensor], Predictions]:
+def _forward(
+    model: DenseModel, batch: Batch, precision: Precision, flips: Sequence[Flip], scales: Sequence[float]
+) -> tuple[dict[str, torch.Tensor], Predictions]:
     try:
         with autocast(precision, batch.images.device):
-            return model.losses_and_predictions(batch)
+            if tuple(flips) == ("none",) and tuple(scales) == (1.0,):
+                return model.losses_and_predictions(batch)
+            return {}, predict_augmented(model, batch, flips=flips, scales=scales)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -73,7 +83,7 @@ def _together(metric: Metric, sums: dict[str, float], images: int, skipped: list
     count = max(1, sum(n for _, n, _ in parts))
     names = dict.fromkeys(name for losses, _, _ in parts for name in losses)
     means = {name: sum(losses.get(name, 0.0) for losses, _, _ in parts) / count for name in names}
-    numbers["loss"] = sum(means.values())
-    numbers["losses"] = means
+    if means:
+        numbers |= {"loss": sum(means.values()), "losses": means}
     missing = [line for _, _, lines in parts for line in lines]
     return {**numbers, "skipped": missing} if missing else numbers

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from densekit.engine.drawing import write_picture
-from densekit.types import Task
+from densekit.types import Metric, Task
 
 Rows = list[list[object]]
 
@@ -26,8 +26,28 @@ COCO_NUMBERS = {
     "AR_large": "recall, large",
 }
 
+WORST = 5
+"""Images that the table of the worst ones shows; the JSON file has all."""
 
 Table = tuple[str, Sequence[str], Rows]
+
+
+def per_image(metric: Metric, file_names: Callable[[Sequence[int | str]], Sequence[str]]) -> list[dict[str, Any]]:
+    """Numbers of each image, in the order of the files' names; each image once, whatever the number of ranks.
+
+    Args:
+        metric: after ``evaluate``, which gave it the images of all ranks.
+        file_names: the image files behind ids.
+
+    Returns:
+        ``file``, ``id`` and the metric's numbers of the image (of a segmenter ``mIoU``, ``dice``, ``mean_accuracy``
+        and ``pixel_accuracy``, None where all is ignored); empty for metrics that measure the data set alone.
+    """
+    if not hasattr(metric, "per_image"):
+        return []
+    own: dict[int | str, dict[str, Any]] = metric.per_image()
+    rows = [{"file": name, "id": i, **own[i]} for name, i in zip(file_names(list(own)), own)]
+    return sorted(rows, key=lambda row: (str(row["file"]), str(row["id"])))
 
 
 def tables(task: Task, numbers: dict[str, Any]) -> list[Table]:
@@ -35,7 +55,7 @@ def tables(task: Task, numbers: dict[str, Any]) -> list[Table]:
 
     Args:
         task: decides what the main table explains.
-        numbers: what ``evaluate`` gave.
+        numbers: what ``evaluate`` gave, and ``per_image`` where there are such numbers.
     """
     explained = COCO_NUMBERS if task == "detection" else {}
     main: Rows = [
@@ -50,6 +70,11 @@ def tables(task: Task, numbers: dict[str, Any]) -> list[Table]:
         columns = list(next(iter(per_class.values())))
         rows: Rows = [[name, *(_shown(row.get(c)) for c in columns)] for name, row in per_class.items()]
         found.append(("per class", ("class", *columns), rows))
+    measured = [row for row in numbers.get("per_image", ()) if row["mIoU"] is not None]
+    if len(measured) > 1:
+        worst = sorted(measured, key=lambda row: row["mIoU"])[:WORST]
+        names = ("mIoU", "dice", "pixel_accuracy")
+        found.append(("worst images", ("file", *names), [[row["file"], *(row[n] for n in names)] for row in worst]))
     if numbers.get("skipped"):
         found.append(("images that could not be read", ("image",), [[line] for line in numbers["skipped"]]))
     return found

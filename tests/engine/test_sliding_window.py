@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -140,6 +141,12 @@ def test_no_augmentation_is_plain_prediction_bit_for_bit():
     plain, found = model.predict(batch), predict_augmented(model, batch)
     for a, b in zip(plain.probabilities, found.probabilities):
         assert torch.equal(a, b)
+
+
+def test_stored_maps_which_nothing_flips_are_refused():
+    batch = dataclasses.replace(make_batch(make_image(64, 64)), maps={"c2": torch.zeros(1, 8, 16, 16)})
+    with pytest.raises(DensekitError, match="stored features can't be flipped or scaled"):
+        predict_augmented(make_model(), batch, flips=("horizontal",))
 
 
 def test_padding_of_a_batch_does_not_reach_flipped_images():

@@ -234,6 +234,13 @@ def test_a_damaged_or_missing_checkpoint_is_refused(tmp_path, trained):
     assert "does not exist" in runs.refused("evaluate", tmp_path / "none.pt")
 
 
+@pytest.mark.parametrize("tool", ["evaluate", "predict"])
+def test_flips_and_scales_are_for_segmenters(trained, shapes, tool):
+    inputs = [shapes / "images/val"] if tool == "predict" else []
+    line = runs.refused(tool, trained / "detection" / "best.pt", *inputs, "--flips")
+    assert "--flips and --scales are for segmenters; this checkpoint's head does detection" in line
+
+
 def test_starting_from_a_checkpoint_of_other_classes_is_refused(tmp_path, trained, data):
     for split in ("train", "val"):
         edit(data, _set("name", "stars", "categories", 2), split)

@@ -7,9 +7,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from densekit.data.shapes import generate_shapes
+from densekit.metrics.segmentation import SegmentationMetric
+from densekit.types import Batch, Classes, DensekitError, Segmentation
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs/segmentation").glob("*.yaml"))
@@ -68,6 +71,61 @@ def test_evaluation_writes_the_numbers_and_the_confusion_matrix(trained, tmp_pat
     assert "mIoU" in capsys.readouterr().out
 
 
+def evaluate(trained, tmp_path, *options):
+    assert tool("evaluate", trained / "best.pt", "--data", "test", "--json", tmp_path / "n.json", *options) == 0
+    return json.loads((tmp_path / "n.json").read_text())
+
+
+def measured(shapes, masks):
+    """The numbers of class-index PNGs against the data set's own masks."""
+    metric = SegmentationMetric(Classes(tuple((shapes / "classes.txt").read_text().split()), tuple(range(5))))
+    names = sorted(path.name for path in (shapes / "masks/test").glob("*.png"))
+    for name in names:
+        true, found = (
+            torch.from_numpy(np.array(Image.open(folder / name))) for folder in (shapes / "masks/test", masks)
+        )
+        size = torch.tensor([true.shape])
+        batch = Batch(torch.zeros(1, 3, 1, 1), size, size, [name], torch.zeros(1), truth=[true])
+        metric.update(Segmentation([], [found.long()]), batch)
+    return metric
+
+
+def test_evaluation_gives_the_numbers_of_each_image_once_and_names_the_worst(trained, shapes, tmp_path, capsys):
+    numbers = evaluate(trained, tmp_path)
+    rows = numbers["per_image"]
+    assert [row["file"] for row in rows] == [str(path) for path in sorted((shapes / "images/test").glob("*"))]
+    assert sum(row["mIoU"] for row in rows) / 3 == pytest.approx(numbers["mIoU_per_image"])
+    assert tool("predict", trained / "best.pt", shapes / "images/test", "--out", tmp_path / "plain", "--batch", 2) == 0
+    own = measured(shapes, tmp_path / "plain/masks").per_image()
+    for row in rows:
+        assert {k: row[k] for k in own[f"{Path(row['id']).stem}.png"]} == own[f"{Path(row['id']).stem}.png"]
+    shown = capsys.readouterr().out
+    worst = min(rows, key=lambda row: row["mIoU"])
+    assert f"{worst['mIoU']:.4f}" in shown[shown.index("worst images") :].splitlines()[4]
+
+
+def test_flips_and_scales_measure_what_prediction_gives_with_them(trained, shapes, tmp_path):
+    options = ("--flips", "--scales", 0.5, 1.5)
+    numbers = evaluate(trained, tmp_path, *options)
+    assert (
+        tool("predict", trained / "best.pt", shapes / "images/test", "--out", tmp_path / "tta", "--batch", 2, *options)
+        == 0
+    )
+    expected = measured(shapes, tmp_path / "tta/masks").compute()
+    assert {k: numbers[k] for k in expected if k != "per_class"} == {
+        k: v for k, v in expected.items() if k != "per_class"
+    }
+    plain = evaluate(trained, tmp_path)
+    assert plain["confusion"] != numbers["confusion"], "flips and scales changed nothing"
+    assert "loss" in plain
+    assert not {"loss", "losses"} & numbers.keys()
+
+
+def test_scales_out_of_range_are_refused_in_one_line(trained):
+    with pytest.raises(DensekitError, match=r"scale 0\.0 must lie between 0 and 100"):
+        tool("evaluate", trained / "best.pt", "--scales", "0")
+
+
 def test_prediction_writes_masks_of_the_files_size_overlays_and_probabilities(trained, shapes, tmp_path):
     images = sorted((shapes / "images/test").glob("*"))
     assert tool("predict", trained / "best.pt", shapes / "images/test", "--out", tmp_path, "--probabilities") == 0
@@ -101,8 +159,6 @@ def test_a_coco_json_trains_the_same_head(shapes, tmp_path):
 
 
 def test_a_mask_of_another_size_stops_training_with_one_line(shapes, tmp_path):
-    from densekit.types import DensekitError
-
     for kind in ("images", "masks"):
         (tmp_path / kind).mkdir()
     Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(tmp_path / "images/a.png")
