@@ -241,6 +241,11 @@ def test_flips_and_scales_are_for_segmenters(trained, shapes, tool):
     assert "--flips and --scales are for segmenters; this checkpoint's head does detection" in line
 
 
+def test_pixels_are_counted_in_masks_alone(tmp_path, shapes):
+    config = runs.write_config(tmp_path / "run.yaml", runs.config_of("detection", shapes))
+    assert "this data set is for detection" in runs.refused("class_weights", config)
+
+
 def test_starting_from_a_checkpoint_of_other_classes_is_refused(tmp_path, trained, data):
     for split in ("train", "val"):
         edit(data, _set("name", "stars", "categories", 2), split)

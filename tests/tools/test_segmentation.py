@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shlex
 from pathlib import Path
 
 import cv2
@@ -10,7 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+from densekit.data.masks import masks as masks_data
+from densekit.data.relabelled import Relabelled
 from densekit.data.shapes import generate_shapes
+from densekit.engine.class_weights import balanced_losses, count_pixels
 from densekit.metrics.segmentation import SegmentationMetric
 from densekit.types import Batch, Classes, DensekitError, Segmentation
 
@@ -147,6 +151,35 @@ def test_sliding_windows_larger_than_the_images_give_the_plain_masks(trained, sh
     for path in plain:
         np.testing.assert_array_equal(cv2.imread(str(path)), cv2.imread(str(tmp_path / "window/masks" / path.name)))
         assert (tmp_path / "small/masks" / path.name).exists()
+
+
+def test_balanced_class_weights_are_counted_printed_and_train(shapes, tmp_path, capsys):
+    config = ROOT / "configs/segmentation/unet_r18_shapes.yaml"
+    assert tool("class_weights", config, *overrides(shapes), "--power", 1, "--json", tmp_path / "counts.json") == 0
+    (option,) = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    masks = np.concatenate([np.asarray(Image.open(path)).ravel() for path in (shapes / "masks/train").glob("*.png")])
+    counts = json.loads((tmp_path / "counts.json").read_text())
+    assert list(counts["pixels"].values()) == np.bincount(masks, minlength=5).tolist()
+    losses = counts["losses"]["masks"]
+    shares = [n * weight for n, weight in zip(counts["pixels"].values(), losses["class_weights"]) if n]
+    assert shares == pytest.approx([shares[0]] * len(shares), rel=1e-3)
+    assert {**losses, "class_weights": None} == {"cross_entropy": 1.0, "dice": 1.0, "class_weights": None}
+    assert tool("train", config, "--out", tmp_path / "run", *overrides(shapes), option) == 0
+    saved = torch.load(tmp_path / "run/best.pt", weights_only=True)["config"]
+    assert saved["model"]["heads"]["masks"]["losses"] == losses
+
+
+def test_balanced_losses_of_one_logit_weigh_the_object_against_the_rest():
+    assert balanced_losses(None, "binary", np.array([900, 100])) == {"bce": 1.0, "dice": 1.0, "positive_weight": 3.0}
+    for counts, power, message in (([5, 0], 0.5, "no pixel"), ([5, 5], 2.0, "--power"), ([5, 5], np.nan, "--power")):
+        with pytest.raises(DensekitError, match=message):
+            balanced_losses({"bce": 1.0}, "binary", np.array(counts), power)
+
+
+def test_counting_follows_the_order_of_classes_matched_by_name(shapes):
+    names = (shapes / "classes.txt").read_text().split()
+    data = masks_data(images=shapes / "images/train", masks=shapes / "masks/train", classes=shapes / "classes.txt")
+    assert count_pixels(Relabelled(data, tuple(names[::-1]))).tolist() == count_pixels(data).tolist()[::-1]
 
 
 def test_a_coco_json_trains_the_same_head(shapes, tmp_path):
