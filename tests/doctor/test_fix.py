@@ -15,6 +15,7 @@ from densekit.errors import DensekitError
 from tests.doctor import test_annotations as annotation_plants
 from tests.doctor import test_files as file_plants
 from tests.doctor.conftest import bad
+from tests.tools import runs
 
 
 def fixed(planted):
@@ -80,6 +81,21 @@ def test_everything_at_once_is_corrected_and_logged(planted):
     assert json.loads(target.read_text())["extra"] == {"kept": True, "number": None}
     assert bad(examine(target, planted.root / "images", processes=1, shown=False)) == {}
     assert target.with_suffix(".log").read_text().splitlines()[1:] == log
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_training_refuses_trains_once_it_is_corrected(planted, tmp_path):
+    for plant, annotation in zip(annotation_plants.PLANTS, planted.plain(len(annotation_plants.PLANTS))):
+        plant(planted, annotation)
+    target, _ = fixed(planted)
+    config = runs.write_config(tmp_path / "run.yaml", runs.config_of("detection", planted.root, steps=2, accumulate=1))
+    assert str(planted.json) in runs.refused("train", config, "--out", tmp_path / "raw", "data.val=null")
+    options = ("data.val=null", f"data.train.annotations={target}")
+    code, printed = runs.call("train", config, "--out", tmp_path / "fixed", *options)
+    assert code == 0, printed
+    steps = [json.loads(line) for line in (tmp_path / "fixed" / "metrics.jsonl").read_text().splitlines()]
+    assert len(steps) == 2
+    assert all(math.isfinite(step["loss"]) for step in steps)
 
 
 def test_the_original_is_never_touched(planted):
