@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from densekit.engine import checkpoint
 from densekit.engine.distributed import World
 from densekit.engine.optim import AveragedModel, make_optimizer, make_schedule, parameter_groups
 from densekit.engine.plan import Plan, choose_metric
-from densekit.engine.step import TrainStep, choose_precision
+from densekit.engine.step import TrainStep, choose_precision, is_out_of_memory
 from densekit.errors import DensekitError
 from densekit.features.heads import check_store, joined_config
 from densekit.model import DenseModel, build_model
@@ -86,13 +87,28 @@ def model(config: Config, classes: Classes) -> tuple[DenseModel, list[str]]:
     The random numbers of new weights follow from ``config.seed``.
     """
     torch.manual_seed(config.seed)
-    built = build_model(config.model, classes, channels_last=config.train.channels_last)
+    with _enough_memory():
+        built = build_model(config.model, classes, channels_last=config.train.channels_last)
     report = []
     if config.model.backbone.weights is not None:
         report.append(load_backbone_weights(built.backbone, config.model.backbone.weights).summary())
     if config.model.weights is not None:
         report.append(_load_whole(built, config.model.weights, config.data.match_names))
     return built, report
+
+
+@contextlib.contextmanager
+def _enough_memory() -> Iterator[None]:
+    """A model that the machine can't hold is a user's number too many (a width, a pool size), not our fault."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DensekitError(
+            "out of memory while building the model, before its first batch; look for an option of model.backbone or "
+            "model.heads that is far too large, or choose a smaller model"
+        ) from None
 
 
 def _load_whole(built: DenseModel, source: str, match_names: bool) -> str:
@@ -140,7 +156,9 @@ def from_checkpoint(path: Path, overrides: Sequence[str] = ()) -> tuple[DenseMod
     """
     content = checkpoint.load(path)
     config = override(parse(content["config"], f"the config in {path}"), overrides)
-    built = build_model(config.model, checkpoint.classes_of(content, path), channels_last=config.train.channels_last)
+    with _enough_memory():
+        classes = checkpoint.classes_of(content, path)
+        built = build_model(config.model, classes, channels_last=config.train.channels_last)
     checkpoint.load_weights(built, content["model"], path)
     return built.eval(), config
 
@@ -201,6 +219,8 @@ def train_step(config: Config, built: DenseModel, timetable: Plan, world: World)
     groups = parameter_groups(
         built, lr=o.lr, weight_decay=o.weight_decay, backbone_lr=o.backbone_lr, norm_decay=o.norm_decay
     )
+    with _enough_memory():
+        average = AveragedModel(built, t.ema) if t.ema is not None else None
     return TrainStep(
         built,
         make_optimizer(o.name, groups, momentum=o.momentum, nesterov=o.nesterov, betas=o.betas),
@@ -219,7 +239,7 @@ def train_step(config: Config, built: DenseModel, timetable: Plan, world: World)
         seed=config.seed,
         precision=choose_precision(t.precision, world.device),
         clip=t.clip,
-        average=AveragedModel(built, t.ema) if t.ema is not None else None,
+        average=average,
         compiled=t.compile is True,
         skip_limit=t.skip_non_finite,
     )

@@ -41,8 +41,8 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror}; free some space, or choose a place that you may use", file=sys.stderr)
         code = 2
-    except RuntimeError as error:
-        if (line := _misfortune(str(error))) is None:
+    except (RuntimeError, MemoryError) as error:
+        if (line := _misfortune(str(error) or "out of memory")) is None:
             raise
         print(f"error: {line}", file=sys.stderr)
         code = 2
@@ -56,7 +56,11 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
 
 
 def _misfortune(message: str) -> str | None:
-    """One line on an error of torch's that comes from other processes, not from this one; None: none of those."""
+    """One line on an error of torch's that comes from the machine or other processes; None: none of those."""
+    if "out of memory" in message or "can't allocate memory" in message:
+        return (
+            f"out of memory ({message.splitlines()[0][:200]}); use smaller batches, smaller images or a smaller model"
+        )
     if "DataLoader worker" in message and ("killed by signal" in message or "exited unexpectedly" in message):
         advice = "Where memory ran out, lower data.workers or train.batch_size; go on with --resume"
         return f"{message.splitlines()[0]} {advice}"

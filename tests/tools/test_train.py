@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from densekit.engine import console
 from densekit.engine.checkpoint import load, previous
 from densekit.engine.plan import METRICS
 from densekit.model import DenseModel
@@ -275,6 +276,24 @@ def test_out_of_memory_says_what_was_in_the_batch_and_what_to_change(tmp_path, c
     line = runs.refused("train", config, "--out", tmp_path / "other")
     assert "out of memory while evaluating a batch of 2 x 3 x " in line
     assert "evaluation.batch_size" in line
+
+
+def test_a_model_that_the_machine_can_not_hold_is_refused_before_the_first_batch(tmp_path, config):
+    line = runs.refused("train", config, "--out", tmp_path / "run", "model.heads.main.pool_size=40000")
+    assert "out of memory while building the model" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried"), MemoryError()])
+def test_memory_that_runs_out_anywhere_else_is_one_line(error, capsys, monkeypatch):
+    def hungry(_):
+        raise error
+
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as ended:
+        console.run(hungry)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: out of memory (")
 
 
 def test_a_full_disk_is_told_in_one_line_and_leaves_the_last_good_checkpoint(tmp_path, config):
