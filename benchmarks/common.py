@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from densekit.engine.console import print_table
+from densekit.engine.distributed import keep_freed_memory
 from densekit.files import write_text
 
 Action = Callable[[], object]
@@ -78,7 +79,8 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
 
 
 def device_of(args: argparse.Namespace) -> torch.device:
-    """The device to measure on."""
+    """The device to measure on; on the CPU the peer, too, profits from densekit's setting of the C library."""
+    keep_freed_memory()
     return torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
