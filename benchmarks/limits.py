@@ -16,6 +16,7 @@ The count is checked: the backbone's forward must have the multiply-adds that ``
 from __future__ import annotations
 
 import collections
+import math
 import statistics
 from collections.abc import Callable
 
@@ -31,6 +32,7 @@ from densekit.backbones.describe import describe
 from densekit.engine.step import choose_precision
 from densekit.model import DenseModel
 from densekit.ops.roi_align import roi_align
+from densekit.packed import packed
 from densekit.types import Batch
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -98,9 +100,16 @@ def peak_bytes(device: torch.device, repeats: int) -> float:
 
 def multiply_adds(action: Action) -> float:
     """Of every convolution and matrix product that runs, also in the backward."""
-    with FlopCounterMode(display=False) as counter:
+    own = {torch.ops.mkldnn._convolution_pointwise: packed_convolution}
+    with FlopCounterMode(display=False, custom_mapping=own) as counter:
         action()
     return counter.get_total_flops() / 2
+
+
+def packed_convolution(x: torch.Size, *others: object, out_shape: torch.Size, **options: object) -> int:
+    """Flops of the operator in ``PackedConv2d``; given are shapes: (a sum's other part,) weight [O, C, k, k], bias."""
+    weight = next(o for o in reversed(others[:2]) if isinstance(o, torch.Size) and len(o) == 4)
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 
 def check_count(model: DenseModel, batch: Batch) -> str:
@@ -110,6 +119,10 @@ def check_count(model: DenseModel, batch: Batch) -> str:
     with torch.no_grad():
         counted = multiply_adds(lambda: model.backbone(images))
     check("multiply-adds of the backbone", counted, expected, atol=0)
+    precision = DTYPES[choose_precision("auto", batch.images.device)]
+    ready = packed(model.backbone, precision)
+    with torch.inference_mode(), torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
+        check("multiply-adds of the packed backbone", multiply_adds(lambda: ready(images)), expected, atol=0)
     return "the backbone's are those of describe"
 
 
