@@ -52,10 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The run folder, and the state of a run to go on with.
     folder = RunFolder(out, configs.dump(config), resume=args.resume, world=world)
     state, notes = folder.resume(step)
+    state.evaluation_due &= val_set is not None
     limit, log = 60 * (config.train.max_minutes or float("inf")), config.log
     state.finished = plan.is_over(state) or (state.finished and state.seconds >= limit)
     batches = build.train_batches(config, train_set, world, start=state.step)  # from here on workers read ahead
     record = Record(out, step=state.step, tensorboard=log.tensorboard, csv=log.csv, enabled=world.is_first)
+    if state.evaluation_due:
+        record.forget("val", state.step)
     guard = FiniteGuard(folder, step, functools.partial(build.file_names, train_set))
     for line in [*report, build.summary(config, model, train_set, step, plan, world), *quick_check(train_set), *notes]:
         say(line, world.is_first)
@@ -67,32 +70,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     seconds, steps, unread = 0.0, 0, []
     with Stop(world) as stop, Bar("training", plan.steps, start=state.step, shown=world.is_first) as bar:
         while not state.finished:
-            began = time.perf_counter()
-            micro_batches = [next(batches) for _ in range(config.train.accumulate)]
-            result = step([batch.to(world.device) for batch in micro_batches], state.step)
-            guard.check(result, state)
-            unread += [line for batch in micro_batches for line in batch.skipped]
-            state.step += 1
-            seconds, steps = seconds + time.perf_counter() - began, steps + 1
-            state.seconds += time.perf_counter() - began
-            note = None
-            if state.step % log.every == 0 or state.step == 1:
-                note = record.step(result, step.rate(result.step), seconds, steps * config.train.batch_size)
-                seconds, steps = 0.0, 0
-            bar.advance(note)
+            if not state.evaluation_due:  # a run that was stopped in an evaluation goes on with it
+                began = time.perf_counter()
+                micro_batches = [next(batches) for _ in range(config.train.accumulate)]
+                result = step([batch.to(world.device) for batch in micro_batches], state.step)
+                guard.check(result, state)
+                unread += [line for batch in micro_batches for line in batch.skipped]
+                state.step += 1
+                seconds, steps = seconds + time.perf_counter() - began, steps + 1
+                state.seconds += time.perf_counter() - began
+                note = None
+                if state.step % log.every == 0 or state.step == 1:
+                    note = record.step(result, step.rate(result.step), seconds, steps * config.train.batch_size)
+                    seconds, steps = 0.0, 0
+                bar.advance(note)
             state.finished = state.step >= plan.steps or distributed.any_rank(state.seconds >= limit)
             asked = stop.asked()
 
-            if val_set is not None and val_batches is not None and (plan.evaluates(state.step) or state.finished):
+            due = state.evaluation_due or plan.evaluates(state.step) or state.finished
+            if val_set is not None and val_batches is not None and due:
                 guard.drain(state)
-                used = step.model_to_use
-                metric = build.metric(config, used, val_set)
-                numbers = evaluate(used, val_batches, metric, world=world, precision=step.precision)
-                record.write("val", state.step, numbers)
-                improved = plan.judge(numbers, state)
-                say(plan.verdict(numbers, state, improved), world.is_first)
-                if improved:
-                    folder.save_best(used, state, numbers)
+                used, metric = step.model_to_use, build.metric(config, step.model_to_use, val_set)
+                numbers = evaluate(used, val_batches, metric, world=world, precision=step.precision, stopping=stop.here)
+                state.evaluation_due = numbers is None
+                if numbers is None:
+                    asked, state.finished = True, False
+                else:
+                    record.write("val", state.step, numbers)
+                    improved = plan.judge(numbers, state)
+                    say(plan.verdict(numbers, state, improved), world.is_first)
+                    if improved:
+                        folder.save_best(used, state, numbers)
             if plan.saves(state.step) or state.finished or asked:
                 guard.drain(state)
                 for line in state.add_skipped(unread):

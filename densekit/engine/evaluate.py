@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
 from densekit.engine.augmented import Flip, predict_augmented
 from densekit.engine.console import track
-from densekit.engine.distributed import World, gather
+from densekit.engine.distributed import World, any_rank, gather
 from densekit.engine.step import DTYPES, Precision, autocast, describe_batch, is_out_of_memory
 from densekit.errors import DensekitError
 from densekit.model import DenseModel
@@ -28,7 +28,8 @@ def evaluate(
     total: int = 0,
     flips: Sequence[Flip] = ("none",),
     scales: Sequence[float] = (1.0,),
-) -> dict[str, Any]:
+    stopping: Callable[[], bool] = lambda: False,
+) -> dict[str, Any] | None:
     """Measure a model.
 
     Args:
@@ -40,22 +41,28 @@ def evaluate(
         total: number of batches, for the progress bar.
         flips: average a segmenter's predictions over these mirrored copies, see ``predict_augmented``.
         scales: and over these sizes.
+        stopping: asked before each batch: whether to leave the evaluation; where one rank says so, all leave it, the
+            others after their share.
 
     Returns:
         The metric's numbers, the losses (``loss`` and each part, averaged over the images; none with flips or scales,
         where no single pass stands for the predictions), and ``skipped``, a list of the images that could not be read,
-        where there are some. The same on every rank.
+        where there are some. The same on every rank. None where the evaluation was left.
     """
     model = packed(model.eval(), DTYPES[precision])
     sums: dict[str, torch.Tensor] = {}
     images, skipped = 0, []
     for batch in track(batches, "evaluating", total, shown=world.is_first and total > 0):
+        if stopping():
+            break
         losses, predictions = _forward(model, batch.to(world.device), precision, flips, scales)
         for name, value in losses.items():
             sums[name] = sums.get(name, torch.zeros((), device=world.device)) + value.double() * len(batch.ids)
         images += len(batch.ids)
         skipped += batch.skipped
         metric.update(predictions, batch)
+    if any_rank(stopping()):
+        return None
     return _together(metric, {name: float(value) for name, value in sums.items()}, images, skipped)
 
 

@@ -140,6 +140,8 @@ def unpack_batch(packed: dict[str, Any]) -> Batch:
 class Stop:
     """Turns the first Ctrl-C or SIGTERM into a request that the loop honours after its step; a second stops at once.
 
+    An evaluation is left at its next batch: the run goes on with that evaluation, from its beginning.
+
     Args:
         world: with several ranks, all stop when one is asked to.
         patience: seconds within which a second signal is taken for the first one; None: 2 under ``torchrun``, which
@@ -150,6 +152,7 @@ class Stop:
         self.world = world
         self.patience = patience if patience is not None else 2.0 * (world.size > 1)
         self._asked_at: float | None = None
+        self._agreed = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Stop:
@@ -172,5 +175,10 @@ class Stop:
             os._exit(128 + number)
 
     def asked(self) -> bool:
-        """Whether any rank was asked to stop."""
-        return any_rank(self._asked_at is not None)
+        """Whether any rank was asked to stop; all ranks must call this together."""
+        self._agreed = any_rank(self.here())
+        return self._agreed
+
+    def here(self) -> bool:
+        """Whether this rank was asked to stop, or has learned by ``asked`` that another one was."""
+        return self._agreed or self._asked_at is not None

@@ -83,8 +83,9 @@ class Plan:
         return better
 
     def is_over(self, state: RunState) -> bool:
-        """Whether the last step was done, or patience is out."""
-        return state.step >= self.steps or (self.patience is not None and state.without_better >= self.patience)
+        """Whether the last step was done and needs no evaluation any more, or patience is out."""
+        out_of_patience = self.patience is not None and state.without_better >= self.patience
+        return not state.evaluation_due and (state.step >= self.steps or out_of_patience)
 
     def value(self, numbers: dict[str, Any]) -> float:
         """The number to choose by."""

@@ -14,7 +14,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,17 @@ class Record:
         if not enabled:
             return
         for name in ("metrics.jsonl", "timing.jsonl"):
-            _cut(folder / name, step)
+            _keep(folder / name, lambda line: 0 < line["step"] <= step)
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # 2 s to import
 
             with self._explained():
                 self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def forget(self, kind: str, step: int) -> None:
+        """Drop the line of a kind at a step, if it stands there: what it says is measured again."""
+        if self.enabled:
+            _keep(self.folder / "metrics.jsonl", lambda line: (line.get("kind"), line["step"]) != (kind, step))
 
     def write(self, kind: str, step: int, numbers: dict[str, Any]) -> None:
         """Add a line to ``metrics.jsonl``.
@@ -157,11 +162,11 @@ def read(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _cut(path: Path, step: int) -> None:
-    """Drop the lines after ``step``: the run writes them again."""
+def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Drop the other lines, and half a line at the end: the run writes them again."""
     if not path.exists():
         return
-    kept = [line for line in read(path) if line["step"] <= step] if step else []
+    kept = [line for line in read(path) if wanted(line)]
     with whole_file(path, "w") as file:
         file.writelines(json.dumps(line) + "\n" for line in kept)
 

@@ -37,6 +37,7 @@ class RunState:
         without_better: evaluations since.
         skipped_steps: steps whose loss was not finite and that the config allowed to skip.
         skipped_images: lines on images that could not be read, over all ranks, and how often each was met.
+        evaluation_due: the run was stopped in the evaluation after ``step``, which is to be made before the next step.
         finished: the last step was done and evaluated.
     """
 
@@ -47,6 +48,7 @@ class RunState:
     without_better: int = 0
     skipped_steps: int = 0
     skipped_images: dict[str, int] = dataclasses.field(default_factory=dict)
+    evaluation_due: bool = False
     finished: bool = False
 
     def add_skipped(self, lines: Sequence[str]) -> list[str]:

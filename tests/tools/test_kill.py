@@ -155,6 +155,17 @@ def test_ctrl_c_on_two_ranks_saves_before_one_of_them_ends(bench):
     runs.assert_same_run(bench.alone("classification", 2), out)
 
 
+def test_a_signal_to_one_rank_stops_both_at_the_same_step(bench):
+    out = bench.folder / "stopped_one_rank"
+    processes = bench.start("classification", out, ranks=2)
+    wait_for_progress(processes, out)
+    os.kill(processes[1].pid, signal.SIGTERM)
+    assert runs.finish(processes) == [130, 130], bench.printed(out)
+    assert_stopped_after_the_saved_step(bench, out)
+    assert runs.finish(bench.start("classification", out, ranks=2)) == [0, 0]
+    runs.assert_same_run(bench.alone("classification", 2), out)
+
+
 @pytest.mark.long
 def test_ctrl_c_under_torchrun_saves_before_the_ranks_end(bench):
     out = bench.folder / "torchrun"

@@ -19,6 +19,8 @@ import torch
 from densekit.engine import console
 from densekit.engine.checkpoint import load, previous
 from densekit.engine.plan import METRICS
+from densekit.engine.run_folder import RunFolder
+from densekit.errors import DensekitError
 from densekit.model import DenseModel
 from tests.tools import runs
 
@@ -110,6 +112,48 @@ def test_a_run_that_ran_out_of_time_goes_on_with_more_of_it(tmp_path, config):
     assert lines(out)[-1]["step"] == 1
     assert runs.call("train", config, *options, "train.max_minutes=10")[0] == 0
     assert [row["step"] for row in lines(out)] == [1, 2, 3]
+
+
+def interrupt(monkeypatch, at):
+    """A Ctrl-C during the evaluation batch of that number; the list of the batches that were evaluated."""
+    real, seen = DenseModel.losses_and_predictions, []
+
+    def interrupted(model, batch):
+        seen.append(batch)
+        if len(seen) == at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(model, batch)
+
+    monkeypatch.setattr(DenseModel, "losses_and_predictions", interrupted)
+    return seen
+
+
+@pytest.mark.parametrize(("at", "step"), [(1, 3), (6, 6), (8, 9)])
+def test_ctrl_c_leaves_an_evaluation_which_the_resumed_run_makes_anew(tmp_path, shapes, monkeypatch, at, step):
+    """Three batches an evaluation: in the first of the first, in the last of the second, in the run's last one."""
+    config = runs.write_config(tmp_path / "run.yaml", runs.config_of("classification", shapes))
+    alone, out = tmp_path / "alone", tmp_path / "run"
+    assert runs.call("train", config, "--out", alone)[0] == 0
+    seen = interrupt(monkeypatch, at)
+    code, printed = runs.call("train", config, "--out", out)
+    assert code == console.INTERRUPTED
+    assert len(seen) == at, "batches were evaluated after the signal"
+    assert f"stopped after step {step}; go on with the same command and --resume" in printed
+    state = load(out / "last.pt")["training"]["state"]
+    assert (state["step"], state["evaluation_due"], state["finished"]) == (step, True, False)
+    assert [row["step"] for row in lines(out, "val")] == list(range(3, step, 3))
+    monkeypatch.undo()
+
+    # A kill between the evaluation's line and the checkpoint behind it: the line must not stand there twice.
+    def killed(*_):
+        raise DensekitError("killed")
+
+    monkeypatch.setattr(RunFolder, "save_last", killed)
+    assert "killed" in runs.refused("train", config, "--out", out, "--resume")
+    assert lines(out, "val")[-1]["step"] == step
+    monkeypatch.undo()
+    assert runs.call("train", config, "--out", out, "--resume")[0] == 0
+    runs.assert_same_run(alone, out)
 
 
 def test_early_stopping_ends_the_run_and_stays_ended(tmp_path, config):
