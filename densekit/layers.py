@@ -158,13 +158,13 @@ class PackedConv2d(nn.Module):
 
     def _laid_out(self, x: Tensor) -> Tensor:
         """The weight as oneDNN wants it for an input of this shape: with another shape's it can be 300 times slower."""
-        if x.shape not in self.layouts:
-            while len(self.layouts) >= LAYOUTS:
-                self.layouts.pop(next(iter(self.layouts)))
-            self.layouts[x.shape] = torch.ops.mkldnn._reorder_convolution_weight(
-                self.weight, *self.place, list(x.shape)
-            )
-        return self.layouts[x.shape]
+        laid_out = self.layouts.get(x.shape)
+        if laid_out is None:
+            laid_out = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.place, list(x.shape))
+            for oldest in list(self.layouts)[: max(0, len(self.layouts) + 1 - LAYOUTS)]:
+                self.layouts.pop(oldest, None)  # another thread may have taken it out
+            self.layouts[x.shape] = laid_out
+        return laid_out
 
 
 def foldable(norm: nn.Module) -> bool:

@@ -43,6 +43,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--dtype", choices=("float16", "float32"), default="float16")
     add("--format", dest="file_format", choices=("safetensors", "npy", "parquet"), default="safetensors")
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="of the network (default: the config's, or auto)")
+    add("--reduced", action="store_true", help="decode JPEGs of --images or --list at 1/2 to 1/8 where that suffices")
     add("--channels", type=int, default=3, help="for --backbone: image channels (3)")
     add("--mean", type=float, nargs="+", default=[0.485, 0.456, 0.406], help="for --backbone (ImageNet's)")
     add("--std", type=float, nargs="+", default=[0.229, 0.224, 0.225], help="for --backbone (ImageNet's)")
@@ -115,7 +116,7 @@ def prepare(args: argparse.Namespace, world: Any) -> tuple[Any, str | None]:
     else:
         specs = specs or (list(config.data.eval_transforms) if config else [])
         files = (args.images, args.annotations, args.list)
-        source = setup.plain_source(*files, specs=specs, channels=model.channels)
+        source = setup.plain_source(*files, specs=specs, channels=model.channels, reduced=args.reduced)
     asked = args.precision or (config.train.precision if config else "auto")
     options = {name: getattr(args, name) for name in ("dtype", "file_format", "batch_size", "shard_images")}
     options["pad_to"] = config.data.pad_to if config else 32
@@ -123,6 +124,7 @@ def prepare(args: argparse.Namespace, world: Any) -> tuple[Any, str | None]:
     options["boxes"] = read_boxes(args.boxes) if args.boxes else None
     levels = args.levels.split(",") if args.levels else None
     export = setup.Export(model.to(world.device), source, levels, setup.views_of(views), specs, **options)
+    say(f"network in {export.precision}, {args.dtype} stored{', JPEGs decoded reduced' * args.reduced}", world.is_first)
     return export, args.weights or args.checkpoint or (config.model.backbone.weights if config else None)
 
 

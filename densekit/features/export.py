@@ -1,8 +1,11 @@
-"""The export: decode in worker processes, run the network, write in a thread, all three at once.
+"""The export: decode in worker processes, run the network in threads, write in a thread, all at once.
 
 What is written follows from the recipe alone. A shard is a fixed slice of the images; its batches are made of the
-images of one padded size in their order and never reach over its end. So neither the number of processes nor where an
-earlier run was killed can be seen in the files.
+images of one padded size in their order and never reach over its end. So neither the number of processes and threads
+nor where an earlier run was killed can be seen in the files.
+
+On the CPU each batch has one thread, and as many batches run at once as torch has threads: they need not wait for one
+another at the end of every layer, which costs most where something else uses the cores too.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import dataclasses
 import multiprocessing
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 import torch.utils.data
 
 from densekit.errors import DensekitError
@@ -36,8 +41,8 @@ class Times:
 
     Attributes:
         decode: reading, decoding and resizing, summed over the workers. workers: their number, at least 1.
-        network: batches to the device, the network, tensors back. disk: writing and checksums.
-        total: by the clock. images: how many were read.
+        network: batches to the device, the network, tensors back, summed over the lanes. lanes: batches at once.
+        disk: writing and checksums. total: by the clock. images: how many were read.
     """
 
     decode: float = 0.0
@@ -46,10 +51,11 @@ class Times:
     total: float = 0.0
     images: int = 0
     workers: int = 1
+    lanes: int = 1
 
     def stages(self) -> dict[str, float]:
         """Seconds that each stage alone would take."""
-        return {"decode": self.decode / self.workers, "network": self.network, "disk": self.disk}
+        return {"decode": self.decode / self.workers, "network": self.network / self.lanes, "disk": self.disk}
 
     def summary(self) -> str:
         """One line: each stage's time, and which one holds the export back."""
@@ -61,7 +67,7 @@ class Times:
         rate = self.images / max(self.total, 1e-9)
         return (
             f"{self.images} images in {self.total:.1f} s ({rate:.1f} a second): {parts} "
-            f"({self.workers} decoding at once); {slowest} holds it back"
+            f"({self.workers} decoding at once, {self.lanes} in the network); {slowest} holds it back"
         )
 
 
@@ -134,7 +140,8 @@ class Exporter:
     ) -> None:
         self.source, self.extractor, self.folder = source, extractor, folder
         self.boxes, self.workers = boxes, workers
-        self.times = Times(workers=max(1, workers))
+        self.network = Lanes(extractor)
+        self.times = Times(workers=max(1, workers), lanes=self.network.count)
 
     def run(self, shards: Sequence[int], progress: Callable[[], None] = lambda: None) -> Times:
         """Make and write shards; each is on disk as a whole before the next but one is begun.
@@ -149,24 +156,26 @@ class Exporter:
         began = time.perf_counter()
         indices = [index for shard in shards for index in self.folder.recipe.shard(shard)]
         decoded = _decoded(self.source, indices, self.workers if indices else 0)
-        with ThreadPoolExecutor(1) as writer:
+        with ThreadPoolExecutor(1) as writer, self.network:
             writing: Future[None] | None = None
             for shard in shards:
-                rows, unreadable = self._make(decoded, len(self.folder.recipe.shard(shard)), progress)
+                made = self._make(decoded, len(self.folder.recipe.shard(shard)), progress)
                 if writing is not None:
                     writing.result()  # at most one shard waits in memory; an error of the writer comes out here
-                writing = writer.submit(self._write, shard, rows, unreadable)
+                writing = writer.submit(self._write, shard, *made)
             if writing is not None:
                 writing.result()
+        self.times.network = self.network.seconds
         self.times.total += time.perf_counter() - began
         return self.times
 
     def _make(
         self, decoded: Iterator[_Decoded], count: int, progress: Callable[[], None]
-    ) -> tuple[list[Row], list[dict[str, object]]]:
-        """The rows of the next ``count`` images, and those that could not be read."""
+    ) -> tuple[list[Row], list[dict[str, object]], list[Future[None]]]:
+        """The rows of the next ``count`` images, those that could not be read, and what fills the rows in."""
         unreadable: list[dict[str, object]] = []
         rows: list[Row] = []
+        running: list[Future[None]] = []
         waiting: dict[tuple[int, int], list[tuple[Row, View]]] = {}
         for _ in range(count):
             item = next(decoded)
@@ -178,23 +187,12 @@ class Exporter:
                 continue
             for entry in self._views(item.index, item.sample):
                 rows.append(entry[0])
-                group = waiting.setdefault(self.extractor.canvas(entry[1]), [])
-                group.append(entry)
-                if len(group) == self.folder.recipe.batch_size:
-                    self._extract(group)
-        for group in waiting.values():
-            self._extract(group)
-        return rows, unreadable
-
-    def _extract(self, group: list[tuple[Row, View]]) -> None:
-        """Fill in the tensors of a group of one padded size, and empty it."""
-        if not group:
-            return
-        began = time.perf_counter()
-        for (row, _), tensors in zip(group, self.extractor([view for _, view in group])):
-            row.tensors = tensors
-        self.times.network += time.perf_counter() - began
-        group.clear()
+                canvas = self.extractor.canvas(entry[1])
+                waiting.setdefault(canvas, []).append(entry)
+                if len(waiting[canvas]) == self.folder.recipe.batch_size:
+                    running.append(self.network.submit(waiting.pop(canvas)))
+        running += [self.network.submit(group) for group in waiting.values()]
+        return rows, unreadable, running
 
     def _views(self, index: int, sample: Sample) -> Iterator[tuple[Row, View]]:
         boxes = self._boxes(sample)
@@ -210,10 +208,61 @@ class Exporter:
         given = self.boxes.get(sample.id, np.zeros((0, 4), np.float32))
         return given * np.array([width, height, width, height], np.float32)
 
-    def _write(self, shard: int, rows: list[Row], unreadable: list[dict[str, object]]) -> None:
+    def _write(
+        self, shard: int, rows: list[Row], unreadable: list[dict[str, object]], running: list[Future[None]]
+    ) -> None:
+        for batch in running:
+            batch.result()
         began = time.perf_counter()
         self.folder.write(shard, rows, unreadable)
         self.times.disk += time.perf_counter() - began
+
+
+class Lanes:
+    """Threads that run an extractor on batches at once; a context that starts and ends them.
+
+    On the CPU there are as many as torch has threads, each of which has itself alone: a batch's numbers are then the
+    same whatever the number of cores. On a GPU there is one, which works while the next batch is decoded.
+
+    Args:
+        extractor: gives the tensors of a batch.
+    """
+
+    def __init__(self, extractor: Extractor) -> None:
+        self.extractor = extractor
+        self.shares_cores = extractor.device.type == "cpu"
+        self.threads = torch.get_num_threads()
+        self.count = self.threads if self.shares_cores else 1
+        self.seconds = 0.0
+        self._lock = threading.Lock()
+        self._room = threading.Semaphore(2 * self.count)
+
+    def __enter__(self) -> Lanes:
+        self._pool = ThreadPoolExecutor(self.count, initializer=self._start)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        if self.shares_cores:
+            torch.set_num_threads(self.threads)  # a thread's setting is also that of threads to come
+
+    def submit(self, group: Sequence[tuple[Row, View]]) -> Future[None]:
+        """Fill in the tensors of a group of one padded size, soon; waits while enough batches wait."""
+        self._room.acquire()
+        running = self._pool.submit(self._extract, group)
+        running.add_done_callback(lambda _: self._room.release())
+        return running
+
+    def _start(self) -> None:
+        if self.shares_cores:
+            torch.set_num_threads(1)
+
+    def _extract(self, group: Sequence[tuple[Row, View]]) -> None:
+        began = time.perf_counter()
+        for (row, _), tensors in zip(group, self.extractor([view for _, view in group])):
+            row.tensors = tensors
+        with self._lock:
+            self.seconds += time.perf_counter() - began
 
 
 def images_per_shard(source: ImageSource, extractor: Extractor, views: int) -> int:

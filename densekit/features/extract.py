@@ -62,6 +62,7 @@ class Extractor:
     ) -> None:
         self.arithmetic = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self.model, self.names = packed(model, self.arithmetic), tuple(levels)
+        self.device = model.mean.device
         self.dtype = getattr(torch, dtype)
         self.pad_to, self.roi_size = pad_to, roi_size
         self.neck = neck_of(self.model)
@@ -84,10 +85,7 @@ class Extractor:
             DensekitError: a value does not fit into float16.
         """
         batch = self._batch(views)
-        # cuDNN may choose another algorithm on each run, with other roundings: two exports give the same bytes.
-        tf32 = torch.backends.cudnn.allow_tf32
-        fixed = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32)
-        with fixed, self._autocast():
+        with self._fixed(), self._autocast():
             maps = self._maps(batch)
         given: list[dict[str, Tensor]] = [{} for _ in views]
         for name in self.names:
@@ -129,10 +127,9 @@ class Extractor:
         boxes = torch.zeros(len(views), most, 4)
         for row, view in zip(boxes, views):
             row[: len(_boxes(view))] = torch.from_numpy(_boxes(view))
-        device = self.model.mean.device
         chosen = [maps[level.name].float() for level in levels]
         strides = [level.stride for level in levels]
-        pooled = roi_align(chosen, boxes.to(device), strides, output_size=self.roi_size)
+        pooled = roi_align(chosen, boxes.to(self.device), strides, output_size=self.roi_size)
         return [rois[:count] for rois, count in zip(pooled.view(len(views), most, *pooled.shape[1:]), counts)]
 
     def _stored(self, name: str, values: Tensor) -> Tensor:
@@ -150,7 +147,7 @@ class Extractor:
         images = np.zeros((len(views), height, width, first.shape[2]), first.dtype)
         for row, view in zip(images, views):
             row[: view.image.shape[0], : view.image.shape[1]] = view.image
-        device = self.model.mean.device
+        device = self.device
         sizes = torch.tensor([view.image.shape[:2] for view in views], device=device)
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)
         return Batch(pixels, sizes, sizes, list(range(len(views))), torch.zeros(len(views), dtype=torch.int64))
@@ -158,7 +155,17 @@ class Extractor:
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.arithmetic == torch.float32:
             return contextlib.nullcontext()
-        return torch.autocast(self.model.mean.device.type, self.arithmetic)
+        return torch.autocast(self.device.type, self.arithmetic)
+
+    def _fixed(self) -> contextlib.AbstractContextManager[object]:
+        """Keep cuDNN from choosing another algorithm on each run: two exports give the same bytes."""
+        if self.device.type == "cpu":
+            return contextlib.nullcontext()  # the flags are the process's own: threads must not set them at once
+        tf32 = torch.backends.cudnn.allow_tf32
+        fixed: contextlib.AbstractContextManager[object] = torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32
+        )
+        return fixed
 
 
 def _boxes(view: View) -> Boxes:

@@ -136,7 +136,13 @@ def made_from(weights: str | Path | None) -> dict[str, Any]:
 
 
 def plain_source(
-    images: Path | None, annotations: Path | None, listing: Path | None, *, specs: Specs, channels: int
+    images: Path | None,
+    annotations: Path | None,
+    listing: Path | None,
+    *,
+    specs: Specs,
+    channels: int,
+    reduced: bool = False,
 ) -> ImageSource:
     """Images that no config names: of a COCO json, of a list, or of a folder with its subfolders.
 
@@ -146,6 +152,7 @@ def plain_source(
         listing: text file with an image a line, or None.
         specs: ``Resize`` or nothing.
         channels: of the images.
+        reduced: see ``NamedImages``.
 
     Raises:
         DensekitError: a combination that says nothing, or files that can't be read.
@@ -161,7 +168,7 @@ def plain_source(
         names, root = names_in_folder(images), images
     else:
         raise DensekitError("say what to export: --images, --annotations, --list, or --split of a config or checkpoint")
-    return NamedImages(root, names, transforms=transforms, channels=channels)
+    return NamedImages(root, names, transforms=transforms, channels=channels, reduced=reduced)
 
 
 @dataclasses.dataclass(slots=True)
@@ -192,6 +199,7 @@ class Export:
     boxes: dict[int | str, Boxes] | None = None
     batch_size: int = 8
     shard_images: int | None = None
+    _extractor: Extractor | None = dataclasses.field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self.levels = list(self.levels) if self.levels is not None else [level.name for level in self.model.levels]
@@ -202,9 +210,12 @@ class Export:
             raise DensekitError("there are no images to export; check the paths")
 
     def extractor(self) -> Extractor:
-        """The network's part."""
+        """The network's part, made once: it may hold a packed copy of the model."""
         assert self.levels is not None
-        return Extractor(self.model, self.levels, dtype=self.dtype, precision=self.precision, pad_to=self.pad_to)
+        if self._extractor is None:
+            options: dict[str, Any] = {"dtype": self.dtype, "precision": self.precision, "pad_to": self.pad_to}
+            self._extractor = Extractor(self.model, self.levels, **options)
+        return self._extractor
 
     def recipe(self) -> Recipe:
         """All that the store's bytes follow from.
@@ -215,6 +226,9 @@ class Export:
         shard_images = self.shard_images or images_per_shard(self.source, self.extractor(), len(self.views))
         ids = (repr(self.source.image_id(index)) for index in range(len(self.source)))
         given = self.boxes
+        images: dict[str, Any] = {"count": len(self.source), "sha256": hash_of_names(ids)}
+        if getattr(self.source, "reduced", False):
+            images["decode"] = "reduced"
         return Recipe(
             backbone=describe_backbone(self.model),
             channels=self.model.channels,
@@ -226,7 +240,7 @@ class Export:
             precision=self.precision,
             device=self.model.mean.device.type,
             file_format=self.file_format,
-            images={"count": len(self.source), "sha256": hash_of_names(ids)},
+            images=images,
             boxes=None if given is None else hash_of_names(f"{i!r} {rows.tolist()}" for i, rows in given.items()),
             shard_images=shard_images,
             batch_size=self.batch_size,

@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import json
 import os
@@ -18,7 +19,7 @@ from densekit.data.batching import collate
 from densekit.data.feature_store import FeatureRows, FeatureStore
 from densekit.errors import DensekitError
 from densekit.features.recipe import fingerprint
-from densekit.features.setup import plain_source
+from densekit.features.setup import Export, plain_source
 from densekit.features.sources import read_boxes
 from densekit.ops.roi_align import roi_align
 from tests.features.conftest import ROOT, content, make_export, make_network, run_export, tool, write_images
@@ -79,6 +80,38 @@ def test_ids_are_paths_below_the_folder_and_the_index_knows_the_sizes(stored):
 def test_the_bytes_do_not_depend_on_ranks_and_workers(stored, tmp_path, ranks, workers):
     run_export(stored[0], tmp_path / "again", ranks=ranks, workers=workers)
     assert content(tmp_path / "again") == content(stored[1])
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_threads(stored, tmp_path):
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            export, out = dataclasses.replace(stored[0], shard_images=2, batch_size=1), tmp_path / str(threads)
+            run_export(export, out, workers=1)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert content(tmp_path / "1") == content(tmp_path / "3")
+
+
+@pytest.mark.parametrize("resize", [[{"name": "Resize", "height": 24, "width": 20}], []])
+def test_jpegs_are_decoded_at_a_fraction_only_where_asked_for_and_the_store_says_so(tmp_path, network, resize):
+    (tmp_path / "images").mkdir()
+    smooth = cv2.resize(np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8), (64, 96))
+    cv2.imwrite(str(tmp_path / "images" / "a.jpg"), smooth)
+    plain, reduced = (
+        plain_source(tmp_path / "images", None, None, specs=resize, channels=3, reduced=value)
+        for value in (False, True)
+    )
+    one, other = plain.sample(0, 0), reduced.sample(0, 0)
+    assert one.original_size == other.original_size == (96, 64)
+    assert one.image.shape == other.image.shape
+    difference = np.abs(one.image.astype(int) - other.image).mean()
+    assert (0 < difference < 3) if resize else difference == 0
+    exports = [Export(network, source, ["c4"], ["none"], resize) for source in (plain, reduced)]
+    assert "decode" not in exports[0].recipe().images
+    assert exports[1].recipe().images["decode"] == "reduced"
 
 
 _SMALL_SHARDS = ["--backbone", "resnet56", "--levels", "c3,c4", "--size", "96", "96", "--shard-images", "1"]
