@@ -167,11 +167,13 @@ def check_stores(config: Config, built: DenseModel, *datasets: Dataset | None, t
     """Refuse data sets of stored features that do not belong to the model's backbone; others pass.
 
     Raises:
-        DensekitError: other weights, a backbone that is to learn, or a level that a head needs and the store lacks.
+        DensekitError: other weights or precision, a backbone that is to learn, or a level that a head needs and the
+            store lacks.
     """
     for data in datasets:
         if data is not None:
-            check_store(built, data, weights=config.model.backbone.weights, learning=training)
+            weights, precision = config.model.backbone.weights, config.train.precision
+            check_store(built, data, weights=weights, precision=precision, learning=training)
 
 
 def with_pixels(config: Config) -> Config:

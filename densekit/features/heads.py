@@ -18,18 +18,22 @@ _MOST_ERROR = 0.1
 """Relative error up to which stored maps count as the same: bf16 gives 0.01 to 0.03, another image 0.5 and more."""
 
 
-def check_store(model: DenseModel, dataset: Dataset, *, weights: str | None, learning: bool = True) -> None:
+def check_store(
+    model: DenseModel, dataset: Dataset, *, weights: str | None, precision: str = "auto", learning: bool = True
+) -> None:
     """Refuse stored features that the model's own backbone would not give; data sets of pixels pass.
 
     Args:
         model: with the weights that training starts from.
         dataset: any.
         weights: where the model's backbone weights come from, for messages.
+        precision: that the config asks for. A store made in bf16 or fp16 is refused where this is ``fp32``; ``auto``
+            takes any, and a store made in fp32 suits all.
         learning: the model is to be trained on the data set, so its backbone must not be meant to learn.
 
     Raises:
-        DensekitError: other weights, a backbone that learns, a head that looks at a level that is not stored, or maps
-            that are not those of the data set's images (another image of the same name).
+        DensekitError: other weights, another precision, a backbone that learns, a head that looks at a level that is
+            not stored, or maps that are not those of the data set's images (another image of the same name).
     """
     store = store_of(dataset)
     if store is None:
@@ -42,6 +46,11 @@ def check_store(model: DenseModel, dataset: Dataset, *, weights: str | None, lea
             f"(fingerprint {theirs[:12]}), but the model has {getattr(model.backbone, 'name', 'a backbone')} with "
             f"{_named(weights)} (fingerprint {own[:12]}); give the same backbone, weights, seed and normalize, or "
             f"export again"
+        )
+    if precision == "fp32" and recipe["precision"] != "fp32":
+        raise DensekitError(
+            f"{store.path} was computed in {recipe['precision']}, but train.precision is fp32; export again with "
+            f"--precision fp32, or set train.precision to {recipe['precision']}"
         )
     if learning and (moving := _what_moves(model)):
         raise DensekitError(
