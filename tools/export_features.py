@@ -79,8 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     say(f"{recipe.shards() - lost} of {recipe.shards()} shards are whole, {lost} to make", world.is_first)
     workers = args.workers if args.workers is not None else min(8, len(os.sched_getaffinity(0)) // world.local)
     exporter = Exporter(export.source, extractor, folder, boxes=export.boxes, workers=workers)
-    images = sum(len(recipe.shard(number)) for number in missing)
-    with Bar("exporting", images, shown=world.is_first) as bar:
+    with Bar("exporting", sum(len(recipe.shard(number)) for number in missing), shown=world.is_first) as bar:
         times = exporter.run(missing, bar.advance)
     distributed.barrier()
     if world.is_first:
@@ -119,8 +118,7 @@ def prepare(args: argparse.Namespace, world: Any) -> tuple[Any, str | None]:
         source = setup.plain_source(*files, specs=specs, channels=model.channels, reduced=args.reduced)
     asked = args.precision or (config.train.precision if config else "auto")
     options = {name: getattr(args, name) for name in ("dtype", "file_format", "batch_size", "shard_images")}
-    options["pad_to"] = config.data.pad_to if config else 32
-    options["precision"] = choose_precision(asked, world.device)
+    options |= {"pad_to": config.data.pad_to if config else 32, "precision": choose_precision(asked, world.device)}
     options["boxes"] = read_boxes(args.boxes) if args.boxes else None
     levels = args.levels.split(",") if args.levels else None
     export = setup.Export(model.to(world.device), source, levels, setup.views_of(views), specs, **options)
