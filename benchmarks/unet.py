@@ -35,7 +35,7 @@ def main() -> None:
     agreement = compare(ours, theirs, random_batch(2, 128, device))
     rows = []
     for size in (256, 512):
-        count = (2 if args.short else 4) if device.type == "cpu" else 32
+        count = {256: 8, 512: 4}[size] if device.type == "cpu" else 32
         batch = random_batch(count, size, device)
         for amp in (False, True):
             peer = "smp AMP, channels last" if amp else "smp fp32"
