@@ -32,10 +32,9 @@ from densekit.backbones.describe import describe
 from densekit.engine.step import choose_precision
 from densekit.model import DenseModel
 from densekit.ops.roi_align import roi_align
-from densekit.packed import packed
+from densekit.packed import DTYPES, packed
 from densekit.types import Batch
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 KINDS = {
     "convolutions": ("conv",),
     "matrix products": ("addmm", "::mm", "::bmm", "linear", "gemm"),

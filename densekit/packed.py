@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -11,6 +11,9 @@ from torch import nn
 from densekit.layers import Linear, PackedConv2d, foldable
 
 M = TypeVar("M", bound=nn.Module)
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""The arithmetic behind each name of a precision."""
 
 
 def packed(model: M, dtype: torch.dtype) -> M:
@@ -40,7 +43,7 @@ def packed(model: M, dtype: torch.dtype) -> M:
 
 def _pack_children(module: nn.Module, dtype: torch.dtype) -> None:
     for conv, norm in getattr(module, "pairs", ()):
-        _pack(module, conv, norm, None, dtype)
+        _pack(module, conv, norm, "", dtype)
     if isinstance(module, nn.Sequential):
         names = [*module._modules, "", ""]
         for conv, norm, act in zip(names, names[1:], names[2:]):
@@ -54,16 +57,16 @@ def _pack_children(module: nn.Module, dtype: torch.dtype) -> None:
         _pack(module, name, "", "", dtype)
 
 
-def _pack(parent: nn.Module, conv: str, norm: str, act: str | None, dtype: torch.dtype) -> None:
+def _pack(parent: nn.Module, conv: str, norm: str, act: str, dtype: torch.dtype) -> None:
     """Put a packed convolution in the place of one, of its norm and, in a sequence, of its ReLU."""
     module = parent._modules.get(conv)
     if type(module) is not nn.Conv2d or module.padding_mode != "zeros" or isinstance(module.padding, str):
         return
     follower = parent._modules.get(norm)
     folds = follower is not None and foldable(follower)
-    rectified = folds and isinstance(parent._modules.get(act or ""), nn.ReLU)
+    rectified = folds and isinstance(parent._modules.get(act), nn.ReLU)
     parent._modules[conv] = PackedConv2d(module, follower if folds else None, dtype, relu=rectified)
     if folds:
         parent._modules[norm] = nn.Identity()
     if rectified:
-        parent._modules[cast(str, act)] = nn.Identity()
+        parent._modules[act] = nn.Identity()

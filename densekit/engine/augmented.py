@@ -41,6 +41,11 @@ def check_augmentation(flips: Sequence[str], scales: Sequence[float]) -> None:
         raise DensekitError("give at least one flip ('none' is the image as it is) and one scale (1.0)")
 
 
+def is_plain(flips: Sequence[str], scales: Sequence[float]) -> bool:
+    """Whether nothing is averaged: the image as it is, once."""
+    return tuple(flips) == ("none",) and tuple(scales) == (1.0,)
+
+
 @torch.inference_mode()
 def predict_augmented(
     model: DenseModel,
@@ -69,7 +74,7 @@ def predict_augmented(
     check_augmentation(flips, scales)
     if model.head(head).task != "segmentation":
         raise DensekitError("flips, scales and windows need a segmentation head; this one is for another task")
-    if tuple(flips) == ("none",) and tuple(scales) == (1.0,):
+    if is_plain(flips, scales):
         return _predict(model, batch, head)
     if batch.maps is not None:
         raise DensekitError(

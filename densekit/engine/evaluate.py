@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from densekit.engine.augmented import Flip, predict_augmented
+from densekit.engine.augmented import Flip, is_plain, predict_augmented
 from densekit.engine.console import track
 from densekit.engine.distributed import World, any_rank, gather
-from densekit.engine.step import DTYPES, Precision, autocast, describe_batch, is_out_of_memory
+from densekit.engine.step import Precision, autocast, describe_batch, is_out_of_memory
 from densekit.errors import DensekitError
 from densekit.model import DenseModel
-from densekit.packed import packed
+from densekit.packed import DTYPES, packed
 from densekit.types import Batch, Metric, Predictions
 
 
@@ -49,7 +49,7 @@ def evaluate(
         where no single pass stands for the predictions), and ``skipped``, a list of the images that could not be read,
         where there are some. The same on every rank. None where the evaluation was left.
     """
-    model = packed(model.eval(), DTYPES[precision])
+    model = packed(model, DTYPES[precision])
     sums: dict[str, torch.Tensor] = {}
     images, skipped = 0, []
     for batch in track(batches, "evaluating", total, shown=world.is_first and total > 0):
@@ -71,7 +71,7 @@ def _forward(
 ) -> tuple[dict[str, torch.Tensor], Predictions]:
     try:
         with autocast(precision, batch.images.device):
-            if tuple(flips) == ("none",) and tuple(scales) == (1.0,):
+            if is_plain(flips, scales):
                 return model.losses_and_predictions(batch)
             return {}, predict_augmented(model, batch, flips=flips, scales=scales)
     except (RuntimeError, MemoryError) as error:

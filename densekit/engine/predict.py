@@ -9,13 +9,13 @@ from typing import Any, Protocol
 
 import torch
 
-from densekit.engine.augmented import Flip, check_augmentation, predict_augmented
+from densekit.engine.augmented import Flip, check_augmentation, is_plain, predict_augmented
 from densekit.engine.sliding_window import segment_image
-from densekit.engine.step import DTYPES, Precision, autocast
+from densekit.engine.step import Precision, autocast
 from densekit.engine.writers import MaskWriter, Writer
 from densekit.errors import DensekitError
 from densekit.model import DenseModel
-from densekit.packed import packed
+from densekit.packed import DTYPES, packed
 from densekit.types import Batch, Predictions
 
 
@@ -54,7 +54,7 @@ class Options:
             DensekitError: windows, flips or scales for another task than segmentation, or values out of range.
         """
         check_augmentation(self.flips, self.scales)
-        special = self.window is not None or self.flips != ("none",) or self.scales != (1.0,)
+        special = self.window is not None or not is_plain(self.flips, self.scales)
         if special and model.task != "segmentation":
             raise DensekitError(
                 f"--window, --flips and --scales are for segmenters; this checkpoint's head does {model.task}"

@@ -22,6 +22,7 @@ from densekit.engine.distributed import World, mean_over_ranks
 from densekit.engine.optim import AveragedModel, Schedule, set_rate
 from densekit.errors import DensekitError
 from densekit.model import DenseModel
+from densekit.packed import DTYPES
 from densekit.types import Batch
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -40,9 +41,6 @@ def choose_precision(asked: Literal["auto", "fp32", "bf16", "fp16"], device: tor
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
-
-
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -19,7 +19,7 @@ from densekit.errors import DensekitError
 from densekit.features.recipe import Dtype, Precision, neck_levels, neck_of
 from densekit.model import DenseModel
 from densekit.ops.roi_align import roi_align
-from densekit.packed import packed
+from densekit.packed import DTYPES, packed
 from densekit.types import Batch, Level
 
 Boxes = npt.NDArray[np.float32]
@@ -60,7 +60,7 @@ class Extractor:
         pad_to: int = 32,
         roi_size: int = 7,
     ) -> None:
-        self.arithmetic = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self.arithmetic = DTYPES[precision]
         self.model, self.names = packed(model, self.arithmetic), tuple(levels)
         self.device = model.mean.device
         self.dtype = getattr(torch, dtype)
@@ -147,9 +147,8 @@ class Extractor:
         images = np.zeros((len(views), height, width, first.shape[2]), first.dtype)
         for row, view in zip(images, views):
             row[: view.image.shape[0], : view.image.shape[1]] = view.image
-        device = self.device
-        sizes = torch.tensor([view.image.shape[:2] for view in views], device=device)
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)
+        sizes = torch.tensor([view.image.shape[:2] for view in views], device=self.device)
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.device)
         return Batch(pixels, sizes, sizes, list(range(len(views))), torch.zeros(len(views), dtype=torch.int64))
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:

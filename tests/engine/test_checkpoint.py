@@ -180,21 +180,22 @@ def test_a_failing_write_leaves_the_old_checkpoint_and_no_leftovers(path, monkey
     assert not list(path.parent.glob(".*"))
 
 
-def test_torch_s_own_error_of_a_full_disk_is_explained(path, monkeypatch):
+def fail_to_save(monkeypatch, message):
     def failing(*_):
-        raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
+        raise RuntimeError(message)
 
     monkeypatch.setattr(checkpoint.torch, "save", failing)
+
+
+def test_torch_s_own_error_of_a_full_disk_is_explained(path, monkeypatch):
+    fail_to_save(monkeypatch, "PytorchStreamWriter failed writing file data/3: file write failed")
     with pytest.raises(DensekitError, match="is the disk full"):
         save(path, make(2), keep_previous=True)
     assert load(path)["made"]["step"] == 1
 
 
 def test_a_worker_s_death_in_the_middle_of_a_save_is_not_taken_for_a_full_disk(path, monkeypatch):
-    def failing(*_):
-        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
-
-    monkeypatch.setattr(checkpoint.torch, "save", failing)
+    fail_to_save(monkeypatch, "DataLoader worker (pid 1) is killed by signal: Killed.")
     with pytest.raises(RuntimeError, match="DataLoader worker"):
         save(path, make(2), keep_previous=True)
     assert load(path)["made"]["step"] == 1
