@@ -5,6 +5,7 @@ Letters: B images, C channels, H height, W width, O output channels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -143,8 +144,11 @@ class PackedConv2d(nn.Module):
         self.fuses = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         self.layouts: dict[torch.Size, Tensor] = {}
 
-    def forward(self, x: Tensor, *, relu: bool = False, add: Tensor | None = None) -> Tensor:
-        """[B, C, H, W] -> [B, O, H / stride, W / stride] in the packed dtype: convolution, + ``add``, ReLU."""
+    def forward(self, x: Tensor, *, relu: bool = False, add: Tensor | None = None, spare: bool = False) -> Tensor:
+        """[B, C, H, W] -> [B, O, H / stride, W / stride] in the packed dtype: convolution, + ``add``, ReLU.
+
+        ``spare`` says that nobody else needs ``add``: the result may be written over it.
+        """
         x, relu = x.to(self.weight.dtype), relu or self.relu
         if not self.fuses:
             y = F.conv2d(x, self.weight, self.bias, self.place[1], self.place[0], self.place[2], self.place[3])
@@ -153,8 +157,12 @@ class PackedConv2d(nn.Module):
         run, after = torch.ops.mkldnn._convolution_pointwise, "relu" if relu else None
         if add is None:
             return cast(Tensor, run(x, self._laid_out(x), self.bias, *self.place, after or "none", [], ""))
+        fused: tuple[Any, ...] = ("add", 1.0, after, [], None)
         add = add.to(self.weight.dtype)
-        return cast(Tensor, run(x, add, self._laid_out(x), self.bias, *self.place, "add", 1.0, after, [], None))
+        if spare and add.is_contiguous(memory_format=torch.channels_last):
+            run = torch.ops.mkldnn._convolution_pointwise_  # a third faster: one large map less to read and to write
+            return cast(Tensor, run(add, x, self._laid_out(x), self.bias, *self.place, *fused))
+        return cast(Tensor, run(x, add, self._laid_out(x), self.bias, *self.place, *fused))
 
     def _laid_out(self, x: Tensor) -> Tensor:
         """The weight as oneDNN wants it for an input of this shape: with another shape's it can be 300 times slower."""
@@ -174,14 +182,23 @@ def foldable(norm: nn.Module) -> bool:
     )
 
 
-def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor, *, relu: bool = False, add: Tensor | None = None) -> Tensor:
+def conv_norm(
+    conv: nn.Module,
+    norm: nn.Module,
+    x: Tensor,
+    *,
+    relu: bool = False,
+    add: Tensor | None = None,
+    spare: bool = False,
+) -> Tensor:
     """``norm(conv(x))``, plus ``add`` and through a ReLU where asked; a frozen norm is folded into the weights.
 
     Folding costs one product with the weights and saves one pass over the output in the forward and one in the
     backward, and the copy of the output that a norm keeps for its backward. Gradients reach ``conv.weight`` unchanged.
+    ``spare`` lets a packed convolution write its result over ``add``.
     """
     if isinstance(conv, PackedConv2d) and isinstance(norm, nn.Identity):
-        return cast(Tensor, conv(x, relu=relu, add=add))
+        return cast(Tensor, conv(x, relu=relu, add=add, spare=spare))
     if isinstance(norm, FrozenBatchNorm2d) and isinstance(conv, nn.Conv2d):
         y = cast(Tensor, conv._conv_forward(x, *fold_norm(conv, norm)))
     else:
@@ -221,8 +238,7 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """[R, C] -> [R, O]."""
-        learns = torch.is_grad_enabled() and self.weight.requires_grad and input.device.type == "cpu"
-        if not learns or not torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+        if not _learns_mixed_on_cpu(input, self.weight):
             return super().forward(input)
         dtype = torch.get_autocast_dtype("cpu")
         return cast(Tensor, _Product.apply(input.to(dtype), self.weight.to(dtype), self.bias.to(dtype)))
@@ -241,6 +257,87 @@ class _Product(torch.autograd.Function):
         (gradient,), (x, weight) = gradients, ctx.saved_tensors
         before = gradient @ weight if ctx.needs_input_grad[0] else None
         return before, gradient.t().contiguous() @ x, gradient.sum(0)
+
+
+MOST_PIXELS, LEAST_PATCH = 2048, 1024
+"""Pixels of all outputs up to which, numbers in a patch of the input from which on the product is the faster way."""
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution whose weight learns by one product of matrices where the maps are small and the weight is large.
+
+    In mixed precision on the CPU oneDNN's gradient of such a weight (the 3x3 of a ResNet's last stages) takes two to
+    five times as long as copying the input's patches and multiplying them with the gradient of the output. Elsewhere,
+    and in all else, it is torch's own convolution.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not (_learns_mixed_on_cpu(input, weight) and self._multiplies_faster(input)):
+            return cast(Tensor, super()._conv_forward(input, weight, bias))
+        dtype = torch.get_autocast_dtype("cpu")
+        bias = None if bias is None else bias.to(dtype)
+        run = _Patches.apply
+        return cast(Tensor, run(input.to(dtype), weight.to(dtype), bias, self.stride, _two(self.padding)))
+
+    def _multiplies_faster(self, x: Tensor) -> bool:
+        if self.groups != 1 or self.dilation != (1, 1) or self.padding_mode != "zeros" or isinstance(self.padding, str):
+            return False
+        height, width = _output_size(x, self.kernel_size, self.stride, _two(self.padding))
+        patch = self.in_channels * self.kernel_size[0] * self.kernel_size[1]
+        return x.shape[0] * height * width <= MOST_PIXELS and patch >= LEAST_PATCH
+
+
+class _Patches(torch.autograd.Function):
+    """Convolution of x [B, C, H, W] by w [O, C, k, l] plus b [O] or None."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], padding: tuple[int, ...]
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return F.conv2d(x, weight, bias, stride, padding)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, None, None]:
+        (gradient,), (x, weight) = gradients, ctx.saved_tensors
+        before = None
+        if ctx.needs_input_grad[0]:
+            place = (list(ctx.stride), list(ctx.padding), [1, 1], False, [0, 0], 1)
+            run = torch.ops.aten.convolution_backward
+            before = run(gradient, x, weight, None, *place, [True, False, False])[0]
+        rows = gradient.permute(0, 2, 3, 1).reshape(-1, weight.shape[0])
+        product = rows.t().contiguous() @ _patches(x, weight.shape[2:], ctx.stride, ctx.padding)
+        learned = product.view(weight.shape[0], *weight.shape[2:], weight.shape[1]).permute(0, 3, 1, 2)
+        return before, learned, rows.sum(0) if ctx.needs_input_grad[2] else None, None, None
+
+
+def _patches(x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Tensor:
+    """What each output pixel sees: [B, C, H, W] -> [B H' W', k l C]; in each row pixel after pixel, as they lie."""
+    height, width = _output_size(x, kernel, stride, padding)
+    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding[1], padding[1], padding[0], padding[0])).contiguous()
+    image, row, pixel, channel = x.stride()
+    shape = (x.shape[0], height, width, *kernel, x.shape[3])
+    seen = x.as_strided(shape, (image, row * stride[0], pixel * stride[1], row, pixel, channel))
+    return seen.reshape(x.shape[0] * height * width, -1)
+
+
+def _output_size(x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> tuple[int, int]:
+    height, width = ((x.shape[2 + i] + 2 * padding[i] - kernel[i]) // stride[i] + 1 for i in range(2))
+    return height, width
+
+
+def _learns_mixed_on_cpu(x: Tensor, weight: Tensor) -> bool:
+    """Whether a weight gets a gradient in mixed precision on the CPU, step by step (a compiler takes its own ways)."""
+    learns = torch.is_grad_enabled() and weight.requires_grad and x.device.type == "cpu"
+    return learns and torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+
+
+def use_own_convolutions(module: nn.Module) -> None:
+    """Turn torch's convolutions in a module of another library into ``Conv2d``: same parameters, options and keys."""
+    for part in module.modules():
+        if type(part) is nn.Conv2d:
+            part.__class__ = Conv2d  # it adds no state
 
 
 class ConvNormAct(nn.Sequential):
@@ -271,7 +368,7 @@ class ConvNormAct(nn.Sequential):
         norm: Norm | None = "batch",
         act: bool = True,
     ) -> None:
-        conv = nn.Conv2d(
+        conv = Conv2d(
             channels_in, channels_out, kernel, stride, (kernel - 1) // 2 * dilation, dilation, groups, bias=norm is None
         )
         layers: list[nn.Module] = [conv]

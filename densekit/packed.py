@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from densekit.layers import Linear, PackedConv2d, foldable
+from densekit.layers import Conv2d, Linear, PackedConv2d, foldable
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -60,7 +60,9 @@ def _pack_children(module: nn.Module, dtype: torch.dtype) -> None:
 def _pack(parent: nn.Module, conv: str, norm: str, act: str, dtype: torch.dtype) -> None:
     """Put a packed convolution in the place of one, of its norm and, in a sequence, of its ReLU."""
     module = parent._modules.get(conv)
-    if type(module) is not nn.Conv2d or module.padding_mode != "zeros" or isinstance(module.padding, str):
+    if not isinstance(module, nn.Conv2d) or type(module) not in (nn.Conv2d, Conv2d):
+        return  # a convolution of another kind computes something else
+    if module.padding_mode != "zeros" or isinstance(module.padding, str):
         return
     follower = parent._modules.get(norm)
     folds = follower is not None and foldable(follower)

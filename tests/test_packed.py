@@ -82,6 +82,33 @@ def test_a_packed_convolution_is_convolution_norm_sum_and_relu(groups, relu, add
     assert torch.equal(other, kept)
 
 
+@pytest.mark.parametrize("last", [True, False], ids=["channels last", "contiguous"])
+def test_a_packed_convolution_gives_the_same_where_it_may_write_over_the_sums_other_part(last):
+    conv, x = PackedConv2d(nn.Conv2d(8, 16, 3, padding=1), None, torch.bfloat16), torch.randn(2, 8, 9, 7)
+    other = torch.randn(2, 16, 9, 7, dtype=torch.bfloat16)
+    other = other.contiguous(memory_format=torch.channels_last) if last else other
+    with torch.inference_mode():
+        wanted = conv(x, relu=True, add=other.clone())
+        found = conv(x, relu=True, add=other, spare=True)
+    assert torch.equal(found, wanted)
+    assert (found.data_ptr() == other.data_ptr()) == last
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_packed_backbone_keeps_every_map_that_it_gives(name):
+    copy = packed(settled(BACKBONES.build(name, {})), torch.bfloat16)
+    given: list[torch.Tensor] = []
+    for number in range(1, len(copy.levels)):
+        copy.get_submodule(f"layer{number}.0").register_forward_pre_hook(lambda _, x: given.append(x[0].clone()))
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        maps = copy(torch.randn(2, 3, 64, 64))
+    assert len(given) == len(maps) - 1  # the first stage may get the stem's map pooled
+    for before, level in zip(given[1:], maps[1:], strict=False):
+        assert torch.equal(before, level)
+    if not copy.pools:
+        assert torch.equal(given[0], maps[0])
+
+
 @pytest.mark.parametrize(
     ("head", "options"), [("faster_rcnn", {}), ("unet", {}), ("deeplab_v3_plus", {}), ("classifier", {})]
 )

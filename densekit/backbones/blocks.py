@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from densekit.layers import Norm, conv_norm, make_norm
+from densekit.layers import Conv2d, Norm, conv_norm, make_norm
 
 Stem = Literal["7x7", "deep", "3x3"]
 """How a network begins: a 7x7 convolution of stride 2; three 3x3 ones of which the first has stride 2 (Szegedy et al.
@@ -33,10 +33,18 @@ class Block(nn.Module):
         shortcut: from the block's input to the shape of its output; None for a plain network.
         drop_path: probability that an image skips the convolutions in training (stochastic depth, Huang et al. 2016,
             arXiv 1603.09382).
+        spare_input: nobody else needs the block's input: a packed copy of the block may write its output over it.
     """
 
     def __init__(
-        self, convs: list[nn.Module], channels: list[int], *, norm: Norm, shortcut: nn.Module | None, drop_path: float
+        self,
+        convs: list[nn.Module],
+        channels: list[int],
+        *,
+        norm: Norm,
+        shortcut: nn.Module | None,
+        drop_path: float,
+        spare_input: bool = False,
     ) -> None:
         super().__init__()
         self.pairs = [(f"conv{number}", f"bn{number}") for number in range(1, len(convs) + 1)]
@@ -45,6 +53,7 @@ class Block(nn.Module):
             self.add_module(f"bn{number}", make_norm(norm, width))
         self.downsample = shortcut
         self.drop_path = drop_path
+        self.spare_input = spare_input
 
     @property
     def last_norm(self) -> nn.Module:
@@ -61,7 +70,9 @@ class Block(nn.Module):
             return conv_norm(conv, norm, y, relu=True)
         if self.training and self.drop_path:
             return F.relu_(_drop_path(conv_norm(conv, norm, y), self.drop_path) + self.downsample(x))
-        return conv_norm(conv, norm, y, relu=True, add=self.downsample(x))
+        shortcut = self.downsample(x)
+        spare = self.spare_input or shortcut is not x
+        return conv_norm(conv, norm, y, relu=True, add=shortcut, spare=spare)
 
 
 class PyramidalConv(nn.Module):
@@ -128,10 +139,10 @@ def make_stem(stem: Stem, in_channels: int, channels: int, norm: Norm) -> nn.Mod
 
 def unbiased_conv(
     channels_in: int, channels_out: int, kernel: int, *, stride: int = 1, dilation: int = 1, groups: int = 1
-) -> nn.Conv2d:
+) -> Conv2d:
     """A convolution before a norm, padded so that stride 1 keeps the size."""
     padding = kernel // 2 * dilation
-    return nn.Conv2d(channels_in, channels_out, kernel, stride, padding, dilation, groups, bias=False)
+    return Conv2d(channels_in, channels_out, kernel, stride, padding, dilation, groups, bias=False)
 
 
 def _drop_path(y: Tensor, rate: float) -> Tensor:

@@ -205,7 +205,7 @@ class ResNet(nn.Module):
             blocks = nn.Sequential()
             for first in [True] + [False] * (depth - 1):
                 shape = _Shape(
-                    variant, stage, channels_in, step if first else 1, before if first else dilation, dilation
+                    variant, stage, first, channels_in, step if first else 1, before if first else dilation, dilation
                 )
                 blocks.append(_block(shape, norm=norm, drop_path=drop_path * number / last))
                 channels_in, number = shape.channels, number + 1
@@ -243,10 +243,14 @@ class ResNet(nn.Module):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Shape:
-    """One block's place: its variant and stage, what comes in, its stride, and the dilations of its two 3x3's."""
+    """One block's place: its variant and stage, what comes in, its stride, and the dilations of its two 3x3's.
+
+    The ``first`` block of a stage gets the map that the stage before gives to the heads as well.
+    """
 
     variant: Variant
     stage: int
+    first: bool
     channels_in: int
     stride: int
     first_dilation: int
@@ -273,7 +277,8 @@ def _block(shape: _Shape, *, norm: Norm, drop_path: float) -> Block:
             unbiased_conv(width, channels, 1),
         ]
         widths = [width, width, channels]
-    return Block(convs, widths, norm=norm, shortcut=_shortcut(shape, norm), drop_path=drop_path)
+    shortcut = _shortcut(shape, norm)
+    return Block(convs, widths, norm=norm, shortcut=shortcut, drop_path=drop_path, spare_input=not shape.first)
 
 
 def _spatial_conv(shape: _Shape, width: int) -> nn.Module:

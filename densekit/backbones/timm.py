@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from densekit.errors import DensekitError, nearest
-from densekit.layers import Norm, make_norm
+from densekit.layers import Norm, make_norm, use_own_convolutions
 from densekit.registry import BACKBONES
 from densekit.types import Level
 
@@ -45,6 +45,7 @@ class TimmBackbone(nn.Module):
     ) -> None:
         super().__init__()
         self.net = net
+        use_own_convolutions(net)
         self.name = name
         self.in_channels = in_channels
         self.size = size

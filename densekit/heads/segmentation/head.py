@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densekit.heads.segmentation.pyramid import level_named
-from densekit.layers import make_norm
+from densekit.layers import make_norm, use_own_convolutions
 from densekit.ops.segmentation_losses import Losses, Mode, check_losses, default_losses, segmentation_losses
 from densekit.registry import HEADS
 from densekit.types import Batch, DensekitError, Level, Segmentation, Task
@@ -100,6 +100,7 @@ class SegmentationHead(nn.Module):
             raise DensekitError("auxiliary_level: has no effect with auxiliary_weight 0; set the weight, such as 0.4")
         _initialise(self)
         convert_norm(self, norm)
+        use_own_convolutions(self)
         self.pools = decoder.pools and norm == "batch"
 
     def logits(self, maps: Sequence[Tensor]) -> Tensor:
