@@ -87,7 +87,8 @@ class DataConfig(_Model):
 
     Attributes:
         train: the data set to learn from; val: chooses the best checkpoint; test: for ``evaluate.py --data test``.
-        train_transforms: list of transforms, in order; eval_transforms: may hold ``Resize`` only (it can be undone).
+        train_transforms: list of transforms, in order; eval_transforms: ``Resize`` (it can be undone), and
+            transforms of colour alone that draw nothing, ``{name: AutoContrast, p: 1}``; predictions see them too.
         pad_to: batches are padded to a multiple of this many pixels.
         aspect_grouping: put images of like shape (wider / higher than square) into one batch.
         fixed_size: (height, width) to which every training batch is padded: constant shapes, for compiled steps.

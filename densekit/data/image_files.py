@@ -49,7 +49,7 @@ class ImageFiles:
         paths: the files.
         task: of the head that will look at them.
         classes: of the model.
-        transforms: ``Resize`` or nothing.
+        transforms: of the evaluation.
         channels: image channels.
         max_pixels: a larger image is refused before it is decoded.
     """
@@ -74,8 +74,12 @@ class ImageFiles:
         """The untouched image [H, W, C], turned upright by its EXIF tag."""
         return read_image(self.paths[index], channels=self.channels, max_pixels=self.max_pixels)
 
+    def recoloured(self, image: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+        """An untouched image in the colours of the evaluation, at its own size."""
+        return self.transforms.recoloured(image)
+
     def sample(self, epoch: int, index: int) -> Sample:
-        """One image, resized as in evaluation; its id is its position in the list."""
+        """One image, transformed as in evaluation; its id is its position in the list."""
         image = self.read(index)
         size = (int(image.shape[0]), int(image.shape[1]))
         return self.transforms(Sample(image, id=index, original_size=size, seed=0), np.random.default_rng(0))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pydantic
 
 from densekit.data.geometry import MIN_SIDE, keep_boxes, select_boxes
@@ -43,8 +44,9 @@ class Pipeline:
     Args:
         specs: one mapping a transform: ``name`` and its options. Names are ``Resize``, ``ScaleJitter``, or any
             transform of albumentations 2.0.8; ``OneOf``, ``SomeOf`` and ``Sequential`` take a list ``transforms``.
-        training: False for evaluation, where only ``Resize`` to a size that is not drawn may stand, since predictions
-            must be brought back to the original pixels.
+        training: False for evaluation, where nothing may be drawn and predictions must be brought back to the original
+            pixels: it takes ``Resize`` to one size, and albumentations' transforms of colour alone (``CLAHE``,
+            ``AutoContrast``, ...) with ``p: 1`` and without ranges to draw from.
         path: where the specs stand in the config, for messages.
 
     Raises:
@@ -59,8 +61,10 @@ class Pipeline:
             where, name, options = _read(spec, f"{path}[{i}]")
             self.specs.append({"name": name, **options})
             if name not in _OWN:
-                _check_place(name, where, training)
+                _check_place(name, where)
                 foreign.append(_foreign(name, options, where))
+                if not training:
+                    _check_fixed(foreign[-1], where)
                 continue
             self._flush(foreign, path)
             own = _own(name, options, where)
@@ -89,6 +93,14 @@ class Pipeline:
         mask = None if sample.mask is None else np.ascontiguousarray(sample.mask)
         return dataclasses.replace(sample, image=np.ascontiguousarray(sample.image), mask=mask)
 
+    def recoloured(self, image: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """An image [H, W, C] after the transforms of colour of an evaluation's pipeline alone, at its own size."""
+        sample = Sample(image, id="", original_size=(image.shape[0], image.shape[1]), seed=0)
+        for stage in self.stages:
+            if isinstance(stage, _Albumentations):
+                sample = stage(sample, np.random.default_rng(0))
+        return np.ascontiguousarray(sample.image)
+
     def reduction(self, size: tuple[int, int]) -> int:
         """1, 2, 4 or 8: an image of ``size`` may be decoded at that fraction, since it is shrunk first anyway."""
         if not self.stages or not isinstance(self.stages[0], Resize):
@@ -103,7 +115,7 @@ class Pipeline:
             foreign.clear()
 
 
-_NOT_IN_EVALUATION = "cannot be undone on the predictions; evaluation takes only Resize to one size"
+_NOT_IN_EVALUATION = "cannot be undone on the predictions; evaluation takes Resize to one size, and fixed colours"
 
 
 def _read(spec: Mapping[str, Any], where: str) -> tuple[str, str, dict[str, Any]]:
@@ -112,11 +124,29 @@ def _read(spec: Mapping[str, Any], where: str) -> tuple[str, str, dict[str, Any]
     return where, spec["name"], {str(k): v for k, v in spec.items() if k != "name"}
 
 
-def _check_place(name: str, where: str, training: bool) -> None:
+def _check_place(name: str, where: str) -> None:
     if name in _REFUSED:
         raise DensekitError(f"{where}: {name} has no place in a pipeline: {_REFUSED[name]}; remove it")
-    if not training:
+
+
+def _check_fixed(transform: Any, where: str) -> None:
+    """Refuse, for evaluation, what moves pixels and what treats an image in another way each time."""
+    import albumentations
+
+    name = type(transform).__name__
+    if not isinstance(transform, albumentations.ImageOnlyTransform):
         raise DensekitError(f"{where}: {name} {_NOT_IN_EVALUATION}")
+    if transform.p != 1:
+        raise DensekitError(f"{where}.p: {name} would change one image and not the next (p {transform.p}); set p: 1")
+    random = np.random.default_rng(0)  # a slope with some noise: flat and pure noise look alike after many transforms
+    image = (np.linspace(20, 180, 64)[:, None, None] + random.normal(0, 8, (64, 64, 3))).astype(np.uint8)
+    sample, stage = Sample(image, id="a test", original_size=(64, 64), seed=0), _Albumentations([transform], where)
+    first, *others = (stage(sample, np.random.default_rng(seed)).image for seed in range(4))
+    if not all(np.array_equal(first, other) for other in others):
+        raise DensekitError(
+            f"{where}: {name} draws its numbers anew for each image; evaluation sees an image in one way: "
+            f"give each range one value twice"
+        )
 
 
 def _own(name: str, options: dict[str, Any], where: str) -> Transform:
@@ -151,7 +181,7 @@ def _foreign(name: str, options: dict[str, Any], where: str) -> Any:
 
 
 def _inner(where: str, name: str, options: dict[str, Any]) -> Any:
-    _check_place(name, where, training=True)
+    _check_place(name, where)
     return _foreign(name, options, where)
 
 

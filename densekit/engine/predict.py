@@ -28,6 +28,10 @@ class Images(Protocol):
         """The image [H, W, C]."""
         ...
 
+    def recoloured(self, image: Any) -> Any:
+        """The same image in the colours of the evaluation."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -86,7 +90,7 @@ def predict_images(
             if predictions is not None:
                 writer.add(path, image, predictions, row)
             else:
-                _predict_windows(model, path, image, writer, options)
+                _predict_windows(model, path, image, images.recoloured(image), writer, options)
 
 
 def _predict(model: DenseModel, batch: Batch, options: Options) -> Predictions:
@@ -95,14 +99,14 @@ def _predict(model: DenseModel, batch: Batch, options: Options) -> Predictions:
     return model.predict(batch)
 
 
-def _predict_windows(model: DenseModel, path: Path, image: Any, writer: Writer, options: Options) -> None:
-    """Segment one file at its own resolution by a sliding window, with bounded memory."""
+def _predict_windows(model: DenseModel, path: Path, image: Any, seen: Any, writer: Writer, options: Options) -> None:
+    """Segment one file, ``seen`` by the model, at its own resolution by a sliding window, with bounded memory."""
     assert options.window is not None
     assert isinstance(writer, MaskWriter)
     with autocast(options.precision, model.mean.device):
         found = segment_image(
             model,
-            image,
+            seen,
             window=options.window,
             overlap=options.overlap,
             flips=options.flips,

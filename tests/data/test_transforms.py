@@ -247,11 +247,44 @@ def test_mistakes_in_a_pipeline_are_named_with_the_remedy(spec, message):
 
 
 @pytest.mark.parametrize(
-    "spec", [{"name": "HorizontalFlip"}, {"name": "Resize", "short": [3, 4]}, {"name": "ColorJitter"}]
+    ("spec", "message"),
+    [
+        ({"name": "HorizontalFlip"}, "HorizontalFlip cannot be undone"),
+        ({"name": "Resize", "short": [3, 4]}, "Resize cannot be undone"),
+        ({"name": "Sequential", "transforms": [{"name": "CLAHE"}]}, "Sequential cannot be undone"),
+        ({"name": "RandomCrop", "height": 3, "width": 3}, "RandomCrop cannot be undone"),
+        (
+            {"name": "AutoContrast"},
+            r"\[1\].p: AutoContrast would change one image and not the next \(p 0.5\); set p: 1",
+        ),
+        ({"name": "ColorJitter", "p": 1}, "ColorJitter draws its numbers anew"),
+        ({"name": "CLAHE", "clip_limit": [1, 9], "p": 1}, "CLAHE draws its numbers anew .* one value twice"),
+    ],
 )
-def test_evaluation_takes_only_what_can_be_undone(spec):
-    with pytest.raises(DensekitError, match="cannot be undone"):
+def test_evaluation_takes_only_what_can_be_undone_and_is_the_same_each_time(spec, message):
+    with pytest.raises(DensekitError, match=message) as error:
         Pipeline([{"name": "Resize", "long": 20}, spec], training=False)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "spec", [{"name": "AutoContrast", "method": "pil", "p": 1}, {"name": "CLAHE", "clip_limit": [2, 2], "p": 1}]
+)
+def test_evaluation_takes_fixed_colours_and_keeps_the_mask(spec):
+    import albumentations
+
+    image = np.random.default_rng(0).integers(90, 120, (40, 60, 3), np.uint8)
+    sample = Sample(image, id=1, original_size=(40, 60), seed=0, mask=np.ones((40, 60), np.uint8))
+    pipeline = Pipeline([{"name": "Resize", "long": 30}, spec], training=False)
+    found = pipeline(sample, np.random.default_rng(3))
+    options = {key: value for key, value in spec.items() if key != "name"}
+    theirs = getattr(albumentations, spec["name"])(**options)
+    shrunk = Pipeline([{"name": "Resize", "long": 30}], training=False)(sample, np.random.default_rng(3))
+    assert np.array_equal(found.image, theirs(image=shrunk.image)["image"])
+    assert not np.array_equal(found.image, shrunk.image)
+    assert found.mask is not None
+    assert found.mask.shape == (20, 30)
+    assert np.array_equal(pipeline.recoloured(image), theirs(image=image)["image"])
 
 
 def test_a_transform_that_cannot_take_an_image_is_named_with_the_image():

@@ -153,6 +153,19 @@ def test_sliding_windows_larger_than_the_images_give_the_plain_masks(trained, sh
         assert (tmp_path / "small/masks" / path.name).exists()
 
 
+def test_predictions_see_the_colours_of_the_evaluation_whole_and_by_window(trained, shapes, tmp_path):
+    source, colours = shapes / "images/test", "data.eval_transforms=[{name: InvertImg, p: 1}]"
+    for name, options in {"plain": (), "whole": (colours, "--batch", 1), "window": (colours, "--window", 512)}.items():
+        assert tool("predict", trained / "best.pt", source, "--out", tmp_path / name, *options) == 0
+    paths = sorted((tmp_path / "plain/masks").glob("*.png"))
+    masks = {
+        name: np.concatenate([cv2.imread(str(tmp_path / name / "masks" / path.name)).ravel() for path in paths])
+        for name in ("plain", "whole", "window")
+    }
+    assert np.array_equal(masks["whole"], masks["window"])
+    assert not np.array_equal(masks["plain"], masks["whole"]), "the colours changed nothing"
+
+
 def test_balanced_class_weights_are_counted_printed_and_train(shapes, tmp_path, capsys):
     config = ROOT / "configs/segmentation/unet_r18_shapes.yaml"
     assert tool("class_weights", config, *overrides(shapes), "--power", 1, "--json", tmp_path / "counts.json") == 0
