@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pydantic
 
+from densekit.data.contrast import ContrastStretch
 from densekit.data.geometry import MIN_SIDE, keep_boxes, select_boxes
 from densekit.data.resize import HorizontalFlip, Resize, ScaleJitter, VerticalFlip
 from densekit.types import IGNORE, DensekitError, Sample, nearest
@@ -25,7 +26,9 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks the packa
 
 Transform = Callable[[Sample, np.random.Generator], Sample]
 
-_OWN: dict[str, Callable[..., Transform]] = {t.__name__: t for t in (Resize, ScaleJitter, HorizontalFlip, VerticalFlip)}
+_OWN: dict[str, Callable[..., Transform]] = {
+    t.__name__: t for t in (Resize, ScaleJitter, HorizontalFlip, VerticalFlip, ContrastStretch)
+}
 _REFUSED = {
     "Normalize": "the model normalises by the numbers in model.normalize",
     "ToFloat": "images stay uint8 until the model normalises them",
@@ -42,11 +45,12 @@ class Pipeline:
     """Transforms in a row.
 
     Args:
-        specs: one mapping a transform: ``name`` and its options. Names are ``Resize``, ``ScaleJitter``, or any
-            transform of albumentations 2.0.8; ``OneOf``, ``SomeOf`` and ``Sequential`` take a list ``transforms``.
+        specs: one mapping a transform: ``name`` and its options. Names are our own (``Resize``, ``ScaleJitter``,
+            ``HorizontalFlip``, ``VerticalFlip``, ``ContrastStretch``), or any of albumentations 2.0.8, of which
+            ``OneOf``, ``SomeOf`` and ``Sequential`` take a list ``transforms``.
         training: False for evaluation, where nothing may be drawn and predictions must be brought back to the original
-            pixels: it takes ``Resize`` to one size, and albumentations' transforms of colour alone (``CLAHE``,
-            ``AutoContrast``, ...) with ``p: 1`` and without ranges to draw from.
+            pixels: it takes ``Resize`` to one size, ``ContrastStretch``, and albumentations' transforms of colour alone
+            (``CLAHE``, ``AutoContrast``, ...) with ``p: 1`` and without ranges to draw from.
         path: where the specs stand in the config, for messages.
 
     Raises:
@@ -68,7 +72,7 @@ class Pipeline:
                 continue
             self._flush(foreign, path)
             own = _own(name, options, where)
-            if not training and (not isinstance(own, Resize) or own.is_random):
+            if not (training or isinstance(own, ContrastStretch) or (isinstance(own, Resize) and not own.is_random)):
                 raise DensekitError(f"{where}: {name} {_NOT_IN_EVALUATION}")
             self.stages.append(own)
         self._flush(foreign, path)
@@ -97,7 +101,7 @@ class Pipeline:
         """An image [H, W, C] after the transforms of colour of an evaluation's pipeline alone, at its own size."""
         sample = Sample(image, id="", original_size=(image.shape[0], image.shape[1]), seed=0)
         for stage in self.stages:
-            if isinstance(stage, _Albumentations):
+            if isinstance(stage, _Albumentations | ContrastStretch):
                 sample = stage(sample, np.random.default_rng(0))
         return np.ascontiguousarray(sample.image)
 
