@@ -48,12 +48,20 @@ class ContrastStretch:
         if floats:
             low, high = np.percentile(image, (self.low, self.high))
         else:  # the same numbers from 256 counts
-            low, high = _percentiles(np.bincount(image.ravel(), minlength=256), (self.low, self.high))
+            low, high = _percentiles(_counts(image), (self.low, self.high))
         values = image if floats else np.arange(256, dtype=np.float32)
         stretched: npt.NDArray[Any] = ((values - low) * (255 / max(high - low, 1e-6))).clip(0, 255).astype(np.float32)
         if not floats:
             stretched = cv2.LUT(image, np.rint(stretched).astype(np.uint8)).reshape(image.shape)
         return stretched
+
+
+def _counts(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """How often each of 256 values occurs; part by part, since numpy counts 8 bytes a pixel."""
+    counts = np.zeros(256, np.int64)
+    for rows in np.array_split(image, -(-image.size // 2**22)):
+        counts += np.bincount(rows.ravel(), minlength=256)
+    return counts
 
 
 def _percentiles(counts: npt.NDArray[np.int64], percents: tuple[float, ...]) -> tuple[float, ...]:

@@ -37,6 +37,12 @@ def test_the_percentiles_become_black_and_white(channels, low, high):
     np.testing.assert_allclose(found, expected(image, low, high), atol=0.51)
 
 
+def test_a_large_image_is_counted_part_by_part():
+    image = np.random.default_rng(0).integers(40, 90, (1300, 1100, 3), np.uint8)
+    assert image.size > 2**22
+    np.testing.assert_allclose(stretched(image), expected(image, 0.5, 99.8), atol=0.51)
+
+
 def test_each_channel_can_be_stretched_alone():
     image = dim_image() // np.array([1, 2, 4], np.uint8)
     found = stretched(image, each_channel=True)
