@@ -8,7 +8,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from densekit.layers import Conv2d, Linear, PackedConv2d, foldable
+from densekit.layers import PackedConv2d, foldable
+from densekit.weight_gradients import Conv2d, Linear
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -17,6 +17,7 @@ LAYERS = {
     "config": 0,
     "registry": 1,
     "ops": 1,
+    "weight_gradients": 0,
     "layers": 1,
     "backbones": 2,
     "heads": 2,

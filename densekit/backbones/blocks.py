@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from densekit.layers import Conv2d, Norm, conv_norm, make_norm
+from densekit.layers import Norm, conv_norm, make_norm
+from densekit.weight_gradients import Conv2d
 
 Stem = Literal["7x7", "deep", "3x3"]
 """How a network begins: a 7x7 convolution of stride 2; three 3x3 ones of which the first has stride 2 (Szegedy et al.

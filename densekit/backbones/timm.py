@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from densekit.errors import DensekitError, nearest
-from densekit.layers import Norm, make_norm, use_own_convolutions
+from densekit.layers import Norm, make_norm
 from densekit.registry import BACKBONES
 from densekit.types import Level
+from densekit.weight_gradients import use_own_convolutions
 
 
 class TimmBackbone(nn.Module):

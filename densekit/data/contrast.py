@@ -46,7 +46,7 @@ class ContrastStretch:
     def _stretched(self, image: npt.NDArray[Any]) -> npt.NDArray[Any]:
         floats = image.dtype != np.uint8
         if floats:
-            low, high = np.percentile(image, (self.low, self.high))
+            low, high = (float(v) for v in np.percentile(image, (self.low, self.high)))  # so that floats stay 4 bytes
         else:  # the same numbers from 256 counts
             low, high = _percentiles(_counts(image), (self.low, self.high))
         values = image if floats else np.arange(256, dtype=np.float32)

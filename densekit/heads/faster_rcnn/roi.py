@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densekit.heads.faster_rcnn.rpn import Proposals, rows
-from densekit.layers import ConvNormAct, Linear, Norm
+from densekit.layers import ConvNormAct, Norm
 from densekit.ops import boxes as box_ops
 from densekit.ops.assignment import assign
 from densekit.ops.losses import BoxLoss, ClassLoss, box_loss, class_loss, mean_over_ranks
@@ -22,6 +22,7 @@ from densekit.ops.nms import first_kept, greedy_nms, soft_nms
 from densekit.ops.roi_align import Method, roi_align
 from densekit.ops.sampling import sample
 from densekit.types import BoxTargets, Detections
+from densekit.weight_gradients import Linear
 
 NMS = Literal["greedy", "soft_linear", "soft_gaussian"]
 

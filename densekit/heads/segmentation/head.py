@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densekit.heads.segmentation.pyramid import level_named
-from densekit.layers import make_norm, use_own_convolutions
+from densekit.layers import make_norm
 from densekit.ops.segmentation_losses import Losses, Mode, check_losses, default_losses, segmentation_losses
 from densekit.registry import HEADS
 from densekit.types import Batch, DensekitError, Level, Segmentation, Task
+from densekit.weight_gradients import use_own_convolutions
 
 Norm = Literal["batch", "sync", "group"]
 

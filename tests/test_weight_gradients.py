@@ -1,0 +1,102 @@
+"""Layers whose weights learn faster on the CPU, against torch's own: values, gradients, and when they step aside."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from densekit.weight_gradients import Conv2d, Linear, use_own_convolutions
+
+
+def test_the_linear_layer_gives_torchs_values_and_gradients_in_mixed_precision():
+    torch.manual_seed(0)
+    ours = Linear(12, 5)
+    theirs = nn.Linear(12, 5)
+    theirs.load_state_dict(ours.state_dict())
+    rows = torch.randn(7, 12)
+    found = []
+    for layer in (ours, theirs):
+        x = rows.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = layer(x)
+        y.float().square().sum().backward()
+        assert y.dtype == torch.bfloat16
+        found.append([y.detach().float(), x.grad, layer.weight.grad, layer.bias.grad])
+    for mine, peers in zip(*found, strict=True):
+        torch.testing.assert_close(mine, peers, atol=2e-2, rtol=2e-2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "_Product" in type(ours(rows).grad_fn).__name__
+
+
+def test_the_linear_layer_is_torchs_own_in_float32():
+    ours, rows = Linear(12, 5), torch.randn(7, 12)
+    assert torch.equal(ours(rows), torch.nn.functional.linear(rows, ours.weight, ours.bias))
+
+
+CONVOLUTIONS = {
+    "3x3": ((128, 24, 3), {"padding": 1}),
+    "3x3, stride 2, bias": ((128, 24, 3), {"padding": 1, "stride": 2, "bias": True}),
+    "1x1, stride 2": ((1024, 24, 1), {"stride": 2}),
+    "oblong": ((256, 8, (1, 5)), {"padding": (0, 2), "stride": (2, 1)}),
+}
+
+
+@pytest.mark.parametrize(("shape", "options"), CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+@pytest.mark.parametrize("last", [False, True])
+def test_the_convolution_gives_torchs_values_and_gradients_in_mixed_precision(monkeypatch, shape, options, last):
+    torch.manual_seed(0)
+    ours, x = Conv2d(*shape, **{"bias": False, **options}), torch.randn(2, shape[0], 9, 7)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    products = count_products(monkeypatch)
+    found = gradients_of(ours, x)
+    assert products, "the gradient of the weight was not computed as one product"
+    theirs = nn.Conv2d(*shape, **{"bias": False, **options})
+    theirs.load_state_dict(ours.state_dict())
+    expected = gradients_of(theirs, x)
+    for name in expected:
+        scale = float(expected[name].abs().max())
+        assert torch.allclose(found[name], expected[name], atol=0.01 * scale), name
+    assert torch.equal(found["output"], expected["output"])
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "mixed"),
+    [({}, (9, 7), False), ({}, (64, 64), True), ({"groups": 2}, (9, 7), True), ({"dilation": 2}, (9, 7), True)],
+    ids=["float32", "large map", "groups", "dilation"],
+)
+def test_the_convolution_is_torchs_own_where_the_product_does_not_pay(monkeypatch, options, size, mixed):
+    products = count_products(monkeypatch)
+    gradients_of(Conv2d(128, 8, 3, padding=1, **options), torch.randn(1, 128, *size), mixed=mixed)
+    assert not products
+
+
+def test_another_librarys_convolutions_become_ours_and_keep_their_parameters():
+    module = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2), nn.ConvTranspose2d(6, 4, 2))
+    before = dict(module.named_parameters())
+    use_own_convolutions(module)
+    assert [type(part) for part in module] == [Conv2d, nn.ConvTranspose2d]
+    assert all(parameter is before[name] for name, parameter in module.named_parameters())
+    assert module[0].groups == 2
+
+
+def count_products(monkeypatch) -> list[str]:
+    """Notes each gradient of a weight that is computed from patches."""
+    import densekit.weight_gradients
+
+    made: list[str] = []
+    patches = densekit.weight_gradients._patches
+    monkeypatch.setattr("densekit.weight_gradients._patches", lambda *args: made.append("product") or patches(*args))
+    return made
+
+
+def gradients_of(conv: nn.Conv2d, x: torch.Tensor, *, mixed: bool = True) -> dict[str, torch.Tensor]:
+    """The output, and the gradients of its weighted sum with respect to the input and the parameters."""
+    x = x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        output = conv(x)
+    weights = torch.linspace(-1, 1, output.numel()).view_as(output)
+    (output.float() * weights).sum().backward()
+    found = {name: p.grad.float() for name, p in conv.named_parameters() if p.grad is not None}
+    assert x.grad is not None
+    return {"output": output.detach().float(), "input": x.grad, **found}
