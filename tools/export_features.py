@@ -50,7 +50,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="for --backbone: of weights that no file gives (0)")
     add("--batch", dest="batch_size", metavar="N", type=int, default=8, help="images in one pass of the network (8)")
     add("--shard-images", type=int, help="images a shard (default: about 64 MB a shard)")
-    add("--workers", type=int, help="processes that decode (default: a core each, at most 8)")
+    add("--workers", type=int, help="threads (GPU: processes) that decode (default: a core each, at most 8)")
     add("--device", choices=("cpu", "cuda"), help="default: the GPU where there is one")
     add("--verify", action="store_true", help="read every shard and make damaged ones again")
     return parser

@@ -1,22 +1,27 @@
-"""The export: decode in worker processes, run the network in threads, write in a thread, all at once.
+"""The export: decode, run the network and write, all at once.
 
 What is written follows from the recipe alone. A shard is a fixed slice of the images; its batches are made of the
 images of one padded size in their order and never reach over its end. So neither the number of processes and threads
 nor where an earlier run was killed can be seen in the files.
 
 On the CPU each batch has one thread, and as many batches run at once as torch has threads: they need not wait for one
-another at the end of every layer, which costs most where something else uses the cores too.
+another at the end of every layer, which costs most where something else uses the cores too. Images are decoded in
+threads there as well, which start at once and hand over their pixels without a copy; decoding leaves Python's lock.
+Beside a GPU, which wants thousands of images a second, the lock would be too narrow: processes decode.
 """
 
 from __future__ import annotations
 
+import collections
+import contextlib
+import copy
 import dataclasses
 import multiprocessing
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -33,6 +38,9 @@ from densekit.types import Sample
 
 SHARD_BYTES = 2**26
 """About how large a shard becomes where the user does not say how many images it has."""
+
+AHEAD = 8
+"""Images that each worker decodes before they are needed."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -83,7 +91,7 @@ class _Decoded:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Decoder:
-    """Image by index, for the loader's workers."""
+    """Image by index, for a worker."""
 
     source: ImageSource
 
@@ -98,19 +106,40 @@ class _Decoder:
             return _Decoded(index, None, str(error), time.perf_counter() - began)
 
 
-def _decoded(source: ImageSource, indices: Sequence[int], workers: int) -> Iterator[_Decoded]:
-    """Images in the order of ``indices``, from processes that share what the source holds in memory."""
+def _decoded_in_threads(source: ImageSource, indices: Sequence[int], workers: int) -> Generator[_Decoded, None, None]:
+    """Images in the order of ``indices``."""
+    own = threading.local()
+
+    def start() -> None:
+        own.decoder = _Decoder(copy.copy(source))
+        own.decoder.source.transforms = copy.deepcopy(source.transforms)  # albumentations' keep a state while they run
+
+    pool = ThreadPoolExecutor(workers, "decode", start)
+    try:
+        ahead: collections.deque[Future[_Decoded]] = collections.deque()
+        for index in indices:
+            if len(ahead) == AHEAD * workers:
+                yield ahead.popleft().result()
+            ahead.append(pool.submit(lambda index: own.decoder[index], index))
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _decoded_in_processes(source: ImageSource, indices: Sequence[int], workers: int) -> Generator[_Decoded, None, None]:
+    """Images in the order of ``indices``, from processes that share what the source holds in memory; 0: from here."""
     context = multiprocessing.get_context("fork") if workers and sys.platform == "linux" else None
     loader: Iterable[_Decoded] = torch.utils.data.DataLoader(
         _Decoder(source),  # type: ignore[arg-type]  # anything with __getitem__ does where a sampler gives the indices
         sampler=indices,
         batch_size=None,
         num_workers=workers,
-        prefetch_factor=8 if workers else None,
+        prefetch_factor=AHEAD if workers else None,
         multiprocessing_context=context,
         worker_init_fn=_start_worker if workers else None,
     )
-    return iter(loader)
+    yield from loader
 
 
 def _start_worker(worker: int) -> None:
@@ -126,7 +155,7 @@ class Exporter:
         extractor: gives the tensors of a batch.
         folder: takes the shards.
         boxes: by image id, in the pixels of the files, for ``roi``; None: the source's own.
-        workers: processes that decode; 0 decodes here.
+        workers: threads that decode, beside a GPU processes; 0 decodes here.
     """
 
     def __init__(
@@ -155,8 +184,10 @@ class Exporter:
         """
         began = time.perf_counter()
         indices = [index for shard in shards for index in self.folder.recipe.shard(shard)]
-        decoded = _decoded(self.source, indices, self.workers if indices else 0)
-        with ThreadPoolExecutor(1) as writer, self.network:
+        in_threads = self.network.shares_cores and self.workers
+        decode = _decoded_in_threads if in_threads else _decoded_in_processes
+        decoded = decode(self.source, indices, self.workers if indices else 0)
+        with contextlib.closing(decoded), ThreadPoolExecutor(1) as writer, self.network:
             writing: Future[None] | None = None
             for shard in shards:
                 made = self._make(decoded, len(self.folder.recipe.shard(shard)), progress)

@@ -20,7 +20,13 @@ Boxes = npt.NDArray[np.float32]
 
 
 class ImageSource(Protocol):
-    """Images in a fixed order; every data set with ``image_id`` is one, if its transforms draw nothing."""
+    """Images in a fixed order; every data set with ``image_id`` is one, if its transforms draw nothing.
+
+    Attributes:
+        transforms: what ``sample`` does to the pixels. Threads give their copies of the source a copy of these.
+    """
+
+    transforms: Pipeline
 
     def __len__(self) -> int: ...
 

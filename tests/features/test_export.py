@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +18,12 @@ import torch
 from densekit.data import feature_store
 from densekit.data.batching import collate
 from densekit.data.feature_store import FeatureRows, FeatureStore
+from densekit.data.transforms import Pipeline
 from densekit.errors import DensekitError
+from densekit.features.export import Exporter
 from densekit.features.recipe import fingerprint
 from densekit.features.setup import Export, plain_source
+from densekit.features.shards import ShardFolder
 from densekit.features.sources import read_boxes
 from densekit.ops.roi_align import roi_align
 from tests.features.conftest import ROOT, content, make_export, make_network, run_export, tool, write_images
@@ -80,6 +84,48 @@ def test_ids_are_paths_below_the_folder_and_the_index_knows_the_sizes(stored):
 def test_the_bytes_do_not_depend_on_ranks_and_workers(stored, tmp_path, ranks, workers):
     run_export(stored[0], tmp_path / "again", ranks=ranks, workers=workers)
     assert content(tmp_path / "again") == content(stored[1])
+
+
+@pytest.mark.parametrize("shares_cores", [True, False])
+def test_threads_and_processes_decode_the_same_in_order(stored, tmp_path, images, shares_cores):
+    """Threads beside a network on the CPU, processes beside one on a GPU."""
+    export, folder = stored[0], tmp_path / "images"
+    shutil.copytree(images, folder)
+    (folder / "00003.png").write_bytes(b"no image")
+    source = plain_source(folder, None, None, specs=[], channels=3)
+    export = dataclasses.replace(export, source=source)
+    store = ShardFolder(tmp_path / "store", export.recipe())
+    exporter = Exporter(source, export.extractor(), store, workers=2)
+    exporter.network.shares_cores = shares_cores
+    times = exporter.run(range(export.recipe().shards()))
+    assert times.images == 10
+    assert store.finish({"weights": "none", "sha256": None})["unreadable"][0]["image"] == "00003.png"
+    kept, whole = FeatureStore(tmp_path / "store"), FeatureStore(stored[1])
+    names = [source.image_id(index) for index in range(10) if index != 3]
+    assert [kept.row(index).image for index in range(len(kept))] == names
+    for name in names:
+        assert_near(kept[name]["c4"], whole[name]["c4"])
+
+
+def test_threads_that_decode_have_transforms_of_their_own(tmp_path, images, network):
+    """Albumentations' transforms keep a state while they run."""
+
+    class OneAtATime(Pipeline):
+        inside = False
+
+        def __call__(self, sample, random):
+            if self.inside:
+                raise DensekitError("another thread is inside")
+            self.inside = True
+            time.sleep(0.02)
+            self.inside = False
+            return super().__call__(sample, random)
+
+    export = make_export(network, images)
+    export.source.transforms = OneAtATime([], training=False)
+    store = ShardFolder(tmp_path / "store", export.recipe())
+    Exporter(export.source, export.extractor(), store, workers=4).run(range(export.recipe().shards()))
+    assert store.finish({"weights": "none", "sha256": None})["unreadable"] == []
 
 
 def test_the_bytes_do_not_depend_on_the_number_of_threads(stored, tmp_path):
