@@ -165,15 +165,13 @@ class AveragedModel:
 
         Args:
             step: decides the decay.
-            skip: scalar, 1 where the step was skipped and the average must stay; read on the device.
+            skip: scalar, 1 where the step was skipped and the average must stay; read on the device. The model must
+                hold finite numbers then too: ``TrainStep`` has put them back.
         """
         weight = 1.0 - min(self.decay, (1 + step) / (10 + step))
         mine, theirs = self._pairs
-        if skip is None:
-            torch._foreach_lerp_(mine, theirs, weight)
-        else:
-            # A skipped forward may have left NaN in batch-norm statistics, so select, do not multiply.
-            for own, other in zip(mine, theirs):
-                own.copy_(torch.where(skip > 0, own, torch.lerp(own, other, weight)))
+        change = torch._foreach_sub(theirs, mine)  # a few launches on a GPU, however many weights there are
+        torch._foreach_mul_(change, weight if skip is None else weight * (1 - skip))
+        torch._foreach_add_(mine, change)
         for own, other in self._others:
             own.copy_(other)
