@@ -17,6 +17,7 @@ import torch
 from common import Row, arguments, check, device_of, in_turn, report
 from torch import Tensor, nn
 
+from densekit.engine.optim import make_optimizer, parameter_groups
 from densekit.engine.step import autocast, choose_precision
 from densekit.heads.segmentation.smp_weights import from_smp
 from densekit.model import DenseModel
@@ -86,7 +87,7 @@ def compare(ours: DenseModel, theirs: nn.Module, batch: Batch) -> str:
 
 def our_step(model: DenseModel, batch: Batch) -> Callable[[], object]:
     precision = choose_precision("auto", batch.images.device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-7, fused=True)
+    optimizer = make_optimizer("adamw", parameter_groups(model, lr=1e-7, weight_decay=0.01))
 
     def step() -> None:
         model.train()

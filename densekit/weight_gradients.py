@@ -40,7 +40,12 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         (gradient,), (x, weight) = gradients, ctx.saved_tensors
         before = gradient @ weight if ctx.needs_input_grad[0] else None
-        return before, gradient.t().contiguous() @ x, gradient.sum(0)
+        return before, _turned(gradient) @ x, gradient.sum(0)
+
+
+def _turned(x: Tensor) -> Tensor:
+    """[R, O] -> [O, R], row by row. Of a matrix torch makes this copy on one core, of what has three sides on all."""
+    return x.t()[None].contiguous()[0]
 
 
 MOST_PIXELS, LEAST_PATCH = 2048, 1024
@@ -91,7 +96,7 @@ class _Patches(torch.autograd.Function):
             run = torch.ops.aten.convolution_backward
             before = run(gradient, x, weight, None, *place, [True, False, False])[0]
         rows = gradient.permute(0, 2, 3, 1).reshape(-1, weight.shape[0])
-        product = rows.t().contiguous() @ _patches(x, weight.shape[2:], ctx.stride, ctx.padding)
+        product = _turned(rows) @ _patches(x, weight.shape[2:], ctx.stride, ctx.padding)
         learned = product.view(weight.shape[0], *weight.shape[2:], weight.shape[1]).permute(0, 3, 1, 2)
         return before, learned, rows.sum(0) if ctx.needs_input_grad[2] else None, None, None
 

@@ -58,7 +58,25 @@ def _uncompiled(kind: Kind) -> Kind:
     return cast(Kind, type(kind.__name__, (kind,), methods))
 
 
-_SGD, _AdamW = _uncompiled(torch.optim.SGD), _uncompiled(torch.optim.AdamW)
+class _AdamWInPlace(torch.optim.AdamW):
+    """AdamW whose fused kernel gets tensors with channels last as they lie in memory.
+
+    On the CPU torch's kernel walks through memory and takes no notice of strides. It copies a gradient with channels
+    last on each step without need; one that lies in another order than its weight would go to the wrong numbers.
+    """
+
+    def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:
+        has_complex = cast(bool, super()._init_group(group, *lists))  # type: ignore[no-untyped-call]
+        weights, gradients, *averages = lists[:4]
+        for i, weight in enumerate(weights):
+            if weight.dim() == 4 and not weight.is_contiguous():
+                for tensors in (weights, gradients, *averages):
+                    tensors[i] = tensors[i].permute(0, 2, 3, 1)
+            gradients[i] = gradients[i].contiguous()
+        return has_complex
+
+
+_SGD, _AdamW = _uncompiled(torch.optim.SGD), _uncompiled(_AdamWInPlace)
 
 
 def make_optimizer(

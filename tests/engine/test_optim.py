@@ -76,3 +76,23 @@ def test_momentum_that_starts_from_zero_buffers_is_torch_s_own(nesterov):
             value.grad = torch.full((3,), gradient)
             optimizer.step()
     torch.testing.assert_close(values[0], values[1])
+
+
+@pytest.mark.parametrize("gradients", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("weights", [torch.contiguous_format, torch.channels_last])
+def test_adamw_takes_weights_and_gradients_in_any_layout(weights, gradients):
+    """The fused kernel of torch's own AdamW mixes the numbers up where the two differ (CPU, torch 2.15)."""
+    start, gradient = torch.randn(2, 8, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    expected = nn.Parameter(start.clone())
+    found = nn.Parameter(start.clone(memory_format=torch.contiguous_format).contiguous(memory_format=weights))
+    peer = torch.optim.AdamW([expected], lr=0.1, weight_decay=0.05, foreach=True)
+    ours = make_optimizer("adamw", [{"params": [found], "lr": 0.1, "weight_decay": 0.05}])
+    for _ in range(3):
+        expected.grad = gradient.clone()
+        found.grad = gradient.contiguous(memory_format=gradients)
+        peer.step()
+        ours.step()
+    torch.testing.assert_close(found, expected)
+    state = ours.state[found]["exp_avg"]
+    assert state.stride() == found.stride()
+    torch.testing.assert_close(state, peer.state[expected]["exp_avg"])
