@@ -36,7 +36,7 @@ def main() -> None:
     device = device_of(args)
     size = (320, 320) if device.type == "cpu" else (800, 1344)
     batch_size = 4 if device.type == "cpu" else 8
-    repeats = 2 if args.short else 5
+    repeats = 3 if args.short else 5
     theirs, ours = pair(size, device)
     batch = random_batch(batch_size, size, device)
     rows = []

@@ -27,12 +27,12 @@ MOST_GROWTH = 64
 
 def main() -> int:
     parser = arguments(__doc__)
-    parser.add_argument("--images", type=int, help="how many (20000; 2000 with --short)")
+    parser.add_argument("--images", type=int, help="how many (20000; 10000 with --short)")
     parser.add_argument("--side", type=int, default=32, help="of the images in pixels (32)")
-    parser.add_argument("--workers", type=int, default=1, help="processes that decode (1)")
+    parser.add_argument("--workers", type=int, default=1, help="threads that decode (1)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        generate(Path(folder) / "images", args.images or (2000 if args.short else 20000), args.side)
+        generate(Path(folder) / "images", args.images or (10000 if args.short else 20000), args.side)
         return measure(Path(folder), args)
 
 

@@ -51,9 +51,9 @@ LEAST_CORRELATION = 0.95
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--images", type=int, help="how many (512; 64 with --short)")
+    parser.add_argument("--images", type=int, help="how many (512; 192 with --short)")
     args = parser.parse_args()
-    count, device = args.images or (64 if args.short else 512), device_of(args)
+    count, device = args.images or (192 if args.short else 512), device_of(args)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         generate(folder / "images", count)
@@ -63,7 +63,7 @@ def main() -> None:
             job = Job(ours, folder, level)
             peer = their_loop(theirs, folder, level, device)
             agreement = compare(job, theirs, peer(), level)
-            times = in_turn(job.run, peer, repeats=2 if args.short else 5)
+            times = in_turn(job.run, peer, repeats=3 if args.short else 5)
             rows.append(Row(f"{title}, {count} JPEGs", "timm fp32, DataLoader", *times, agreement, goal(device)))
             if not (args.short and tables):
                 tables.append(alone(ours, folder, level, title))

@@ -99,15 +99,20 @@ def peak_bytes(device: torch.device, repeats: int) -> float:
 
 def multiply_adds(action: Action) -> float:
     """Of every convolution and matrix product that runs, also in the backward."""
-    own = {torch.ops.mkldnn._convolution_pointwise: packed_convolution}
+    mkldnn = torch.ops.mkldnn
+    own = dict.fromkeys((mkldnn._convolution_pointwise, mkldnn._convolution_pointwise_), packed_convolution)
     with FlopCounterMode(display=False, custom_mapping=own) as counter:
         action()
     return counter.get_total_flops() / 2
 
 
-def packed_convolution(x: torch.Size, *others: object, out_shape: torch.Size, **options: object) -> int:
-    """Flops of the operator in ``PackedConv2d``; given are shapes: (a sum's other part,) weight [O, C, k, k], bias."""
-    weight = next(o for o in reversed(others[:2]) if isinstance(o, torch.Size) and len(o) == 4)
+def packed_convolution(*given: object, out_shape: torch.Size, **options: object) -> int:
+    """Flops of the operators in ``PackedConv2d``.
+
+    Given are shapes: the input and the other part of a sum, where there is one (in place it comes first), then the
+    weight [O, C, k, k] and the bias.
+    """
+    weight = next(shape for shape in reversed(given[:3]) if isinstance(shape, torch.Size) and len(shape) == 4)
     return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 

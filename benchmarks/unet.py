@@ -46,7 +46,7 @@ def main() -> None:
                 ("training step", our_step(ours, batch), their_step(model, batch, amp)),
                 ("inference", our_inference(ours, batch), their_inference(model, batch, amp)),
             ):
-                times = in_turn(a, b, repeats=2 if args.short else 5)
+                times = in_turn(a, b, repeats=3 if args.short else 5)
                 rows.append(Row(f"{name}, {count} x {size} x {size}", peer, *times, agreement, goal))
     report("U-Net, ResNet-34", rows, args)
 

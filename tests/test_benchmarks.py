@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from densekit.engine.step import choose_precision
+from densekit.features.setup import bare_model
+from densekit.types import Batch
+
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "common")
 
@@ -94,6 +98,15 @@ def test_the_runner_names_the_benchmarks_that_failed(load, monkeypatch, capsys):
     assert "failed: growth" in capsys.readouterr().err
 
 
+def test_the_runner_skips_a_benchmark_whose_data_are_absent_and_says_so(load, monkeypatch, tmp_path, capsys):
+    runner = load("run_all")
+    monkeypatch.setenv("DENSEKIT_DATA", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["run_all", "--only", "residual_vs_plain"])
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("it was run"))
+    assert runner.main() == 0
+    assert f"skipped: {tmp_path}/mnist/t10k-images-idx3-ubyte.gz is not there" in capsys.readouterr().out
+
+
 def test_profiled_operations_are_sorted_into_kinds(load):
     limits = load("limits")
     assert limits.kind_of("aten::mkldnn_convolution") == "convolutions"
@@ -107,6 +120,14 @@ def test_multiply_adds_count_the_backward_too(load):
     rows = torch.randn(3, 8, requires_grad=True)
     assert load("limits").multiply_adds(lambda: layer(rows)) == 3 * 8 * 4
     assert load("limits").multiply_adds(lambda: layer(rows).sum().backward()) == 3 * (3 * 8 * 4)
+
+
+@pytest.mark.skipif(choose_precision("auto", torch.device("cpu")) == "fp32", reason="this CPU has no units for bf16")
+def test_multiply_adds_count_every_convolution_of_a_packed_network(load):
+    model, _ = bare_model("resnet50", {}, weights=None, mean=[0.5] * 3, std=[0.25] * 3)
+    images, sizes = torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.full((1, 2), 32)
+    batch = Batch(images, sizes, sizes, [0], torch.zeros(1, dtype=torch.int64))
+    assert load("limits").check_count(model.eval(), batch)
 
 
 def test_the_torchvision_peer_drops_images_without_usable_boxes_and_groups_by_shape(load, tmp_path):
