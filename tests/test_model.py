@@ -53,6 +53,20 @@ def test_normalisation_is_that_of_one_image_and_the_padding_is_zero():
     assert normal[1, :, :, 30:].abs().max() == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_normalisation_gives_the_same_bits_in_every_layout_and_leaves_the_images_alone(layout, dtype):
+    model = build_model(config().model, CLASSES)
+    given = batch((20, 40), (33, 30))
+    images = given.images.to(dtype).contiguous(memory_format=layout)
+    before = images.clone()
+    normal = model.normalize(images, given.sizes)
+    assert torch.equal(images, before)
+    for one, (height, width), result in zip(images.float(), given.sizes.tolist(), normal):
+        expected = (one - model.mean[0]) / model.std[0]
+        assert torch.equal(result[:, :height, :width], expected[:, :height, :width])
+
+
 def test_predictions_come_in_the_pixels_of_the_file_and_the_data_sets_ids():
     cfg = config()
     cfg.model.heads["boxes"].options.update()

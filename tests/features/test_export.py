@@ -415,6 +415,20 @@ def test_values_beyond_float16_are_an_error_and_not_infinity(tmp_path, images):
         run_export(make_export(network, images, dtype="float16"), tmp_path / "store")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_one_value_that_is_no_number_is_an_error(tmp_path, images, network, monkeypatch, value):
+    export = make_export(network, images, dtype="float16", levels=["c4"])
+    maps = export.extractor()._maps
+    monkeypatch.setattr(export.extractor(), "_maps", lambda batch: spoiled(maps(batch)))
+
+    def spoiled(given):
+        given["c4"][0, 3, 2, 1] = value
+        return given
+
+    with pytest.raises(DensekitError, match=r"level c4 holds values up to (nan|inf)"):
+        run_export(export, tmp_path / "store")
+
+
 def test_stores_of_another_format_and_damaged_ones_are_refused(stored, tmp_path):
     run_export(stored[0], tmp_path / "store")
     path = tmp_path / "store" / "manifest.json"
