@@ -53,10 +53,8 @@ def main() -> None:
             first.append(ours()[0])
             peer.append(theirs()[0])
             later.append(ours()[0])
-        size, goal = (
-            f"{images:,} images",
-            4 if images >= IMAGES else None,
-        )  # starting Python and torch takes the same time
+        size = f"{images:,} images"
+        goal = 4 if images >= IMAGES else None  # with fewer, starting Python and torch is most of it on both sides
         rows = [
             Row(f"first run on {size}", "torchvision's reference", first, peer, agreement, goal),
             Row(f"later runs on {size}", "torchvision's reference", later, peer, agreement, goal),

@@ -26,11 +26,10 @@ def main() -> int:
     args = parser.parse_args()
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-    failed = []
+    failed, data = [], Path(os.environ.get("DENSEKIT_DATA", "data"))
     for name in args.only:
         print(f"\n# {name}", flush=True)
-        needed = Path(os.environ.get("DENSEKIT_DATA", "data")) / DATA.get(name, "")
-        if not needed.exists() and name in DATA:
+        if name in DATA and not (needed := data / DATA[name]).is_file():
             print(f"skipped: {needed} is not there; set DENSEKIT_DATA to the folder that holds {DATA[name]}")
             continue
         options = ["--short"] if args.short else []
