@@ -2,8 +2,8 @@
 
 Greedy suppression has two ways to the same result:
 
-* ``kernel``: torchvision's kernel, image by image inside one operator. The right one on a CPU: it never compares boxes
-  of different images.
+* ``kernel``: torchvision's kernel inside one operator, images and levels side by side on the cores. The right one on a
+  CPU: it never compares boxes of different images.
 * ``fixed_point``: what is kept is a fixed point of "kept unless a better kept box overlaps", reached by repeating it
   from "all kept" (Zheng et al. 2021, Cluster-NMS, section 4.2): a few batched products, no synchronisation of the host.
   After t rounds every box is decided whose chain of better overlapping boxes has at most t links.
@@ -14,6 +14,7 @@ B images, n boxes an image, D results an image.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, cast
@@ -48,7 +49,13 @@ _load_kernels()
 
 @torch.no_grad()
 def greedy_nms(
-    boxes: Tensor, valid: Tensor, threshold: float, *, groups: Tensor | None = None, method: Method = "auto"
+    boxes: Tensor,
+    valid: Tensor,
+    threshold: float,
+    *,
+    groups: Tensor | None = None,
+    parts: Sequence[int] | None = None,
+    method: Method = "auto",
 ) -> Tensor:
     """Keep the boxes that no better kept box overlaps by more than ``threshold``.
 
@@ -57,6 +64,8 @@ def greedy_nms(
         valid: [B, n] bool: the others are neither kept nor do they suppress.
         threshold: IoU.
         groups: [B, n] int64, such as classes: boxes of different groups ignore one another.
+        parts: lengths of neighbouring runs of boxes that ignore one another, such as levels, each with its best first;
+            they add up to n. None: all boxes are one run.
         method: see the module; ``auto`` takes ``kernel`` on a CPU and ``fixed_point`` elsewhere.
 
     Returns:
@@ -65,12 +74,13 @@ def greedy_nms(
     boxes = torch.where(valid[..., None], boxes.float(), 0.0)  # an empty box overlaps nothing
     if method == "auto":
         method = "kernel" if boxes.device.type == "cpu" else "fixed_point"
+    lengths = list(parts or boxes.shape[1:2])
     if method == "kernel":
-        if groups is not None:
-            boxes = _apart(boxes, groups)
-        kept: Tensor = torch.ops.densekit.greedy_nms(boxes, threshold)
-        return kept & valid
-    return _fixed_point_nms(boxes, valid, threshold, groups)
+        boxes = boxes if groups is None else _apart(boxes, groups)
+        return cast(Tensor, torch.ops.densekit.greedy_nms(boxes, valid, lengths, threshold))
+    members = [None] * len(lengths) if groups is None else torch.split(groups, lengths, 1)
+    runs = zip(torch.split(boxes, lengths, 1), torch.split(valid, lengths, 1), members)
+    return torch.cat([_fixed_point_nms(*run, threshold) for run in runs], 1)
 
 
 def _apart(boxes: Tensor, groups: Tensor) -> Tensor:
@@ -81,31 +91,35 @@ def _apart(boxes: Tensor, groups: Tensor) -> Tensor:
 
 # An operator of constant shape, so that graphs can hold it. Not by torch.library.custom_op: the first call of what that
 # makes imports torch's compiler.
-torch.library.define("densekit::greedy_nms", "(Tensor boxes, float threshold) -> Tensor")
+torch.library.define("densekit::greedy_nms", "(Tensor boxes, Tensor valid, int[] parts, float threshold) -> Tensor")
 
 
 @torch.library.impl("densekit::greedy_nms", "default")
-def _kernel_nms(boxes: Tensor, threshold: float) -> Tensor:
-    """[B, n, 4] boxes, best first -> [B, n] bool."""
-    kept = boxes.new_zeros(boxes.shape[:2], dtype=torch.bool)
+def _kernel_nms(boxes: Tensor, valid: Tensor, parts: list[int], threshold: float) -> Tensor:
+    """[B, n, 4] boxes, [B, n] bool -> [B, n] bool."""
+    kept = torch.zeros_like(valid)
     order = torch.arange(boxes.shape[1], 0, -1, device=boxes.device, dtype=boxes.dtype)  # stands for the scores
 
-    def keep(image: Tensor) -> Tensor:
-        return cast(Tensor, torch.ops.torchvision.nms(image, order, threshold))
+    def keep(run: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        places = run[1].nonzero()[:, 0]
+        best: Tensor = torch.ops.torchvision.nms(run[0][places], order[: len(places)], threshold)
+        return places[best]
 
     # The kernel itself runs on one core: four times 2,000 boxes took 73 ms in a row, 25 ms side by side on four cores.
+    runs = [run for image in zip(boxes, valid, kept) for run in zip(*(torch.split(values, parts) for values in image))]
+    runs.sort(key=lambda run: -len(run[0]))  # else the longest would be waited for at the end
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for mask, best in zip(kept, pool.map(keep, boxes.unbind())):
-            mask[best] = True
+        for run, places in zip(runs, pool.map(keep, runs)):
+            run[2][places] = True
     return kept
 
 
 @torch.library.register_fake("densekit::greedy_nms")  # type: ignore[untyped-decorator]
-def _(boxes: Tensor, threshold: float) -> Tensor:
-    return boxes.new_empty(boxes.shape[:2], dtype=torch.bool)
+def _(boxes: Tensor, valid: Tensor, parts: list[int], threshold: float) -> Tensor:
+    return torch.empty_like(valid)
 
 
-def _fixed_point_nms(boxes: Tensor, valid: Tensor, threshold: float, groups: Tensor | None) -> Tensor:
+def _fixed_point_nms(boxes: Tensor, valid: Tensor, groups: Tensor | None, threshold: float) -> Tensor:
     suppresses = box_ops.iou(boxes, boxes) > threshold  # [B, better, worse]
     if groups is not None:
         suppresses &= groups[:, :, None] == groups[:, None, :]

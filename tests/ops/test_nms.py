@@ -26,6 +26,22 @@ def test_greedy_suppression_is_torchvisions(method, threshold, grouped, random_b
     assert kept.any(1).all()
 
 
+@pytest.mark.parametrize("method", ["kernel", "fixed_point"])
+@pytest.mark.parametrize("parts", [[200], [120, 30, 50], [199, 1]])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_parts_ignore_one_another(method, parts, grouped, random_boxes):
+    boxes, levels = random_boxes(3, 200), torch.arange(len(parts)).repeat_interleave(torch.tensor(parts))
+    groups = torch.arange(600).reshape(3, 200) % 4 if grouped else torch.zeros(3, 200, dtype=torch.int64)
+    valid = torch.rand(3, 200, generator=torch.Generator().manual_seed(0)) > 0.2
+    valid[1, : parts[0]] = False  # a level without a box
+    kept = greedy_nms(boxes, valid, 0.3, groups=groups if grouped else None, parts=parts, method=method)
+    scores = torch.arange(200, 0, -1).float()
+    for i in range(3):
+        real = valid[i].nonzero()[:, 0]
+        expected = torchvision.ops.batched_nms(boxes[i, real], scores[real], (levels * 4 + groups[i])[real], 0.3)
+        assert torch.equal(kept[i].nonzero()[:, 0], real[expected.sort().values])
+
+
 def test_a_chain_of_suppressions_is_followed_to_its_end():
     left = torch.arange(30.0) * 5  # each overlaps its neighbours alone by more than 0.3
     boxes = torch.stack([left, left * 0, left + 10, left * 0 + 10], dim=-1)[None]

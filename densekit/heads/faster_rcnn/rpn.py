@@ -171,26 +171,28 @@ class RegionProposalNetwork(nn.Module):
             before_nms: best anchors of each level that enter the suppression.
             after_nms: best boxes of all levels that leave it (P, unless there are fewer anchors).
         """
-        kept, first = [], 0
-        for count in regions.per_level:
-            kept.append(self._best_of_level(regions, first, min(before_nms, count), count, sizes))
+        found, first = [], 0
+        best = [min(before_nms, count) for count in regions.per_level]
+        for many, count in zip(best, regions.per_level):
+            found.append(self._best_of_level(regions, first, many, count, sizes))
             first += count
-        boxes, scores = (torch.cat(parts, dim=1) for parts in zip(*kept))
+        boxes, scores, valid = (torch.cat(parts, dim=1) for parts in zip(*found))
+        kept = greedy_nms(boxes, valid, self.nms_threshold, parts=best)
+        scores = torch.where(kept, scores, -torch.inf)
         scores, order = scores.topk(min(after_nms, scores.shape[1]), dim=1)
         valid = scores > -torch.inf
         return Proposals(torch.where(valid[..., None], rows(boxes, order), 0.0), valid)
 
     def _best_of_level(
         self, regions: Regions, first: int, best: int, count: int, sizes: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The ``best`` of the ``count`` anchors from ``first`` on: [B, best, 4] boxes, [B, best] logits or -inf."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The ``best`` of ``count`` anchors from ``first`` on: [B, best, 4] boxes, [B, best] logits and validity."""
         scores, place = regions.objectness[:, first : first + count].topk(best, dim=1)
         place = place + first
         boxes = box_ops.decode(rows(regions.deltas, place), regions.anchors[place], WEIGHTS)
         boxes = box_ops.clip(boxes, sizes)
         valid = box_ops.longer_than(boxes, SMALLEST_PROPOSAL) & (scores.sigmoid() >= self.score_threshold)
-        kept = greedy_nms(boxes, valid, self.nms_threshold)
-        return boxes, torch.where(kept, scores, -torch.inf)
+        return boxes, scores, valid
 
 
 def rows(values: Tensor, index: Tensor) -> Tensor:
