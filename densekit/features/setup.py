@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -223,14 +224,17 @@ class Export:
         Raises:
             DensekitError: the first images can't be read, from which the size of a shard follows.
         """
-        shard_images = self.shard_images or images_per_shard(self.source, self.extractor(), len(self.views))
+        with ThreadPoolExecutor(1) as pool:  # hashing the weights leaves Python's lock, the extractor is made meanwhile
+            described = pool.submit(describe_backbone, self.model)
+            shard_images = self.shard_images or images_per_shard(self.source, self.extractor(), len(self.views))
+            backbone = described.result()
         ids = (repr(self.source.image_id(index)) for index in range(len(self.source)))
         given = self.boxes
         images: dict[str, Any] = {"count": len(self.source), "sha256": hash_of_names(ids)}
         if getattr(self.source, "reduced", False):
             images["decode"] = "reduced"
         return Recipe(
-            backbone=describe_backbone(self.model),
+            backbone=backbone,
             channels=self.model.channels,
             transform=self.transform,
             pad_to=self.pad_to,
