@@ -169,7 +169,7 @@ def _as_rows(values: Tensor, images: Tensor) -> Tensor:
     """[B or 1, C or 1, 1, W or 1] -> [B or 1, C, 1, W], laid out like the images.
 
     So the CPU runs through whole rows. With a value a channel it stops after every pixel of images with channels last,
-    and takes three to five times as long.
+    and takes three to four times as long.
     """
     last = images.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if last else torch.contiguous_format

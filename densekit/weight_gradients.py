@@ -44,8 +44,12 @@ class _Product(torch.autograd.Function):
 
 
 def _turned(x: Tensor) -> Tensor:
-    """[R, O] -> [O, R], row by row. Of a matrix torch makes this copy on one core, of what has three sides on all."""
-    return x.t()[None].contiguous()[0]
+    """[R, O] -> [O, R], row by row.
+
+    Torch copies a turned matrix block by block, on one core; what has three sides on all cores, but not in blocks. That
+    is twice as fast on four cores, and up to 3.5 times slower on one.
+    """
+    return x.t()[None].contiguous()[0] if torch.get_num_threads() >= 4 else x.t().contiguous()
 
 
 MOST_PIXELS, LEAST_PATCH = 2048, 1024

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from densekit.weight_gradients import Conv2d, Linear, use_own_convolutions
+from densekit.weight_gradients import Conv2d, Linear, _turned, use_own_convolutions
 
 
 def test_the_linear_layer_gives_torchs_values_and_gradients_in_mixed_precision():
@@ -32,6 +32,18 @@ def test_the_linear_layer_gives_torchs_values_and_gradients_in_mixed_precision()
 def test_the_linear_layer_is_torchs_own_in_float32():
     ours, rows = Linear(12, 5), torch.randn(7, 12)
     assert torch.equal(ours(rows), torch.nn.functional.linear(rows, ours.weight, ours.bias))
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_turned_matrix_lies_row_by_row_whatever_the_number_of_threads(threads):
+    before, x = torch.get_num_threads(), torch.randn(130, 70).bfloat16()
+    try:
+        torch.set_num_threads(threads)
+        turned = _turned(x)
+    finally:
+        torch.set_num_threads(before)
+    assert turned.is_contiguous()
+    assert torch.equal(turned, x.t())
 
 
 CONVOLUTIONS = {

@@ -62,7 +62,8 @@ class _AdamWInPlace(torch.optim.AdamW):
     """AdamW whose fused kernel gets tensors with channels last as they lie in memory.
 
     On the CPU torch's kernel walks through memory and takes no notice of strides. It copies a gradient with channels
-    last on each step without need; one that lies in another order than its weight would go to the wrong numbers.
+    last on each step without need; one that lies in another order than its weight would go to the wrong numbers. SGD
+    keeps what it is given here as its state, so it stays torch's own; autograd gives weight and gradient one order.
     """
 
     def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:

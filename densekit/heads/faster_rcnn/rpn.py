@@ -186,7 +186,7 @@ class RegionProposalNetwork(nn.Module):
     def _best_of_level(
         self, regions: Regions, first: int, best: int, count: int, sizes: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The ``best`` of ``count`` anchors from ``first`` on: [B, best, 4] boxes, [B, best] logits and validity."""
+        """The ``best`` of ``count`` anchors from ``first`` on: [B, best, 4] boxes, [B, best] logits, [B, best] bool."""
         scores, place = regions.objectness[:, first : first + count].topk(best, dim=1)
         place = place + first
         boxes = box_ops.decode(rows(regions.deltas, place), regions.anchors[place], WEIGHTS)
