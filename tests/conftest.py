@@ -15,6 +15,11 @@ if "DENSEKIT_DATA" not in os.environ and _SHARED.is_dir():
     os.environ["DENSEKIT_DATA"] = str(_SHARED)
 
 
+def pytest_make_parametrize_id(config, val, argname):
+    """Bytes are numbered: as a name they are unreadable, and compressed ones may hold the time."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture
 def real_data():
     """Folder of the real data sets; the test skips where it is absent."""
