@@ -20,11 +20,11 @@ from torchvision.models import detection
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.ops import FrozenBatchNorm2d
 
-from densekit.engine.step import autocast, choose_precision
 from densekit.heads.faster_rcnn import faster_rcnn
 from densekit.heads.faster_rcnn.torchvision import from_torchvision
 from densekit.model import DenseModel
-from densekit.packed import DTYPES, packed
+from densekit.packed import packed
+from densekit.precision import DTYPES, autocast, choose_precision
 from densekit.registry import BACKBONES
 from densekit.types import Batch, BoxTargets, Classes, Targets
 

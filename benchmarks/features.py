@@ -33,12 +33,12 @@ from common import Row, Table, arguments, check, device_of, in_turn, report, rep
 from PIL import Image
 from torch import Tensor, nn
 
-from densekit.engine.step import choose_precision
 from densekit.features import FeatureStore
 from densekit.features.export import Exporter, Times
 from densekit.features.setup import Export, bare_model, plain_source
 from densekit.features.shards import ShardFolder
 from densekit.model import DenseModel
+from densekit.precision import choose_precision
 
 SIZE, FILE_SIZE = 224, (480, 640)
 BATCH, THEIR_BATCH = 8, 32  # the default of tools/export_features.py, and what users of a loader take

@@ -33,9 +33,10 @@ from densekit.data.coco_file import open_coco
 from densekit.data.sampling import BatchPlan
 from densekit.engine import distributed
 from densekit.engine.optim import make_optimizer, make_schedule, parameter_groups
-from densekit.engine.step import TrainStep, choose_precision
+from densekit.engine.step import TrainStep
 from densekit.heads.faster_rcnn import faster_rcnn
 from densekit.model import DenseModel
+from densekit.precision import choose_precision
 from densekit.registry import BACKBONES
 from densekit.types import Batch, BoxTargets, Classes, Targets
 

@@ -18,10 +18,10 @@ from common import Row, arguments, check, device_of, in_turn, report
 from torch import Tensor, nn
 
 from densekit.engine.optim import make_optimizer, parameter_groups
-from densekit.engine.step import autocast, choose_precision
 from densekit.heads.segmentation.smp_weights import from_smp
 from densekit.model import DenseModel
-from densekit.packed import DTYPES, packed
+from densekit.packed import packed
+from densekit.precision import DTYPES, autocast, choose_precision
 from densekit.registry import BACKBONES, HEADS
 from densekit.types import Batch, Classes, Targets
 

@@ -21,10 +21,11 @@ from densekit.engine import checkpoint
 from densekit.engine.distributed import World
 from densekit.engine.optim import AveragedModel, make_optimizer, make_schedule, parameter_groups
 from densekit.engine.plan import Plan, choose_metric
-from densekit.engine.step import TrainStep, choose_precision, is_out_of_memory
+from densekit.engine.step import TrainStep, is_out_of_memory
 from densekit.errors import DensekitError
 from densekit.features.heads import check_store, joined_config
 from densekit.model import DenseModel, build_model
+from densekit.precision import choose_precision
 from densekit.registry import DATASETS
 from densekit.types import Batch, Classes, Dataset, Metric
 

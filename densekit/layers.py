@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
+from densekit.precision import convolves_packed
 from densekit.weight_gradients import Conv2d, two_sides
 
 Norm = Literal["batch", "frozen", "group", "sync"]
@@ -142,7 +143,7 @@ class PackedConv2d(nn.Module):
         self.register_buffer("weight", weight)
         self.register_buffer("bias", None if bias is None else bias.detach().to(dtype))
         # The operators that torch's own compiler puts in the place of convolutions on the CPU.
-        self.fuses = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        self.fuses = weight.device.type == "cpu" and convolves_packed(dtype)
         self.layouts: dict[torch.Size, Tensor] = {}
 
     def forward(self, x: Tensor, *, relu: bool = False, add: Tensor | None = None, spare: bool = False) -> Tensor:

@@ -13,9 +13,6 @@ from densekit.weight_gradients import Conv2d, Linear
 
 M = TypeVar("M", bound=nn.Module)
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""The arithmetic behind each name of a precision."""
-
 
 def packed(model: M, dtype: torch.dtype) -> M:
     """A copy of a model for inference in bf16 or fp16, to be run under autocast in that dtype.

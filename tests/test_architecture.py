@@ -18,6 +18,7 @@ LAYERS = {
     "registry": 1,
     "ops": 1,
     "weight_gradients": 0,
+    "precision": 0,
     "layers": 1,
     "backbones": 2,
     "heads": 2,

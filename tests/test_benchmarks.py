@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from densekit.engine.step import choose_precision
 from densekit.features.setup import bare_model
 from densekit.types import Batch
 
@@ -122,7 +121,6 @@ def test_multiply_adds_count_the_backward_too(load):
     assert load("limits").multiply_adds(lambda: layer(rows).sum().backward()) == 3 * (3 * 8 * 4)
 
 
-@pytest.mark.skipif(choose_precision("auto", torch.device("cpu")) == "fp32", reason="this CPU has no units for bf16")
 def test_multiply_adds_count_every_convolution_of_a_packed_network(load):
     model, _ = bare_model("resnet50", {}, weights=None, mean=[0.5] * 3, std=[0.25] * 3)
     images, sizes = torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.full((1, 2), 32)

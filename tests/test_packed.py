@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from densekit import layers
 from densekit.backbones.blocks import Block
 from densekit.layers import LAYOUTS, ConvNormAct, FrozenBatchNorm2d, PackedConv2d
 from densekit.model import DenseModel
 from densekit.packed import packed
 from densekit.registry import BACKBONES, HEADS
 from densekit.types import Batch, Classes
+from tests.precisions import needs_bf16
 
 CLASSES = Classes(("a", "b", "c"), (1, 2, 3))
 OWN = ("resnet18", "resnet50", "resnext50_32x4d", "resnet20", "plain18", "pyconvresnet50")
@@ -48,11 +50,11 @@ def batch_of(size: int = 64) -> Batch:
 
 
 @pytest.mark.parametrize("name", OWN)
-@pytest.mark.parametrize("fuses", [True, False], ids=["onednn", "plain"])
+@pytest.mark.parametrize("fuses", [pytest.param(True, marks=needs_bf16), False], ids=["onednn", "plain"])
 def test_a_packed_backbone_is_as_near_to_float32_as_autocast_is(name, fuses, monkeypatch):
     backbone = settled(BACKBONES.build(name, {}))
     if not fuses:
-        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+        monkeypatch.setattr(layers, "convolves_packed", lambda dtype: False)
     copy = packed(backbone, torch.bfloat16)
     x = torch.randn(2, 3, 64, 64)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
@@ -70,7 +72,7 @@ def test_a_packed_backbone_is_as_near_to_float32_as_autocast_is(name, fuses, mon
 @pytest.mark.parametrize("fuses", [True, False], ids=["onednn", "plain"])
 def test_a_packed_convolution_is_convolution_norm_sum_and_relu(groups, relu, add, fuses, monkeypatch):
     if not fuses:
-        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+        monkeypatch.setattr(layers, "convolves_packed", lambda dtype: False)
     conv = nn.Conv2d(8, 16, 3, stride=2, padding=1, groups=groups)
     norm = settled(nn.BatchNorm2d(16))
     x, other = torch.randn(2, 8, 9, 7), torch.randn(2, 16, 5, 4)
@@ -83,9 +85,10 @@ def test_a_packed_convolution_is_convolution_norm_sum_and_relu(groups, relu, add
 
 
 @pytest.mark.parametrize("last", [True, False], ids=["channels last", "contiguous"])
-def test_a_packed_convolution_gives_the_same_where_it_may_write_over_the_sums_other_part(last):
-    conv, x = PackedConv2d(nn.Conv2d(8, 16, 3, padding=1), None, torch.bfloat16), torch.randn(2, 8, 9, 7)
-    other = torch.randn(2, 16, 9, 7, dtype=torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bf16)], ids=str)
+def test_a_packed_convolution_gives_the_same_where_it_may_write_over_the_sums_other_part(last, dtype):
+    conv, x = PackedConv2d(nn.Conv2d(8, 16, 3, padding=1), None, dtype), torch.randn(2, 8, 9, 7)
+    other = torch.randn(2, 16, 9, 7, dtype=dtype)
     other = other.contiguous(memory_format=torch.channels_last) if last else other
     with torch.inference_mode():
         wanted = conv(x, relu=True, add=other.clone())
@@ -94,6 +97,7 @@ def test_a_packed_convolution_gives_the_same_where_it_may_write_over_the_sums_ot
     assert (found.data_ptr() == other.data_ptr()) == last
 
 
+@needs_bf16  # elsewhere nothing is written in place
 @pytest.mark.parametrize("name", OWN)
 def test_a_packed_backbone_keeps_every_map_that_it_gives(name):
     copy = packed(settled(BACKBONES.build(name, {})), torch.bfloat16)

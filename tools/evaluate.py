@@ -41,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from densekit.engine.augmented import FLIPS
     from densekit.engine.evaluate import evaluate
     from densekit.engine.predict import Options
-    from densekit.engine.step import choose_precision
     from densekit.files import write_text
+    from densekit.precision import choose_precision
 
     world = distributed.join(args.device)
     model, config = build.from_checkpoint(args.checkpoint, args.overrides)

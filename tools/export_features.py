@@ -92,9 +92,9 @@ def prepare(args: argparse.Namespace, world: Any) -> tuple[Any, str | None]:
     """What to export, and where its weights come from."""
     from densekit import build
     from densekit import config as configs
-    from densekit.engine.step import choose_precision
     from densekit.features import setup
     from densekit.features.sources import read_boxes
+    from densekit.precision import choose_precision
 
     config, lines, views = None, [], args.flips
     if args.backbone:

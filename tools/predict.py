@@ -38,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from densekit.engine import distributed
     from densekit.engine.augmented import FLIPS
     from densekit.engine.predict import Options, predict_images
-    from densekit.engine.step import choose_precision
     from densekit.engine.writers import make_writer
+    from densekit.precision import choose_precision
 
     world = distributed.join(args.device)
     inputs = [text for text in args.inputs if not is_override(text)]

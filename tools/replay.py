@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from densekit.engine import distributed
     from densekit.engine.replay import read_bundle, replay
-    from densekit.engine.step import choose_precision, describe_batch
+    from densekit.engine.step import describe_batch
+    from densekit.precision import choose_precision
 
     world = distributed.join(args.device)
     bundle = read_bundle(args.bundle)

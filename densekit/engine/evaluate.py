@@ -10,10 +10,11 @@ import torch
 from densekit.engine.augmented import Flip, is_plain, predict_augmented
 from densekit.engine.console import track
 from densekit.engine.distributed import World, any_rank, gather
-from densekit.engine.step import Precision, autocast, describe_batch, is_out_of_memory
+from densekit.engine.step import describe_batch, is_out_of_memory
 from densekit.errors import DensekitError
 from densekit.model import DenseModel
-from densekit.packed import DTYPES, packed
+from densekit.packed import packed
+from densekit.precision import DTYPES, Precision, autocast
 from densekit.types import Batch, Metric, Predictions
 
 

@@ -11,11 +11,11 @@ import torch
 
 from densekit.engine.augmented import Flip, check_augmentation, is_plain, predict_augmented
 from densekit.engine.sliding_window import segment_image
-from densekit.engine.step import Precision, autocast
 from densekit.engine.writers import MaskWriter, Writer
 from densekit.errors import DensekitError
 from densekit.model import DenseModel
-from densekit.packed import DTYPES, packed
+from densekit.packed import packed
+from densekit.precision import DTYPES, Precision, autocast
 from densekit.types import Batch, Predictions
 
 

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import warnings
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -22,32 +21,8 @@ from densekit.engine.distributed import World, mean_over_ranks
 from densekit.engine.optim import AveragedModel, Schedule, set_rate
 from densekit.errors import DensekitError
 from densekit.model import DenseModel
-from densekit.packed import DTYPES
+from densekit.precision import Precision, autocast
 from densekit.types import Batch
-
-Precision = Literal["fp32", "bf16", "fp16"]
-
-
-def choose_precision(asked: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device) -> Precision:
-    """The arithmetic of the step: ``auto`` takes bf16 where the hardware has matrix units for it, else fp32.
-
-    Raises:
-        DensekitError: fp16 on the CPU, where its range makes training fail.
-    """
-    if asked == "fp16" and device.type == "cpu":
-        raise DensekitError("train.precision: fp16 does not train on the CPU; use bf16 or fp32")
-    if asked != "auto":
-        return asked
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
-
-
-def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Mixed precision for the forward pass."""
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, DTYPES[precision])
 
 
 def seed_step(seed: int, step: int, micro: int, rank: int) -> None:

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from densekit.data.batching import round_up
 from densekit.errors import DensekitError
-from densekit.features.recipe import Dtype, Precision, neck_levels, neck_of
+from densekit.features.recipe import Dtype, neck_levels, neck_of
 from densekit.model import DenseModel
 from densekit.ops.roi_align import roi_align
-from densekit.packed import DTYPES, packed
+from densekit.packed import packed
+from densekit.precision import DTYPES, Precision
 from densekit.types import Batch, Level
 
 Boxes = npt.NDArray[np.float32]

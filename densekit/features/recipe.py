@@ -14,10 +14,10 @@ from torch import nn
 import densekit
 from densekit.errors import DensekitError, nearest
 from densekit.model import DenseModel
+from densekit.precision import Precision
 
 Dtype = Literal["float16", "float32"]
 FileFormat = Literal["safetensors", "npy", "parquet"]
-Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

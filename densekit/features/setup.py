@@ -24,7 +24,6 @@ from densekit.features.heads import joined_config
 from densekit.features.recipe import (
     Dtype,
     FileFormat,
-    Precision,
     Recipe,
     check_levels,
     describe_backbone,
@@ -33,6 +32,7 @@ from densekit.features.recipe import (
 from densekit.features.shards import import_parquet
 from densekit.features.sources import Boxes, ImageSource, NamedImages, names_in_folder, names_in_list
 from densekit.model import DenseModel
+from densekit.precision import Precision
 from densekit.registry import BACKBONES
 from densekit.types import Classes
 

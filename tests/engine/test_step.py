@@ -13,7 +13,7 @@ from densekit.engine.distributed import World
 from densekit.engine.guard import FiniteGuard
 from densekit.engine.optim import AveragedModel, make_optimizer, make_schedule, parameter_groups
 from densekit.engine.run_folder import RunFolder, RunState
-from densekit.engine.step import TrainStep, choose_precision, describe_batch, seed_step
+from densekit.engine.step import TrainStep, describe_batch, seed_step
 from densekit.types import Batch, BoxTargets, Classes, DensekitError, Targets
 
 CPU = torch.device("cpu")
@@ -197,19 +197,6 @@ def test_random_draws_follow_from_step_micro_batch_and_rank_alone():
     assert len({tuple(d) for d in drawn}) == len(places)
     torch.rand(100)
     assert [draw(*p) for p in places] == drawn
-
-
-def test_precision_is_chosen_by_what_the_hardware_has(monkeypatch):
-    for avx, amx, chosen in ((True, False, "bf16"), (False, True, "bf16"), (False, False, "fp32")):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
-        assert choose_precision("auto", CPU) == chosen
-    assert choose_precision("fp32", CPU) == "fp32"
-    with pytest.raises(DensekitError, match=r"train\.precision: fp16 does not train on the CPU"):
-        choose_precision("fp16", CPU)
-    for native, chosen in ((True, "bf16"), (False, "fp16")):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native)
-        assert choose_precision("auto", torch.device("cuda")) == chosen
 
 
 def test_out_of_memory_names_the_batch_and_other_errors_pass():

@@ -121,8 +121,10 @@ def test_a_head_trained_from_a_store_has_the_weights_of_the_recomputed_run_and_j
 
 def test_a_store_made_in_less_than_the_precision_that_the_config_insists_on_is_refused(shapes, tmp_path):
     tree = config_of("segmentation", shapes)
-    stored = from_store(tree, export(tree, tmp_path / "store", "--precision", "bf16"))
-    assert FeatureStore(tmp_path / "store").manifest["recipe"]["precision"] == "bf16"
+    stored = from_store(tree, export(tree, tmp_path / "store", "--precision", "fp32"))
+    manifest = tmp_path / "store" / "manifest.json"
+    assert manifest.read_text().count('"precision": "fp32"') == 1
+    manifest.write_text(manifest.read_text().replace('"precision": "fp32"', '"precision": "bf16"'))
     with pytest.raises(DensekitError, match=r"computed in bf16, but train.precision is fp32; export again with --prec"):
         first_losses(stored, 1)
     stored["train"]["precision"] = "auto"

@@ -1,0 +1,71 @@
+"""The arithmetic of a run: its names, what this machine can do, and what is chosen."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import Literal
+
+import torch
+
+from densekit.errors import DensekitError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Asked = Literal["auto", "fp32", "bf16", "fp16"]
+"""What a config may say: a precision, or that the machine decides."""
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""The arithmetic behind each name of a precision."""
+
+
+@functools.cache
+def convolves_packed(dtype: torch.dtype) -> bool:
+    """Whether this CPU runs convolutions of a dtype in oneDNN's packed form, tried on one pixel.
+
+    oneDNN refuses bf16 where the CPU has no instructions to compute it with (on x86: AVX-512 or AVX-NE-CONVERT).
+    Torch's other way takes tens of times as long as float32 there.
+    """
+    pixel, place = torch.ones(1, 1, 1, 1, dtype=dtype), ([0, 0], [1, 1], [1, 1], 1)
+    try:
+        laid_out = torch.ops.mkldnn._reorder_convolution_weight(pixel, *place, list(pixel.shape))
+        torch.ops.mkldnn._convolution_pointwise(pixel, laid_out, None, *place, "none", [], "")
+    except (RuntimeError, AttributeError):  # AttributeError: a torch that was built without oneDNN
+        return False
+    return True
+
+
+def choose_precision(asked: Asked, device: torch.device) -> Precision:
+    """The arithmetic of a run: ``auto`` takes bf16 where the hardware has matrix units for it, else fp32.
+
+    Raises:
+        DensekitError: what the device can't do: on the CPU fp16, whose range makes training fail, and bf16 where the
+            CPU has no instructions for it.
+    """
+    if asked == "auto":
+        return _fastest(device)
+    if refusal := _refusal(asked, device):
+        raise DensekitError(f"train.precision: {refusal}; use auto or fp32")
+    return asked
+
+
+def _fastest(device: torch.device) -> Precision:
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    has_units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if device.type == "cpu" and has_units and convolves_packed(torch.bfloat16) else "fp32"
+
+
+def _refusal(asked: Precision, device: torch.device) -> str | None:
+    """Why a device does not run a precision; None where it does."""
+    if device.type == "cpu" and asked == "fp16":
+        return "fp16 does not train on the CPU"
+    if device.type == "cpu" and asked == "bf16" and not convolves_packed(torch.bfloat16):
+        return "bf16 does not run on this CPU, which has no instructions for bf16 convolutions"
+    return None
+
+
+def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Mixed precision for the forward pass."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, DTYPES[precision])

@@ -1,0 +1,60 @@
+"""The arithmetic of a run: what this CPU can do, and what is chosen by it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from densekit import precision
+from densekit.errors import DensekitError
+from densekit.precision import choose_precision, convolves_packed
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def cpu(monkeypatch):
+    """Lets a test say what the CPU can do: run bf16 convolutions, and with units made for them."""
+
+    def has(*, bf16: bool, units: bool = False) -> None:
+        monkeypatch.setattr(precision, "convolves_packed", lambda dtype: bf16 or dtype != torch.bfloat16)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: units)
+
+    return has
+
+
+def test_the_probe_agrees_with_what_onednn_says_of_this_cpu():
+    assert convolves_packed(torch.float32) == torch.backends.mkldnn.is_available()
+    assert convolves_packed(torch.bfloat16) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def test_a_torch_without_onednn_convolves_nothing_packed(monkeypatch):
+    monkeypatch.setattr(torch.ops, "mkldnn", object())
+    assert not convolves_packed.__wrapped__(torch.float32)
+
+
+def test_auto_takes_bf16_where_the_cpu_has_units_for_it_that_onednn_runs(cpu):
+    for bf16, units, chosen in ((True, True, "bf16"), (True, False, "fp32"), (False, True, "fp32")):
+        cpu(bf16=bf16, units=units)
+        assert choose_precision("auto", CPU) == chosen
+    assert choose_precision("auto", torch.device("mps")) == "fp32"
+
+
+def test_auto_takes_fp16_on_a_gpu_without_bf16(monkeypatch):
+    for native, chosen in ((True, "bf16"), (False, "fp16")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native)
+        assert choose_precision("auto", torch.device("cuda")) == chosen
+
+
+def test_what_was_asked_for_is_taken_or_refused_with_a_remedy(cpu):
+    cpu(bf16=True)
+    assert choose_precision("fp32", CPU) == "fp32"
+    assert choose_precision("bf16", CPU) == "bf16"
+    with pytest.raises(DensekitError, match=r"^train\.precision: fp16 does not train on the CPU; use auto or fp32$"):
+        choose_precision("fp16", CPU)
+    cpu(bf16=False)
+    assert choose_precision("fp32", CPU) == "fp32"
+    assert choose_precision("bf16", torch.device("cuda")) == "bf16"
+    with pytest.raises(DensekitError, match=r"^train\.precision: bf16 does not run on this CPU, .*; use auto or fp32$"):
+        choose_precision("bf16", CPU)
