@@ -12,7 +12,7 @@ from typing import Any
 
 from densekit.doctor.defects import Defect
 from densekit.doctor.examine import Report
-from densekit.doctor.kinds import SEVERITIES
+from densekit.doctor.kind import SEVERITIES
 from densekit.engine.console import print_table
 from densekit.errors import DensekitError
 from densekit.files import write_text

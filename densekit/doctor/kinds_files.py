@@ -1,0 +1,107 @@
+"""What can be wrong with the files of images and masks."""
+
+from __future__ import annotations
+
+from densekit.doctor.kind import AT_IMAGE, STOPS, Kind
+
+FILES: dict[str, Kind] = {
+    # Image files.
+    "image_missing": Kind(
+        "error", "there is no such file", AT_IMAGE, "copy the file, or remove the entry; --fix removes it"
+    ),
+    "image_name_differs": Kind(
+        "error",
+        "the file's name differs by case or blanks, which only some systems forgive",
+        AT_IMAGE,
+        "rename the file or correct the entry; --fix does",
+    ),
+    "image_unreadable": Kind(
+        "error", "it is no image, or damaged", AT_IMAGE, "copy or export it again; --fix removes its entry"
+    ),
+    "image_truncated": Kind(
+        "error",
+        "it is cut off: the lower part is missing",
+        AT_IMAGE,
+        "copy it again; --fix removes its entry",
+    ),
+    "image_too_large": Kind(
+        "error",
+        "decoding it may take all memory (it was not decoded)",
+        AT_IMAGE,
+        "shrink or tile it, or raise data.max_pixels; --fix removes its entry",
+    ),
+    "image_size": Kind(
+        "error",
+        "boxes and masks were drawn on an image of another size",
+        AT_IMAGE,
+        "restore the image that was annotated; --fix corrects the size where all boxes fit, else removes the entry",
+    ),
+    "image_extension": Kind(
+        "warning",
+        "tools that go by the name fail on it",
+        "densekit goes by the content.",
+        "rename the file or convert it",
+    ),
+    "image_orientation": Kind(
+        "warning",
+        "some viewers turn it and some do not, so annotations may be for either",
+        "It is taken as it is where its stored size is that of the json, else turned.",
+        "turn the pixels and remove the tag, then look at its boxes",
+    ),
+    "image_grey": Kind(
+        "note", "it is grey in a set of colour images", "Its channel is repeated.", "nothing, if it is meant"
+    ),
+    "image_palette": Kind(
+        "note", "a palette holds 256 colours at most", "It is read as RGB.", "nothing, if it is meant"
+    ),
+    "image_alpha": Kind(
+        "note",
+        "what is transparent still has colours",
+        "Alpha is dropped.",
+        "blend it with its background if it matters",
+    ),
+    "image_16_bit": Kind(
+        "note",
+        "16 bits become 8 bits by dividing by 257",
+        "It is read as 8 bits.",
+        "scale them yourself if it matters",
+    ),
+    "image_dark_16_bit": Kind(
+        "warning",
+        "its values use a small part of 16 bits, so 8 bits leave next to nothing of it",
+        "It is nearly black.",
+        "stretch the values to 0..65535, or save 8 bits",
+    ),
+    "image_no_annotation": Kind(
+        "note",
+        "it may be a negative example, or forgotten",
+        "It is learned as background alone.",
+        "label it, or leave it if nothing is on it",
+    ),
+    # Mask files.
+    "mask_missing": Kind("error", "the image has no mask", STOPS, "add the mask, or remove the image"),
+    "mask_without_image": Kind("error", "the mask has no image", STOPS, "add the image, or remove the mask"),
+    "mask_unreadable": Kind("error", "it cannot be read as class indices", STOPS, "export it again as PNG"),
+    "mask_size": Kind("error", "pixels of image and mask do not correspond", STOPS, "restore the mask of this image"),
+    "mask_values": Kind(
+        "error",
+        "values of no class come from resizing with interpolation, a JPEG on the way, or another numbering",
+        STOPS,
+        "correct the mask, or name the value in classes or ignore",
+    ),
+    "mask_palette": Kind(
+        "warning",
+        "the same index has another colour than in the other masks: a program may have sorted the palette anew",
+        "It reads indices, not colours, so classes are swapped.",
+        "export the mask with the common palette, or give colors",
+    ),
+    "mask_all_ignored": Kind(
+        "warning",
+        "nothing can be learned from it",
+        "It adds nothing to the loss.",
+        "label it, or leave it out",
+    ),
+    "mask_one_value": Kind(
+        "note", "the whole mask has one value", "It is learned as it is.", "look whether it was labelled"
+    ),
+}
