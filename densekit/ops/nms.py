@@ -4,9 +4,7 @@ Greedy suppression has two ways to the same result:
 
 * ``kernel``: torchvision's kernel inside one operator, images and levels side by side on the cores. The right one on a
   CPU: it never compares boxes of different images.
-* ``fixed_point``: what is kept is a fixed point of "kept unless a better kept box overlaps", reached by repeating it
-  from "all kept" (Zheng et al. 2021, Cluster-NMS, section 4.2): a few batched products, no synchronisation of the host.
-  After t rounds every box is decided whose chain of better overlapping boxes has at most t links.
+* ``tiles``: batched products and tables (``tiled_nms.py``), no synchronisation of the host. For GPUs.
 
 B images, n boxes an image, D results an image.
 """
@@ -20,15 +18,14 @@ from pathlib import Path
 from typing import Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from densekit.ops import boxes as box_ops
+from densekit.ops.tiled_nms import tiled_nms
 
-Method = Literal["auto", "kernel", "fixed_point"]
+Method = Literal["auto", "kernel", "tiles"]
 Decay = Literal["linear", "gaussian"]
-
-ROUNDS = 32
-"""Rounds of the fixed point; 1000 to 4000 boxes jittered around 1 to 300 objects took 5 to 13."""
 
 
 def _load_kernels() -> None:
@@ -66,21 +63,23 @@ def greedy_nms(
         groups: [B, n] int64, such as classes: boxes of different groups ignore one another.
         parts: lengths of neighbouring runs of boxes that ignore one another, such as levels, each with its best first;
             they add up to n. None: all boxes are one run.
-        method: see the module; ``auto`` takes ``kernel`` on a CPU and ``fixed_point`` elsewhere.
+        method: see the module; ``auto`` takes what ``best_method`` says.
 
     Returns:
         [B, n] bool.
     """
     boxes = torch.where(valid[..., None], boxes.float(), 0.0)  # an empty box overlaps nothing
-    if method == "auto":
-        method = "kernel" if boxes.device.type == "cpu" else "fixed_point"
     lengths = list(parts or boxes.shape[1:2])
-    if method == "kernel":
+    if (best_method(boxes.device) if method == "auto" else method) == "kernel":
         boxes = boxes if groups is None else _apart(boxes, groups)
         return cast(Tensor, torch.ops.densekit.greedy_nms(boxes, valid, lengths, threshold))
-    members = [None] * len(lengths) if groups is None else torch.split(groups, lengths, 1)
-    runs = zip(torch.split(boxes, lengths, 1), torch.split(valid, lengths, 1), members)
-    return torch.cat([_fixed_point_nms(*run, threshold) for run in runs], 1)
+    groups = torch.zeros_like(valid, dtype=torch.int64) if groups is None else groups
+    return cast(Tensor, torch.ops.densekit.tiled_nms(boxes, valid, groups, lengths, threshold))
+
+
+def best_method(device: torch.device) -> Literal["kernel", "tiles"]:
+    """The faster way on a device."""
+    return "kernel" if device.type == "cpu" else "tiles"
 
 
 def _apart(boxes: Tensor, groups: Tensor) -> Tensor:
@@ -89,9 +88,12 @@ def _apart(boxes: Tensor, groups: Tensor) -> Tensor:
     return boxes.double() + (groups * span)[..., None]
 
 
-# An operator of constant shape, so that graphs can hold it. Not by torch.library.custom_op: the first call of what that
+# Operators of constant shape, so that graphs can hold them. Not by torch.library.custom_op: the first call of what that
 # makes imports torch's compiler.
 torch.library.define("densekit::greedy_nms", "(Tensor boxes, Tensor valid, int[] parts, float threshold) -> Tensor")
+torch.library.define(
+    "densekit::tiled_nms", "(Tensor boxes, Tensor valid, Tensor groups, int[] parts, float threshold) -> Tensor"
+)
 
 
 @torch.library.impl("densekit::greedy_nms", "default")
@@ -120,15 +122,22 @@ def _(boxes: Tensor, valid: Tensor, parts: list[int], threshold: float) -> Tenso
     return torch.empty_like(valid)
 
 
-def _fixed_point_nms(boxes: Tensor, valid: Tensor, groups: Tensor | None, threshold: float) -> Tensor:
-    suppresses = box_ops.iou(boxes, boxes) > threshold  # [B, better, worse]
-    if groups is not None:
-        suppresses &= groups[:, :, None] == groups[:, None, :]
-    links = suppresses.triu_(1).to(torch.float16 if boxes.is_cuda else torch.float32)
-    kept = valid
-    for _ in range(ROUNDS):
-        kept = valid & (torch.bmm(kept[:, None].to(links.dtype), links)[:, 0] == 0)
-    return kept
+@torch.library.impl("densekit::tiled_nms", "default")
+def _nms_in_tiles(boxes: Tensor, valid: Tensor, groups: Tensor, parts: list[int], threshold: float) -> Tensor:
+    """[B, n, 4] boxes, [B, n] bool, [B, n] integers -> [B, n] bool; the parts lie side by side as rows."""
+    longest = max(parts)
+
+    def side_by_side(values: Tensor) -> Tensor:
+        runs = [F.pad(run.movedim(1, -1), (0, longest - run.shape[1])) for run in torch.split(values, parts, 1)]
+        return torch.cat([run.movedim(-1, 1) for run in runs])
+
+    kept = tiled_nms(side_by_side(boxes), side_by_side(valid), side_by_side(groups), threshold)
+    return torch.cat([run[:, :length] for run, length in zip(torch.split(kept, len(boxes)), parts)], 1)
+
+
+@torch.library.register_fake("densekit::tiled_nms")  # type: ignore[untyped-decorator]
+def _(boxes: Tensor, valid: Tensor, groups: Tensor, parts: list[int], threshold: float) -> Tensor:
+    return torch.empty_like(valid)
 
 
 @torch.no_grad()

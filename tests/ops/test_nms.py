@@ -7,9 +7,10 @@ import torch
 import torchvision
 
 from densekit.ops.nms import first_kept, greedy_nms, soft_nms
+from densekit.ops.tiled_nms import tiled_nms
 
 
-@pytest.mark.parametrize("method", ["kernel", "fixed_point"])
+@pytest.mark.parametrize("method", ["kernel", "tiles"])
 @pytest.mark.parametrize("threshold", [0.3, 0.7])
 @pytest.mark.parametrize("grouped", [False, True])
 def test_greedy_suppression_is_torchvisions(method, threshold, grouped, random_boxes):
@@ -26,7 +27,7 @@ def test_greedy_suppression_is_torchvisions(method, threshold, grouped, random_b
     assert kept.any(1).all()
 
 
-@pytest.mark.parametrize("method", ["kernel", "fixed_point"])
+@pytest.mark.parametrize("method", ["kernel", "tiles"])
 @pytest.mark.parametrize("parts", [[200], [120, 30, 50], [199, 1]])
 @pytest.mark.parametrize("grouped", [False, True])
 def test_parts_ignore_one_another(method, parts, grouped, random_boxes):
@@ -42,12 +43,41 @@ def test_parts_ignore_one_another(method, parts, grouped, random_boxes):
         assert torch.equal(kept[i].nonzero()[:, 0], real[expected.sort().values])
 
 
-def test_a_chain_of_suppressions_is_followed_to_its_end():
-    left = torch.arange(30.0) * 5  # each overlaps its neighbours alone by more than 0.3
-    boxes = torch.stack([left, left * 0, left + 10, left * 0 + 10], dim=-1)[None]
-    for method in ("kernel", "fixed_point"):
-        kept = greedy_nms(boxes, torch.ones(1, 30, dtype=torch.bool), 0.3, method=method)
-        assert kept[0].tolist() == [True, False] * 15
+@pytest.mark.parametrize("method", ["kernel", "tiles"])
+@pytest.mark.parametrize("count", [30, 200, 2000])
+def test_a_chain_of_suppressions_is_followed_to_its_end(method, count):
+    left = torch.arange(float(count)) * 4  # each overlaps the next by 6 / 14, and the one after that by 2 / 18
+    boxes = torch.stack([left, left * 0, left + 10, left * 0 + 10], dim=-1)
+    kept = greedy_nms(boxes[None], torch.ones(1, count, dtype=torch.bool), 0.3, method=method)
+    expected = torchvision.ops.nms(boxes, torch.arange(count, 0, -1).float(), 0.3)
+    assert torch.equal(kept[0].nonzero()[:, 0], expected.sort().values)
+    assert kept[0].tolist() == [True, False] * (count // 2)
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.5])
+@pytest.mark.parametrize("count", [1, 7, 8, 127, 137, 900])
+def test_tiles_are_torchvisions_on_chains_in_a_random_order(threshold, count):
+    generator = torch.Generator().manual_seed(count)
+    left = torch.rand(2, count, generator=generator) * count * 2
+    boxes = torch.stack([left, left * 0, left + 10, left * 0 + 10], dim=-1)
+    groups = torch.randint(0, 2, (2, count), generator=generator)
+    valid = torch.rand(2, count, generator=generator) > 0.1
+    kept = greedy_nms(boxes, valid, threshold, groups=groups, method="tiles")
+    for i in range(2):
+        real = valid[i].nonzero()[:, 0]
+        scores = torch.arange(len(real), 0, -1).float()
+        expected = torchvision.ops.batched_nms(boxes[i, real], scores, groups[i, real], threshold)
+        assert torch.equal(kept[i].nonzero()[:, 0], real[expected.sort().values])
+
+
+def test_tiles_compile_whole_and_read_no_value():
+    boxes = torch.rand(2, 40, 2)
+    boxes, valid = torch.cat([boxes, boxes + 0.2], -1), torch.rand(2, 40) > 0.2
+    compiled = torch.compile(greedy_nms, fullgraph=True, backend="eager")
+    options = {"threshold": 0.3, "parts": [30, 10], "method": "tiles"}
+    assert torch.equal(compiled(boxes, valid, **options), greedy_nms(boxes, valid, **options))
+    meta = tiled_nms(boxes.to("meta"), valid.to("meta"), valid.long().to("meta"), 0.3)  # values are not known there
+    assert meta.shape == (2, 40)
 
 
 def test_a_crowded_cluster_is_decided_alike_by_both_methods():
@@ -55,7 +85,7 @@ def test_a_crowded_cluster_is_decided_alike_by_both_methods():
     center = torch.randn(1, 1000, 2, generator=generator) * 8 + 100
     half = torch.exp(torch.randn(1, 1000, 2, generator=generator) * 0.2 + 3)
     boxes, valid = torch.cat([center - half, center + half], dim=-1), torch.ones(1, 1000, dtype=torch.bool)
-    kept = [greedy_nms(boxes, valid, 0.7, method=method) for method in ("kernel", "fixed_point")]
+    kept = [greedy_nms(boxes, valid, 0.7, method=method) for method in ("kernel", "tiles")]
     assert torch.equal(*kept)
     assert 10 < kept[0].sum() < 500
 
