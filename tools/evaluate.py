@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from densekit.engine.augmented import FLIPS
     from densekit.engine.evaluate import evaluate
     from densekit.engine.predict import Options
+    from densekit.engine.record import finite
     from densekit.files import write_text
     from densekit.precision import choose_precision
 
@@ -73,8 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             numbers["per_image"] = rows
         for title, columns, rows in report.tables(model.task, numbers):
             print_table(title, columns, rows)
+        if line := report.undefined(model.task, numbers):
+            say(line)
         if args.json:
-            write_text(args.json, json.dumps(numbers, indent=1) + "\n")
+            write_text(args.json, json.dumps(finite(numbers), indent=1, allow_nan=False) + "\n")
         if args.pictures:
             report.write_pictures(args.pictures, numbers, model.classes.names)
     distributed.leave()

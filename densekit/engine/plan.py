@@ -46,7 +46,8 @@ class Plan:
         evaluate_every: updates between evaluations.
         save_every: updates between checkpoints beside those at evaluations; None: those alone.
         metric: number that chooses the best checkpoint; ``loss`` is better when lower, all others when higher.
-        patience: evaluations without a better one before the run stops; None never stops.
+        patience: evaluations without a better one before the run stops; None never stops. Evaluations in which the
+            number is not defined do not count.
     """
 
     steps: int
@@ -65,46 +66,59 @@ class Plan:
         return self.evaluates(step) or (self.save_every is not None and step % self.save_every == 0)
 
     def judge(self, numbers: dict[str, Any], state: RunState) -> bool:
-        """Take an evaluation into the state; True where it is the best so far. Ends the run when patience is out.
+        """Take an evaluation into the state, and end the run when patience is out.
+
+        Returns:
+            Whether ``best.pt`` is to hold these weights: they are the best so far, or, as long as the number was never
+            defined, the newest.
 
         Raises:
             DensekitError: the metric to choose by is not among the numbers.
         """
         value = self.value(numbers)
         sign = -1.0 if self.metric == "loss" else 1.0
-        # A number that is not finite is never the best, but a first checkpoint must exist.
-        best = state.best if state.best is not None and math.isfinite(state.best) else -sign * math.inf
-        better = state.best is None or (math.isfinite(value) and sign * value > sign * best)
-        if better:
-            state.best, state.best_step, state.without_better = value, state.step, 0
+        if value is None:
+            chosen = state.best is None
+            state.best_step = state.step if chosen else state.best_step
         else:
-            state.without_better += 1
+            chosen = state.best is None or sign * value > sign * state.best
+            state.without_better = 0 if chosen else state.without_better + 1
+            if chosen:
+                state.best, state.best_step = value, state.step
         state.finished |= self.is_over(state)
-        return better
+        return chosen
 
     def is_over(self, state: RunState) -> bool:
         """Whether the last step was done and needs no evaluation any more, or patience is out."""
         out_of_patience = self.patience is not None and state.without_better >= self.patience
         return not state.evaluation_due and (state.step >= self.steps or out_of_patience)
 
-    def value(self, numbers: dict[str, Any]) -> float:
-        """The number to choose by."""
-        if not isinstance(numbers.get(self.metric), int | float):
-            known = [k for k, v in numbers.items() if isinstance(v, int | float)]
+    def value(self, numbers: dict[str, Any]) -> float | None:
+        """The number to choose by; None where it is not defined (nothing to measure it on, or not finite)."""
+        if self.metric not in numbers:
+            known = [k for k, v in numbers.items() if isinstance(v, int | float | None)]
             raise DensekitError(
                 f"evaluation.metric: the evaluation gives no number {self.metric!r}; {nearest(self.metric, known)}"
             )
-        return float(numbers[self.metric])
+        value = numbers[self.metric]
+        return float(value) if value is not None and math.isfinite(value) else None
 
-    def verdict(self, numbers: dict[str, Any], state: RunState, improved: bool) -> str:
+    def verdict(self, numbers: dict[str, Any], state: RunState, chosen: bool) -> str:
         """One line on an evaluation."""
-        best = "the best so far" if improved else f"best {state.best:.4f} at step {state.best_step}"
-        epoch = state.step / self.steps_per_epoch
-        return f"step {state.step} (epoch {epoch:.1f}): {self.metric} {self.value(numbers):.4f} ({best})"
+        value = self.value(numbers)
+        best = "" if state.best is None else f"best {state.best:.4f} at step {state.best_step}"
+        if value is None:
+            words = f"not defined; {best or 'best.pt takes these weights until it is'}"
+        else:
+            words = "the best so far" if chosen else best
+        shown = "-" if value is None else f"{value:.4f}"
+        return f"step {state.step} (epoch {state.step / self.steps_per_epoch:.1f}): {self.metric} {shown} ({words})"
 
     def farewell(self, state: RunState, out: Path) -> str:
         """The last line of a run."""
         best = f"best {self.metric} {state.best:.4f} at step {state.best_step}; " if state.best is not None else ""
+        if state.best is None and state.best_step:
+            best = f"{self.metric} was not defined in any evaluation: best.pt holds step {state.best_step}'s weights; "
         names = "".join(f"\n  skipped {count} times: {line}" for line, count in state.skipped_images.items())
         skipped = f"{len(state.skipped_images)} unreadable images were skipped (listed below); " if names else ""
         return (

@@ -110,7 +110,7 @@ class Record:
         if not self.enabled:
             return
         with self._explained(name), (self.folder / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(numbers)) + "\n")
+            file.write(json.dumps(finite(numbers)) + "\n")
 
     def _events(self, kind: str, step: int, numbers: dict[str, Any]) -> None:
         if self._writer is None:
@@ -129,12 +129,12 @@ class Record:
             raise DensekitError(explain_os_error(error, self.folder / name)) from None
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The same numbers, but null for NaN and infinity, which JSON does not know."""
     if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

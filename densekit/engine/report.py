@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from densekit.engine.drawing import write_picture
+from densekit.engine.plan import MAIN_METRIC
 from densekit.types import Metric, Task
 
 Rows = list[list[object]]
@@ -59,29 +61,40 @@ def tables(task: Task, numbers: dict[str, Any]) -> list[Table]:
     """
     explained = COCO_NUMBERS if task == "detection" else {}
     main: Rows = [
-        [name, value, explained.get(name, "")]
+        [name, _shown(value), explained.get(name, "")]
         for name, value in numbers.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
+        if isinstance(value, int | float | None) and not isinstance(value, bool)
     ]
-    main += [[f"loss: {name}", value, ""] for name, value in numbers.get("losses", {}).items()]
+    main += [[f"loss: {name}", _shown(value), ""] for name, value in numbers.get("losses", {}).items()]
     found: list[Table] = [("all classes", ("number", "value", ""), main)]
     per_class: dict[str, dict[str, Any]] = numbers.get("per_class", {})
     if per_class:
         columns = list(next(iter(per_class.values())))
-        rows: Rows = [[name, *(_shown(row.get(c)) for c in columns)] for name, row in per_class.items()]
-        found.append(("per class", ("class", *columns), rows))
+        of_classes: Rows = [[name, *(_shown(row.get(c)) for c in columns)] for name, row in per_class.items()]
+        found.append(("per class", ("class", *columns), of_classes))
     measured = [row for row in numbers.get("per_image", ()) if row["mIoU"] is not None]
     if len(measured) > 1:
         worst = sorted(measured, key=lambda row: row["mIoU"])[:WORST]
         names = ("mIoU", "dice", "pixel_accuracy")
-        found.append(("worst images", ("file", *names), [[row["file"], *(row[n] for n in names)] for row in worst]))
+        rows = [[row["file"], *(_shown(row[n]) for n in names)] for row in worst]
+        found.append(("worst images", ("file", *names), rows))
     if numbers.get("skipped"):
         found.append(("images that could not be read", ("image",), [[line] for line in numbers["skipped"]]))
     return found
 
 
+def undefined(task: Task, numbers: dict[str, Any]) -> str | None:
+    """One line where the task's main number is not defined, with the reason; None where it is."""
+    main = MAIN_METRIC[task]
+    if numbers.get(main) is not None:
+        return None
+    nothing = "have no object but crowds" if task == "detection" else "have no pixel that is not ignored"
+    return f"{main} is not defined: the {numbers['images']} images {nothing}"
+
+
 def _shown(value: Any) -> object:
-    return "-" if value is None else value
+    """A number that is not defined is no number."""
+    return "-" if value is None or (isinstance(value, float) and not math.isfinite(value)) else value
 
 
 def write_pictures(folder: Path, numbers: dict[str, Any], names: Sequence[str]) -> list[Path]:

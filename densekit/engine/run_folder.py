@@ -32,9 +32,9 @@ class RunState:
     Attributes:
         step: updates done.
         seconds: spent in training steps.
-        best: best value of the chosen metric so far; None before the first evaluation.
-        best_step: when it was reached.
-        without_better: evaluations since.
+        best: best value of the chosen metric so far; None before the first evaluation in which it is defined.
+        best_step: of the weights in ``best.pt``.
+        without_better: evaluations since in which the metric was defined.
         skipped_steps: steps whose loss was not finite and that the config allowed to skip.
         skipped_images: lines on images that could not be read, over all ranks, and how often each was met.
         evaluation_due: the run was stopped in the evaluation after ``step``, which is to be made before the next step.

@@ -2,8 +2,8 @@
 
 hotcoco is bit-identical to pycocotools on valid input and forty to a hundred times faster, but takes some invalid input
 in silence; so ids, boxes and scores are checked here first, and ids are replaced by positions (pycocotools silently
-miscounts an annotation with id 0). A number that is not defined, such as ``AP_large`` without large objects, is -1, as
-in COCO's own evaluation.
+miscounts an annotation with id 0). A number that is not defined, such as ``AP_large`` without large objects, is None,
+where COCO's own evaluation writes -1: nothing may take it for a very bad result.
 """
 
 from __future__ import annotations
@@ -138,7 +138,8 @@ class CocoMetric:
         Returns:
             ``AP``, ``AP50``, ``AP75``, ``AP_small``, ``AP_medium``, ``AP_large``, ``AR1``, ``AR10``, ``AR100`` (or
             whatever ``max_detections`` is), ``AR_small``, ``AR_medium``, ``AR_large``; ``per_class``: by name ``AP``,
-            ``AP50``, ``AP75``, ``AR`` and ``objects``, the annotations that are no crowd; ``images``: how many.
+            ``AP50``, ``AP75``, ``AR`` and ``objects``, the annotations that are no crowd; ``images``: how many. A
+            number that is not defined is None.
 
         Raises:
             DensekitError: there was no image.
@@ -362,7 +363,7 @@ def _count(annotated: Any, detected: Any, iou_type: IouType, most: int, names: S
     return numbers
 
 
-def _mean(values: Floats) -> float:
-    """Mean over what is defined (not -1), or -1."""
+def _mean(values: Floats) -> float | None:
+    """Mean over what is defined (not -1), or None."""
     defined = values[values > -1]
-    return float(np.mean(defined)) if defined.size else -1.0
+    return float(np.mean(defined)) if defined.size else None

@@ -101,17 +101,16 @@ class SegmentationMetric:
             ``mIoU``, ``dice``, ``mean_accuracy``, ``pixel_accuracy``, ``boundary_mIoU``; ``mIoU_per_image``: the mean
             of the images' own; ``per_class``: by name ``IoU``, ``dice``, ``accuracy`` (recall), ``precision``,
             ``boundary_IoU`` (None where the class does not occur) and ``pixels``, the true ones; ``confusion``: pixels
-            by true and predicted class (not for multi-label); ``images``: how many.
+            by true and predicted class (not for multi-label); ``images``: how many. Where every pixel is ignored no
+            number is defined: all are None.
 
         Raises:
-            DensekitError: there was no image, or not one pixel that counts.
+            DensekitError: there was no image.
         """
         if not self._images:
             raise DensekitError("there is no image to evaluate; give a data set with images")
         images = list(self._images.values())
         matrix: Counts = functools.reduce(np.add, (self._matrix(image) for image in images))
-        if not np.any(matrix):
-            raise DensekitError(f"every pixel of {len(images)} masks is ignored ({IGNORE}); nothing can be evaluated")
         boundary = [sum(getattr(i, part) for i in images) for part in ("shared", "either")] if self.boundary else None
         numbers = _summary(matrix)
         per_class = self._per_class(matrix, boundary)

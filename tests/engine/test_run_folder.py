@@ -146,14 +146,37 @@ def judged(plan, values):
 
 
 def test_the_best_is_the_highest_or_the_lowest_loss_and_never_nan():
-    state, better = judged(make_plan(), [0.2, 0.1, math.nan, 0.3, math.inf])
-    assert (state.best, state.best_step, better) == (0.3, 3, [True, False, False, True, False])
+    state, better = judged(make_plan(), [0.2, 0.1, math.nan, 0.3, math.inf, None])
+    assert (state.best, state.best_step, better) == (0.3, 3, [True, False, False, True, False, False])
     state, better = judged(make_plan(metric="loss"), [2.0, 3.0, -math.inf, 1.0])
     assert (state.best, better) == (1.0, [True, False, False, True])
-    state, better = judged(make_plan(), [math.nan, math.nan, -1.0, 0.5])
-    assert (state.best, better) == (0.5, [True, False, True, True]), "a first NaN must not stay the best"
-    state, better = judged(make_plan(metric="loss"), [math.nan, 5.0])
-    assert (state.best, better) == (5.0, [True, True])
+
+
+def test_while_the_metric_is_not_defined_the_newest_weights_are_kept_as_no_best():
+    state, kept = judged(make_plan(patience=1), [None, math.nan, None])
+    assert (state.best, state.best_step, state.without_better, kept) == (None, 2, 0, [True] * 3)
+    assert not state.finished, "what is not defined uses no patience"
+    state, kept = judged(make_plan(), [None, 0.0, None, 0.5])
+    assert (state.best, state.best_step, kept) == (0.5, 3, [True, True, False, True])
+    state, kept = judged(make_plan(metric="loss"), [math.nan, 5.0])
+    assert (state.best, kept) == (5.0, [True, True])
+
+
+def test_a_metric_that_is_not_defined_is_said_without_a_number(tmp_path):
+    plan = make_plan()
+    state = RunState(step=3)
+    chosen = plan.judge({"AP": None}, state)
+    assert plan.verdict({"AP": None}, state, chosen).endswith(
+        "AP - (not defined; best.pt takes these weights until it is)"
+    )
+    assert "AP was not defined in any evaluation: best.pt holds step 3's weights" in plan.farewell(state, tmp_path)
+    state.step = 6
+    assert plan.verdict({"AP": 0.25}, state, plan.judge({"AP": 0.25}, state)).endswith("AP 0.2500 (the best so far)")
+    state.step = 9
+    assert plan.verdict({"AP": None}, state, plan.judge({"AP": None}, state)).endswith(
+        "AP - (not defined; best 0.2500 at step 6)"
+    )
+    assert "best AP 0.2500 at step 6;" in plan.farewell(state, tmp_path)
 
 
 def test_patience_ends_the_run():

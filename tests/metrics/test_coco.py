@@ -23,7 +23,8 @@ TWELVE = ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"]
 TWELVE += ["AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large"]
 
 
-def pycocotools_numbers(truth: dict, found: list[dict], iou_type: str) -> list[float]:
+def pycocotools_numbers(truth: dict, found: list[dict], iou_type: str) -> list[float | None]:
+    """Its twelve numbers; None where it writes -1: not defined."""
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = copy.deepcopy(truth)
@@ -32,7 +33,7 @@ def pycocotools_numbers(truth: dict, found: list[dict], iou_type: str) -> list[f
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return evaluation.stats.tolist()
+    return [None if number == -1 else number for number in evaluation.stats.tolist()]
 
 
 def generated(seed: int, images: int = 12, objects: int = 15, detections: int = 25) -> tuple[dict, list[dict]]:
@@ -215,10 +216,25 @@ def test_ranks_merge_to_the_same_numbers_and_each_image_counts_once(tmp_path):
     assert alone.compute() == ranks[0].compute() == ranks[1].compute()
 
 
-def test_no_detections_give_zero_and_no_objects_give_minus_one():
-    truth, _ = generated(0)
+def test_no_detections_give_zero_and_without_objects_no_number_is_defined():
+    truth, found = generated(0)
     assert evaluate_coco(truth, [])["AP"] == 0
-    assert evaluate_coco({**truth, "annotations": []}, [])["AP"] == -1
+    crowds = [{**a, "iscrowd": 1} for a in truth["annotations"]]
+    for rows in ([], crowds):
+        numbers = evaluate_coco({**truth, "annotations": rows}, found)
+        assert pycocotools_numbers({**truth, "annotations": rows}, found, "bbox") == [None] * 12
+        assert [numbers[n] for n in TWELVE] == [None] * 12
+        assert {v for row in numbers["per_class"].values() for k, v in row.items() if k != "objects"} == {None}
+
+
+def test_a_class_without_objects_has_no_number_and_does_not_count_in_the_mean():
+    truth, found = generated(5)
+    one = [a for a in truth["annotations"] if a["category_id"] != 7]
+    numbers = evaluate_coco({**truth, "annotations": one}, found)
+    assert [numbers[n] for n in TWELVE] == pycocotools_numbers({**truth, "annotations": one}, found, "bbox")
+    aps = [row["AP"] for row in numbers["per_class"].values()]
+    assert numbers["per_class"]["c7"]["AP"] is None
+    assert numbers["AP"] == pytest.approx(np.mean([ap for ap in aps if ap is not None]))
 
 
 def test_truth_without_iscrowd_and_area_is_fine():

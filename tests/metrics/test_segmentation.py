@@ -8,6 +8,8 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 
+from densekit.engine.plan import METRICS
+from densekit.engine.report import undefined
 from densekit.metrics.segmentation import SegmentationMetric
 from densekit.types import IGNORE, Batch, Classes, DensekitError, Segmentation
 
@@ -194,12 +196,19 @@ def test_boundary_can_be_left_out():
 def test_nothing_to_evaluate_is_said_in_one_line():
     with pytest.raises(DensekitError, match="no image"):
         SegmentationMetric(CLASSES).compute()
-    with pytest.raises(DensekitError, match="every pixel of 1 masks"):
-        measure([blobs(1, ignored=False)], [torch.full((40, 60), IGNORE, dtype=torch.uint8)]).compute()
     with pytest.raises(DensekitError, match="no masks"):
         SegmentationMetric(CLASSES).update(Segmentation([], []), without_truth())
     with pytest.raises(DensekitError, match=r"0\.png"):
         measure([blobs(1, (20, 20), ignored=False)], [blobs(1)])
+
+
+def test_where_every_pixel_is_ignored_no_number_is_defined():
+    nothing = torch.full((40, 60), IGNORE, dtype=torch.uint8)
+    numbers = measure([blobs(1, ignored=False)], [nothing]).compute()
+    assert numbers["images"] == 1
+    assert {numbers[name] for name in METRICS["segmentation"]} == {None}
+    assert undefined("segmentation", numbers) == "mIoU is not defined: the 1 images have no pixel that is not ignored"
+    assert undefined("segmentation", measure([blobs(3, ignored=False)], [blobs(1)]).compute()) is None
 
 
 def without_truth():
