@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.utils.data
 from torch import Tensor
@@ -80,17 +82,32 @@ def _images(samples: Sequence[Sample], height: int, width: int) -> Tensor:
     channels = samples[0].image.shape[2]
     if samples[0].maps is not None:  # blank pixels that nobody looks at cost no memory
         return torch.zeros((), dtype=torch.uint8).expand(len(samples), channels, height, width)
-    floats = any(s.image.dtype != np.uint8 for s in samples)
-    images = torch.from_numpy(np.zeros((len(samples), height, width, channels), np.float32 if floats else np.uint8))
+    for sample in samples:
+        if (c := sample.image.shape[2]) != channels:
+            raise DensekitError(f"image {sample.id!r} has {c} channels, others of its batch {channels}; convert it")
+    return stack_images([sample.image for sample in samples], height, width)
+
+
+def stack_images(images: Sequence[npt.NDArray[Any]], height: int, width: int) -> Tensor:
+    """Images of any sizes as one tensor, padded at the bottom and right with zeros.
+
+    Args:
+        images: [h, w, C] each, uint8 or float32; h and w at most ``height`` and ``width``.
+        height: of the batch.
+        width: of the batch.
+
+    Returns:
+        [B, C, height, width] laid out channels last; float32 where one of the images is, which holds the others' uint8
+        exactly, so that no image depends on its neighbours.
+    """
+    dtype = np.uint8 if all(image.dtype == np.uint8 for image in images) else np.float32
+    batch = torch.from_numpy(np.zeros((len(images), height, width, images[0].shape[2]), dtype))
     if torch.utils.data.get_worker_info() is not None:
         # Now, while all is zero, and not by a copy of the whole batch on its way out of the worker.
-        images.share_memory_()  # type: ignore[no-untyped-call]
-    for row, sample in zip(images.numpy(), samples):
-        h, w, c = sample.image.shape
-        if c != channels:
-            raise DensekitError(f"image {sample.id!r} has {c} channels, others of its batch {channels}; convert it")
-        row[:h, :w] = sample.image
-    return images.permute(0, 3, 1, 2)
+        batch.share_memory_()  # type: ignore[no-untyped-call]
+    for row, image in zip(batch.numpy(), images):
+        row[: image.shape[0], : image.shape[1]] = image
+    return batch.permute(0, 3, 1, 2)
 
 
 def _maps(samples: Sequence[Sample], height: int, width: int) -> dict[str, Tensor]:

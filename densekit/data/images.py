@@ -14,17 +14,17 @@
 
 from __future__ import annotations
 
-import io
 import os
 import stat
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
+from densekit.data.decode import as_channels, decode, decode_npy, oriented
 from densekit.data.image_header import ImageHeader, read_header
+from densekit.data.pixel_values import Pixels, check_finite
 from densekit.types import DensekitError, nearest
 
 cv2.setNumThreads(0)  # the loader runs one image a worker: OpenCV's own threads only get in each other's way
@@ -35,14 +35,6 @@ MAX_PIXELS = 2**28
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".npy"})
 """File name endings, lower case, that count as images when a folder is listed."""
-
-_REDUCED = {
-    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
-    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
-    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
-}
-
-Pixels = npt.NDArray[Any]
 
 
 def read_image(
@@ -67,18 +59,43 @@ def read_image(
         [H, W, channels] uint8 RGB, or float32 on the 0..255 scale where the file holds floats.
 
     Raises:
-        DensekitError: the file is missing, empty, cut off, no image, too large, or of another size or channel count.
+        DensekitError: the file is missing, empty, cut off, no image, too large, of another size or channel count, or
+            holds NaN or infinite values.
     """
-    if path.suffix.lower() == ".npy":
-        return _checked(_read_npy(path, max_pixels), path, channels, size)
+    pixels = read_pixels(path, channels=channels, size=size, max_pixels=max_pixels, reduce=reduce)
+    check_finite(pixels, path)
+    return _eight_bit(pixels)
+
+
+def read_pixels(
+    path: Path,
+    *,
+    channels: int = 3,
+    size: tuple[int, int] | None = None,
+    max_pixels: int = MAX_PIXELS,
+    reduce: int = 1,
+) -> Pixels:
+    """As ``read_image``, with the values that the file stores: [H, W, channels] of its own type."""
     data = read_bytes(path, max_pixels)
-    header = _checked_header(path, data, max_pixels)
-    reduce = reduce if header.format == "JPEG" else 1
-    orientation = _orientation(path, header, size)
-    image = _oriented(_decode(path, data, header, channels, reduce), orientation)
+    if path.suffix.lower() == ".npy":
+        image = as_channels(decode_npy(path, data, max_pixels), channels)
+        if size is not None and image.shape[:2] != tuple(size):
+            raise DensekitError(_size_message(path, image.shape[1], image.shape[0], size))
+    else:
+        header = _checked_header(path, data, max_pixels)
+        orientation = _orientation(path, header, size)
+        image = oriented(decode(path, data, header, channels, reduce if header.format == "JPEG" else 1), orientation)
     if image.shape[2] != channels:
         raise DensekitError(_channels_message(path, image.shape[2], channels))
     return np.ascontiguousarray(image)
+
+
+def _eight_bit(image: Pixels) -> Pixels:
+    if image.dtype == np.uint16:
+        return ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if image.dtype == np.bool_:
+        return image.astype(np.uint8) * 255
+    return image if image.dtype == np.uint8 else image.astype(np.float32)
 
 
 class ImageReader(Protocol):
@@ -110,7 +127,7 @@ def blank_image(
     The file is opened only where ``size`` is not known, and then only its header is looked at.
     """
     if size is None and path.suffix.lower() == ".npy":
-        size = _read_npy(path, max_pixels).shape[:2]
+        size = decode_npy(path, read_bytes(path, max_pixels), max_pixels).shape[:2]
     if size is None:
         header = _checked_header(path, read_bytes(path, max_pixels), max_pixels)
         size = (header.height, header.width) if header.orientation < 5 else (header.width, header.height)
@@ -191,65 +208,6 @@ def _checked_header(path: Path, data: bytes, max_pixels: int) -> ImageHeader:
     return header
 
 
-def _decode(path: Path, data: bytes, header: ImageHeader, channels: int, reduce: int) -> Pixels:
-    """Decode to [H, W, C] RGB uint8 or float32, as stored (no orientation)."""
-    buffer = np.frombuffer(data, np.uint8)
-    try:
-        if channels not in (1, 3) and header.format == "TIFF":
-            image = _decode_pages(buffer)
-        else:
-            image = cv2.imdecode(buffer, _flags(channels, reduce))
-            image = image if channels in (1, 3) else _rgb_order(image)
-            if image is None and channels in (1, 3):  # float TIFF: OpenCV does not convert its colours
-                image = _rgb_order(cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED))
-    except cv2.error:
-        image = None
-    if image is None:
-        raise DensekitError(f"{path}: the {header.format} is damaged and cannot be decoded; copy it again or remove it")
-    return _as_channels(_eight_bit(image), channels)
-
-
-def _flags(channels: int, reduce: int) -> int:
-    if channels not in (1, 3):
-        return int(cv2.IMREAD_UNCHANGED)
-    colour = cv2.IMREAD_COLOR_RGB if channels == 3 else cv2.IMREAD_GRAYSCALE
-    depth = _REDUCED[reduce] if reduce > 1 else cv2.IMREAD_ANYDEPTH
-    return int(colour | depth | cv2.IMREAD_IGNORE_ORIENTATION)
-
-
-def _decode_pages(buffer: npt.NDArray[np.uint8]) -> Pixels | None:
-    read, pages = cv2.imdecodemulti(buffer, cv2.IMREAD_UNCHANGED)
-    if not read or not pages:
-        return None
-    if len(pages) == 1 or any(p.ndim != 2 or p.shape != pages[0].shape for p in pages):
-        return _rgb_order(pages[0])
-    return np.stack(pages, axis=2)
-
-
-def _rgb_order(image: Pixels | None) -> Pixels | None:
-    """OpenCV's BGR(A) to RGB(A); other layouts as they are."""
-    if image is not None and image.ndim == 3 and image.shape[2] in (3, 4):
-        return image[:, :, [2, 1, 0, 3][: image.shape[2]]]
-    return image
-
-
-def _eight_bit(image: Pixels) -> Pixels:
-    if image.dtype == np.uint16:
-        return ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    if image.dtype == np.bool_:
-        return image.astype(np.uint8) * 255
-    return image if image.dtype == np.uint8 else image.astype(np.float32)
-
-
-def _as_channels(image: Pixels, channels: int) -> Pixels:
-    image = image[:, :, None] if image.ndim == 2 else image
-    if channels == 3 and image.shape[2] == 1:
-        return np.repeat(image, 3, axis=2)
-    if channels == 3 and image.shape[2] == 4:
-        return image[:, :, :3]
-    return image
-
-
 def _orientation(path: Path, header: ImageHeader, size: tuple[int, int] | None) -> int:
     """EXIF orientation to apply, so that the image has the size that the annotations give."""
     stored = (header.height, header.width)
@@ -260,41 +218,6 @@ def _orientation(path: Path, header: ImageHeader, size: tuple[int, int] | None) 
     if header.orientation >= 5 and stored == (size[1], size[0]):
         return header.orientation
     raise DensekitError(_size_message(path, header.width, header.height, size))
-
-
-def _oriented(image: Pixels, orientation: int) -> Pixels:
-    """Turn and mirror as EXIF 2.32, table 4, tag 274 says."""
-    if orientation in (2, 5, 7):
-        image = image[:, ::-1]
-    elif orientation == 4:
-        image = image[::-1]
-    turns = {3: 2, 5: 1, 6: 3, 7: 3, 8: 1}.get(orientation, 0)
-    return np.rot90(image, turns) if turns else image
-
-
-def _read_npy(path: Path, max_pixels: int) -> Pixels:
-    data = read_bytes(path, max_pixels)
-    try:
-        image = np.load(io.BytesIO(data), allow_pickle=False)
-    except Exception as error:  # of a damaged header numpy raises whatever Python's own parser does
-        reason = str(error).splitlines()[0] if str(error) else "damaged"
-        raise DensekitError(f"{path}: not a plain .npy array ({reason}); save it again by numpy.save") from None
-    if not isinstance(image, np.ndarray) or image.ndim not in (2, 3) or image.dtype.kind not in "buif":
-        raise DensekitError(f"{path}: an image array must be [H, W] or [H, W, C] numbers; save it again so")
-    if image.size == 0 or image.shape[0] * image.shape[1] > max_pixels:
-        raise DensekitError(f"{path}: {image.shape} is empty or over the limit of {max_pixels}; raise max_pixels")
-    if image.dtype.kind == "f" and not np.isfinite(image).all():
-        raise DensekitError(f"{path}: the array holds NaN or infinite values; replace them before training")
-    return image
-
-
-def _checked(image: Pixels, path: Path, channels: int, size: tuple[int, int] | None) -> Pixels:
-    image = _as_channels(_eight_bit(image), channels)
-    if image.shape[2] != channels:
-        raise DensekitError(_channels_message(path, image.shape[2], channels))
-    if size is not None and image.shape[:2] != tuple(size):
-        raise DensekitError(_size_message(path, image.shape[1], image.shape[0], size))
-    return np.ascontiguousarray(image)
 
 
 def _channels_message(path: Path, found: int, wanted: int) -> str:

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from densekit.data.image_header import ImageHeader, read_header
-from densekit.data.images import read_bytes, read_image
+from densekit.data.images import read_bytes, read_pixels
+from densekit.data.pixel_values import count_not_finite, stretched
 from densekit.doctor.coco_rows import folded_name
 from densekit.errors import DensekitError
 
@@ -117,13 +118,17 @@ def _missing(path: Path) -> tuple[str, str]:
 
 def _look_inside(found: Look, question: Question, header: ImageHeader | None) -> None:
     try:
-        pixels = read_image(question.path, channels=_channels(question.path), max_pixels=question.max_pixels)
+        pixels = read_pixels(question.path, channels=_channels(question.path), max_pixels=question.max_pixels)
     except (DensekitError, cv2.error, ValueError, MemoryError) as error:
         found.problems.append(("image_unreadable", _without_path(error, question.path)))
         return
     found.size = (pixels.shape[1], pixels.shape[0])
     if question.size is not None and (wrong := _size(found.size, question.size, header)):
         found.problems.append(("image_size", wrong))
+    if bad := count_not_finite(pixels):
+        message = f"{bad} of its {found.size[0] * found.size[1]} pixels are NaN, infinite or a no-data value"
+        found.problems.append(("image_not_finite", message))
+        return
     small = cv2.resize(_first_three(pixels), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     found.mean = (float(small[..., 0].mean()), float(small[..., 1].mean()), float(small[..., 2].mean()))
     found.small = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
@@ -140,7 +145,7 @@ def _channels(path: Path) -> int:
 
 
 def _first_three(pixels: npt.NDArray[np.generic]) -> Small:
-    values = np.clip(pixels[..., :3].astype(np.float32), 0, 255).astype(np.uint8)
+    values = stretched(pixels[..., :3])
     return values if values.shape[2] == 3 else np.repeat(values[..., :1], 3, axis=2)
 
 

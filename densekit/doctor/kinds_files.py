@@ -30,6 +30,12 @@ FILES: dict[str, Kind] = {
         AT_IMAGE,
         "shrink or tile it, or raise data.max_pixels; --fix removes its entry",
     ),
+    "image_not_finite": Kind(
+        "error",
+        "one such value makes every feature and loss that it meets meaningless",
+        AT_IMAGE,
+        "fill the values in, with the darkest one for instance, and save the image again",
+    ),
     "image_size": Kind(
         "error",
         "boxes and masks were drawn on an image of another size",

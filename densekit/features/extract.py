@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from densekit.data.batching import round_up
+from densekit.data.batching import round_up, stack_images
 from densekit.errors import DensekitError
 from densekit.features.recipe import Dtype, neck_levels, neck_of
 from densekit.model import DenseModel
@@ -146,13 +146,11 @@ class Extractor:
 
     def _batch(self, views: Sequence[View]) -> Batch:
         height, width = self.canvas(views[0])
-        first = views[0].image
-        images = np.zeros((len(views), height, width, first.shape[2]), first.dtype)
-        for row, view in zip(images, views):
-            row[: view.image.shape[0], : view.image.shape[1]] = view.image
+        images = stack_images([view.image for view in views], height, width)
         sizes = torch.tensor([view.image.shape[:2] for view in views], device=self.device)
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.device)
-        return Batch(pixels, sizes, sizes, list(range(len(views))), torch.zeros(len(views), dtype=torch.int64))
+        return Batch(
+            images.to(self.device), sizes, sizes, list(range(len(views))), torch.zeros(len(views), dtype=torch.int64)
+        )
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.arithmetic == torch.float32:

@@ -242,3 +242,20 @@ def _double(value):
 def test_a_process_that_dies_takes_one_file_with_it():
     results = over_files(_double, list(range(100)), "trying", lambda _: -1, processes=2, shown=False)
     assert results == [-1 if v == 70 else 2 * v for v in range(100)]
+
+
+def test_values_that_mean_nothing_are_an_error_that_names_the_file(tmp_path):
+    random = np.random.default_rng(0)
+    for i in range(3):
+        cv2.imwrite(str(tmp_path / f"{i}.tif"), random.uniform(0, 255, (20, 20)).astype(np.float32))
+    values = random.uniform(0, 255, (20, 20)).astype(np.float32)
+    values[:2] = np.nan
+    cv2.imwrite(str(tmp_path / "bad.tif"), values)
+    np.save(tmp_path / "bad.npy", values)
+    report = examine(tmp_path, processes=1, shown=False)
+    defects = found(report, "image_not_finite")
+    assert [(d.file, d.message[:13]) for d in defects] == [
+        (str(tmp_path / "bad.npy"), "40 of its 400"),
+        (str(tmp_path / "bad.tif"), "40 of its 400"),
+    ]
+    assert report.exit_code == 4

@@ -505,3 +505,20 @@ def test_images_are_read_as_the_file_says(tmp_path, network):
     with torch.no_grad():
         expected = network.backbone(normal / 0.25)[0][0]
     assert_near(FeatureStore(tmp_path / "store")["red.png"]["c1"], expected)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_features_do_not_depend_on_the_types_of_the_neighbours(network, tmp_path, batch_size):
+    random = np.random.default_rng(0)
+    floats = random.uniform(0, 255, (32, 32)).astype(np.float32)
+    for folder in ("mixed", "floats", "bytes"):
+        (tmp_path / folder).mkdir()
+        if folder != "floats":
+            cv2.imwrite(str(tmp_path / folder / "a.png"), np.full((32, 32, 3), 90, np.uint8))
+        if folder != "bytes":
+            cv2.imwrite(str(tmp_path / folder / "b.tif"), floats)
+        run_export(make_export(network, tmp_path / folder, batch_size=batch_size), tmp_path / f"store_{folder}")
+    mixed, alone, plain = (FeatureStore(tmp_path / f"store_{f}") for f in ("mixed", "floats", "bytes"))
+    for level in mixed.levels:
+        assert torch.allclose(mixed["b.tif"][level], alone["b.tif"][level], atol=1e-5)
+        assert torch.allclose(mixed["a.png"][level], plain["a.png"][level], atol=1e-5)
