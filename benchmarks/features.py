@@ -17,7 +17,6 @@ their size as well (``--reduced``; slightly other pixels, so it has to be asked 
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -33,6 +32,7 @@ from common import Row, Table, arguments, check, device_of, in_turn, report, rep
 from PIL import Image
 from torch import Tensor, nn
 
+from densekit import machine
 from densekit.features import FeatureStore
 from densekit.features.export import Exporter, Times
 from densekit.features.setup import Export, bare_model, plain_source
@@ -144,7 +144,7 @@ class Job:
 
 
 def cores() -> int:
-    return min(8, len(os.sched_getaffinity(0)))
+    return min(8, machine.cores())
 
 
 class Photos(torch.utils.data.Dataset[Tensor]):

@@ -29,6 +29,8 @@ import yaml
 from coco_open import IMAGES, OBJECTS, generate
 from common import Row, arguments, check, device_of, report
 
+from densekit import machine
+
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 PEER = Path(__file__).resolve().parent / "peers/torchvision_train.py"
 SHAPES = 64
@@ -37,7 +39,7 @@ SHAPES = 64
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--workers", type=int, default=max(1, min(4, len(os.sched_getaffinity(0)) - 1)))
+    parser.add_argument("--workers", type=int, default=max(1, min(4, machine.cores() - 1)))
     parser.add_argument("--images", type=int, help="in the set, with 7.3 objects each (default: as many as COCO)")
     args = parser.parse_args()
     images = args.images or (IMAGES // 8 if args.short else IMAGES)

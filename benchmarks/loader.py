@@ -18,7 +18,6 @@ import contextlib
 import io
 import itertools
 import json
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +30,7 @@ from torch import Tensor
 from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from torchvision.transforms import v2
 
+from densekit import machine
 from densekit.data.coco import CocoDataset, coco
 from densekit.data.loader import train_loader
 from densekit.data.shapes import generate_shapes
@@ -70,7 +70,7 @@ RECIPES: dict[str, tuple[list[dict[str, Any]], list[v2.Transform]]] = {
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--workers", type=int, default=max(1, len(os.sched_getaffinity(0)) - 1))
+    parser.add_argument("--workers", type=int, default=max(1, machine.cores() - 1))
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         images = generate(Path(folder) / "shapes", 64 if args.short else 256)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import Any
 
 __version__ = "0.1.0"
+
+if sys.platform == "darwin":  # torch asks once, while it is loaded: what a Mac's GPU lacks then runs on the CPU
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 # The public surface: name -> where it lives. Looked up on first use, so that `import densekit` does not import torch.
 _PUBLIC = {

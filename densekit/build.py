@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from densekit import machine
 from densekit.backbones.weights import load_backbone_weights, read_state_dict
 from densekit.config import Config, DataConfig, Part, override, parse
 from densekit.data import loader
@@ -18,7 +19,7 @@ from densekit.data.image_files import ImageFiles, list_images
 from densekit.data.relabelled import Relabelled
 from densekit.data.transforms import Pipeline
 from densekit.engine import checkpoint
-from densekit.engine.distributed import World
+from densekit.engine.distributed import World, describe
 from densekit.engine.optim import AveragedModel, make_optimizer, make_schedule, parameter_groups
 from densekit.engine.plan import Plan, choose_metric
 from densekit.engine.step import TrainStep, is_out_of_memory
@@ -252,7 +253,7 @@ def workers(config: Config, world: World) -> int:
     """Loader processes of this rank."""
     if config.data.workers is not None:
         return config.data.workers
-    return max(0, min(8, len(os.sched_getaffinity(0)) // world.local - 1))
+    return max(0, min(8, machine.cores() // world.local - 1))
 
 
 def train_batches(config: Config, train_set: Dataset, world: World, start: int) -> Iterator[Batch]:
@@ -319,11 +320,7 @@ def file_names(data: Dataset, ids: Sequence[int | str]) -> list[str]:
 
 def summary(config: Config, built: DenseModel, data: Dataset, step: TrainStep, timetable: Plan, world: World) -> str:
     """One line on what was chosen, at the start of a run."""
-    device = (
-        torch.cuda.get_device_name(world.device)
-        if world.device.type == "cuda"
-        else f"CPU ({torch.get_num_threads()} threads)"
-    )
+    device = describe(world.device)
     parameters = sum(p.numel() for p in built.parameters()) / 1e6
     trained = sum(p.numel() for p in step.parameters) / 1e6
     heads = " + ".join(part.name for part in config.model.heads.values())

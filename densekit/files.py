@@ -24,12 +24,12 @@ def whole_file(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         DensekitError: the disk is full or the folder can't be written; the old file is untouched.
     """
     path = Path(path)
-    encoding = None if "b" in mode else "utf-8"
+    text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}  # the same bytes on every system
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with os.fdopen(handle, mode, encoding=encoding) as file:
+        with os.fdopen(handle, mode, **text) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -76,7 +76,7 @@ def only_process(folder: Path) -> IO[Any] | None:
     path = folder / ".lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
+        file = path.open("wb")
     except OSError as error:
         raise DensekitError(explain_os_error(error, path)) from None
     try:

@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from densekit.precision import convolves_packed
 from densekit.weight_gradients import Conv2d, two_sides
@@ -74,6 +73,8 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
         return self._over_ranks(x)
 
     def _over_ranks(self, x: Tensor) -> Tensor:
+        from torch.distributed.nn.functional import all_reduce  # not in every build of torch
+
         values = x.float()
         count = values.new_full((1,), x.numel() / x.shape[1])
         sums = torch.cat([values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), count])

@@ -149,7 +149,7 @@ class Batch:
     skipped: list[str] = dataclasses.field(default_factory=list)
 
     def to(self, device: torch.device, non_blocking: bool = True) -> Batch:
-        """Move every tensor but ``truth`` to ``device``; ids stay where they are."""
+        """Move every tensor but ``truth`` to ``device``; ids stay where they are. Only CUDA's copies go on unwaited."""
         return dataclasses.replace(self, **{
             f.name: _to(getattr(self, f.name), device, non_blocking)
             for f in dataclasses.fields(self) if f.name not in ("ids", "truth", "skipped")
@@ -169,7 +169,7 @@ class Batch:
 
 def _to(value: Any, device: torch.device, non_blocking: bool) -> Any:
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=non_blocking)
+        return value.to(device, non_blocking=non_blocking and device.type == "cuda")
     if isinstance(value, dict):
         return {name: _to(one, device, non_blocking) for name, one in value.items()}
     if isinstance(value, Targets | BoxTargets):

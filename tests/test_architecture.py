@@ -12,6 +12,7 @@ PACKAGE = ROOT / "densekit"
 LAYERS = {
     "errors": 0,
     "files": 0,
+    "machine": 0,
     "types": 0,
     "config_file": 0,
     "config": 0,

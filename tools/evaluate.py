@@ -20,7 +20,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from densekit.engine.console import print_table, run, say
+from densekit.engine.console import DEVICES, print_table, run, say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--match-names", action="store_true", help="match classes by name where ids or order differ")
     parser.add_argument("--flips", action="store_true", help="segmentation: average over mirrored images")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="segmentation: average over these sizes")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU where there is one")
+    parser.add_argument("--device", choices=DEVICES, help="default: cuda where there is one, else cpu")
     args = parser.parse_intermixed_args(argv)
 
     from densekit import build

@@ -12,12 +12,12 @@ damaged shards again. Under torchrun the ranks share the shards; the files are t
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from densekit.engine.console import Bar, run, say
+from densekit import machine
+from densekit.engine.console import DEVICES, Bar, run, say
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -51,7 +51,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--batch", dest="batch_size", metavar="N", type=int, default=8, help="images in one pass of the network (8)")
     add("--shard-images", type=int, help="images a shard (default: about 64 MB a shard)")
     add("--workers", type=int, help="threads (GPU: processes) that decode (default: a core each, at most 8)")
-    add("--device", choices=("cpu", "cuda"), help="default: the GPU where there is one")
+    add("--device", choices=DEVICES, help="default: cuda where there is one, else cpu")
     add("--verify", action="store_true", help="read every shard and make damaged ones again")
     return parser
 
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     missing = folder.missing(world.rank, world.size, verify=args.verify)
     lost = sum(distributed.gather(len(missing)))
     say(f"{recipe.shards() - lost} of {recipe.shards()} shards are whole, {lost} to make", world.is_first)
-    workers = args.workers if args.workers is not None else min(8, len(os.sched_getaffinity(0)) // world.local)
+    workers = args.workers if args.workers is not None else min(8, machine.cores() // world.local)
     exporter = Exporter(export.source, extractor, folder, boxes=export.boxes, workers=workers)
     with Bar("exporting", sum(len(recipe.shard(number)) for number in missing), shown=world.is_first) as bar:
         times = exporter.run(missing, bar.advance)

@@ -14,7 +14,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from densekit.engine.console import run, say, track
+from densekit.engine.console import DEVICES, run, say, track
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--score", type=float, default=0.5, help="lowest score that is drawn (default: 0.5)")
     parser.add_argument("--no-pictures", action="store_true", help="write numbers only")
     parser.add_argument("--batch", type=int, default=8, help="images per batch (default: 8)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU where there is one")
+    parser.add_argument("--device", choices=DEVICES, help="default: cuda where there is one, else cpu")
     window = parser.add_argument_group("segmentation")
     window.add_argument("--window", type=int, help="side of a sliding window in pixels: bounded memory on large images")
     window.add_argument("--overlap", type=float, default=0.25, help="share that windows overlap (default: 0.25)")

@@ -14,14 +14,14 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from densekit.engine.console import print_table, run, say
+from densekit.engine.console import DEVICES, print_table, run, say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path, help="bundle_step*.pt of a run folder")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: that of the run")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU where there is one")
+    parser.add_argument("--device", choices=DEVICES, help="default: cuda where there is one, else cpu")
     args = parser.parse_args(argv)
 
     from densekit.engine import distributed

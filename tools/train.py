@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from densekit import config as configs
-from densekit.engine.console import INTERRUPTED, Bar, run, say
+from densekit.engine.console import DEVICES, INTERRUPTED, Bar, run, say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace the config's")
     parser.add_argument("--out", type=Path, help="run folder (default: runs/<name of the config>)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU where there is one")
+    parser.add_argument("--device", choices=DEVICES, help="default: cuda where there is one, else cpu")
     args = parser.parse_intermixed_args(argv)
     config = configs.load(args.config, args.overrides)
 

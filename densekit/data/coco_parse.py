@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import mmap
-import multiprocessing
 import os
 import re
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 import numpy as np
 
+from densekit import machine
 from densekit.data.coco_columns import (
     AnnotationColumns,
     AnnotationRow,
@@ -77,7 +77,7 @@ def parse_coco(path: Path, processes: int | None = None) -> CocoColumns:
             if os.fstat(file.fileno()).st_size == 0:
                 raise DensekitError(f"{path}: the file is empty; a COCO json with images and annotations is needed")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _parse(path, data, processes or min(8, _cores()))
+                return _parse(path, data, processes or min(8, machine.cores()))
     except (OSError, ValueError) as error:
         if isinstance(error, DensekitError):
             raise
@@ -241,11 +241,15 @@ def _read_categories(path: Path, data: mmap.mmap, at: int, processes: int) -> tu
 
 
 def _read_annotations(path: Path, data: mmap.mmap, at: int, processes: int) -> tuple[list[Any], int]:
-    """Read ``annotations``, a large array by several processes that share the mapped file."""
-    jobs = [(path, *share) for share in _shares(data, at, processes if len(data) - at >= PARALLEL_FROM else 1)]
+    """Read ``annotations``, a large array by several processes that share the mapped file.
+
+    Processes that have to import this module first would take longer than they save.
+    """
+    context = machine.forking() if processes > 1 and len(data) - at >= PARALLEL_FROM else None
+    jobs = [(path, *share) for share in _shares(data, at, processes if context is not None else 1)]
     parts: list[AnnotationColumns] = []
-    if len(jobs) > 1:
-        with multiprocessing.get_context("fork").Pool(len(jobs)) as pool:
+    if context is not None and len(jobs) > 1:
+        with context.Pool(len(jobs)) as pool:
             for (_, start, _), result in zip(jobs, pool.imap(_read_share, jobs)):
                 if result is None or start != at:  # that start was no row: read on from where the last share ended
                     break
@@ -293,8 +297,3 @@ def read_segmentation(data: Text, at: int) -> Any:
     start = _BEFORE_VALUE.match(data, at)
     assert start is not None
     return msgspec.json.decode(data[start.end() : end_of_value(data, start.end())])
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

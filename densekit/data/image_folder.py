@@ -106,7 +106,7 @@ def _images_below(folder: Path, name: str) -> list[str]:
     """Paths below ``folder`` of the images of a class, sorted."""
     found = []
     for place, _, files in os.walk(folder / name, followlinks=True):
-        below = os.path.relpath(place, folder)
+        below = os.path.relpath(place, folder).replace(os.sep, "/")
         found += [f"{below}/{file}" for file in files if os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES]
     if not found:
         endings = ", ".join(sorted(IMAGE_SUFFIXES))

@@ -171,8 +171,8 @@ def inside(folder: Path, name: str, source: Path | str) -> Path:
     if leaves_folder(name):
         raise DensekitError(f"{source}: file_name {name!r} leaves the image folder; give a path relative to {folder}")
     path = folder / name
-    root = os.path.realpath(folder)
-    if os.path.commonpath((root, os.path.realpath(path))) != root:
+    root, place = (os.path.join(os.path.realpath(p), "") for p in (folder, path))
+    if not place.startswith(root):
         raise DensekitError(f"{source}: file_name {name!r} is a link out of {folder}; copy the file into the folder")
     return path
 

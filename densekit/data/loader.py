@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import torch.utils.data
 
+from densekit import machine
 from densekit.data.batching import collate
 from densekit.data.sampling import Address, BatchPlan, eval_batches
 from densekit.types import Batch, Dataset, DensekitError, Sample
@@ -244,9 +245,9 @@ def indexed_loader(
     source: Any, steps: Any, workers: int, pin_memory: bool = False, *, persistent: bool = True
 ) -> torch.utils.data.DataLoader[Any]:
     """``source[step]`` for each of ``steps``, in order, made by worker processes that share what ``source`` holds."""
-    # fork shares the columns of the annotations and starts in milliseconds; where there is none (macOS, Windows) the
-    # columns travel as the name of the cache file that they are mapped from.
-    context = multiprocessing.get_context("fork") if workers and sys.platform == "linux" else None
+    # A fork shares the columns of the annotations; where there is none they travel as the name of the cache file that
+    # they are mapped from, and a worker takes seconds to start.
+    context = machine.forking() if workers else None
     return torch.utils.data.DataLoader(
         source,
         sampler=steps,

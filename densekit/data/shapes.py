@@ -90,8 +90,8 @@ def generate_shapes(
     try:
         for number, split in enumerate(SPLITS):
             _write_split(temporary, split, counts[split], size, objects, (seed, number))
-        (temporary / "classes.txt").write_text("\n".join(["background", *CLASSES]) + "\n")
-        (temporary / _MANIFEST).write_text(json.dumps(manifest) + "\n")
+        (temporary / "classes.txt").write_text("\n".join(["background", *CLASSES]) + "\n", encoding="utf-8", newline="")
+        (temporary / _MANIFEST).write_text(json.dumps(manifest) + "\n", encoding="utf-8", newline="")
         os.chmod(temporary, 0o755)
         if out.is_dir():
             out.rmdir()  # an empty folder may be taken
@@ -107,7 +107,7 @@ def _is_there(out: Path, manifest: dict[str, Any]) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
-        found = json.loads((out / _MANIFEST).read_text())
+        found = json.loads((out / _MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         found = None
     if found != manifest:
@@ -140,7 +140,7 @@ def _write_split(out: Path, split: str, count: int, size: int, objects: int, see
         "categories": [{"id": CLASSES[n], "name": n} for n in ("triangle", "circle", "star", "square")],
     }
     (out / "annotations").mkdir(exist_ok=True)
-    (out / "annotations" / f"{split}.json").write_text(json.dumps(content))
+    (out / "annotations" / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 def _paint(random: Random, size: int, objects: int) -> _Scene:

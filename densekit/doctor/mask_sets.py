@@ -107,9 +107,9 @@ def _fits(image: Look, size: tuple[int, int]) -> bool:
 def _by_stem(folder: Path, suffix: str | None, endings: frozenset[str]) -> dict[str, Path]:
     found = {}
     for path in list_files(folder, endings):
-        name = str(path.relative_to(folder))
+        name = path.relative_to(folder).as_posix()
         if suffix is None:
-            found[str(Path(name).with_suffix(""))] = path
+            found[Path(name).with_suffix("").as_posix()] = path
         elif name.endswith(suffix):
             found[name.removesuffix(suffix)] = path
     return found

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
+from densekit import machine
 from densekit.engine.console import Bar
 
 Item = TypeVar("Item")
@@ -38,7 +38,7 @@ def over_files(
         processes: how many; None: one a core, at most 16.
         shown: whether to show the bar.
     """
-    count = min(processes or min(16, _cores()), -(-len(items) // _SMALLEST))
+    count = min(processes or min(16, machine.cores()), -(-len(items) // _SMALLEST))
     if count <= 1 or len(items) < _ALONE:
         with Bar(what, len(items), shown=shown, lines=0) as bar:
             return [_and_advance(bar, work(item)) for item in items]
@@ -80,9 +80,6 @@ def _alone(work: Callable[[Item], Result], item: Item, died: Callable[[Item], Re
 
 
 def _pool(count: int) -> ProcessPoolExecutor:
-    # Forked, since a fresh process would import torch first, which takes longer than most data sets.
-    return ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("fork"))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Forked where that can be: a fresh process imports torch first, which takes longer than most data sets.
+    context = machine.forking() or multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(count, mp_context=context)

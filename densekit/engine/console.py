@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import multiprocessing
 import os
 import sys
@@ -18,12 +19,17 @@ from densekit.errors import DensekitError
 T = TypeVar("T")
 _NO_MISTAKE_OF_OURS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
+DEVICES = ("cpu", "cuda", "mps")
+"""What ``--device`` takes; ``mps`` is the GPU of a Mac."""
+
 INTERRUPTED = 130
 """Exit code of a run that was asked to stop: 128 + SIGINT."""
 
 
 def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
     """Run a tool's ``main``: a user's mistake becomes one line on stderr and exit code 2, never a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks is no reason to end
     try:
         code = main(None) or 0
     except DensekitError as error:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from densekit.errors import DensekitError
+
 
 @dataclasses.dataclass(frozen=True)
 class World:
@@ -36,21 +38,55 @@ def join(device: str | None = None) -> World:
     """Join the process group that ``torchrun`` describes in the environment, or stand alone.
 
     Args:
-        device: ``cpu``, ``cuda`` or ``cuda:1``; None takes the GPU of the local rank where there is one.
+        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None takes the CUDA GPU of the local rank where there is one,
+            else the CPU.
+
+    Raises:
+        DensekitError: the device is not there, or several ranks were started where they cannot talk.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank, local = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    cuda = torch.cuda.is_available() and device != "cpu"
-    where = torch.device(device) if device and device != "cuda" else torch.device("cuda", local_rank) if cuda else None
-    where = where or torch.device("cpu")
+    where = _device(device, local_rank)
     if where.type == "cuda":
         torch.cuda.set_device(where)
-    else:
+    elif where.type == "cpu":
         keep_freed_memory()
-    if size > 1 and not dist.is_initialized():
+    if size > 1 and not in_group():
+        if not dist.is_available() or where.type == "mps":
+            reason = (
+                "gradients on mps are not averaged" if dist.is_available() else "this torch has no torch.distributed"
+            )
+            raise DensekitError(f"{size} ranks were started, but {reason}; start one process")
         # gloo carries the control messages (stop, gathered metrics) on the host, also where NCCL carries gradients.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo")
+        nccl = where.type == "cuda" and dist.is_nccl_available()
+        dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo")
     return World(rank, size, local, where)
+
+
+def _device(asked: str | None, local_rank: int) -> torch.device:
+    if asked is None:
+        asked = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(asked)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", local_rank)
+    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(device.type, 1)
+    if (device.index or 0) >= there:
+        raise DensekitError(
+            f"--device {asked}: torch {torch.__version__} sees {there} such devices here; use --device cpu"
+        )
+    return device
+
+
+def describe(device: torch.device) -> str:
+    """A device in a few words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({torch.get_num_threads()} threads)" if device.type == "cpu" else device.type
+
+
+def in_group() -> bool:
+    """Whether this process is one of several ranks."""
+    return dist.is_available() and dist.is_initialized()
 
 
 def keep_freed_memory() -> None:
@@ -72,13 +108,13 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 def leave() -> None:
     """Leave the process group, if this process is in one."""
-    if dist.is_initialized():
+    if in_group():
         dist.destroy_process_group()
 
 
 def gather(value: Any) -> list[Any]:
     """Every rank's value, in the order of the ranks, on every rank."""
-    if not dist.is_initialized():
+    if not in_group():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
@@ -87,7 +123,7 @@ def gather(value: Any) -> list[Any]:
 
 def any_rank(flag: bool) -> bool:
     """Whether any rank says yes: a decision that all ranks must take alike."""
-    if not dist.is_initialized():
+    if not in_group():
         return flag
     tensor = torch.tensor([int(flag)])
     dist.all_reduce(tensor, dist.ReduceOp.MAX)
@@ -96,7 +132,7 @@ def any_rank(flag: bool) -> bool:
 
 def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
     """The mean of a tensor over the ranks, on its own device without asking the host; the same bits on every rank."""
-    if not dist.is_initialized():
+    if not in_group():
         return value
     total = value.clone()
     dist.all_reduce(total)
@@ -105,5 +141,5 @@ def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
 
 def barrier() -> None:
     """Wait for all ranks."""
-    if dist.is_initialized():
+    if in_group():
         any_rank(False)

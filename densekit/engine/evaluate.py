@@ -51,20 +51,21 @@ def evaluate(
         where there are some. The same on every rank. None where the evaluation was left.
     """
     model = packed(model, DTYPES[precision])
-    sums: dict[str, torch.Tensor] = {}
+    terms: dict[str, list[tuple[torch.Tensor, int]]] = {}  # read when all is done: no wait, and no float64 on a device
     images, skipped = 0, []
     for batch in track(batches, "evaluating", total, shown=world.is_first and total > 0):
         if stopping():
             break
         losses, predictions = _forward(model, batch.to(world.device), precision, flips, scales)
         for name, value in losses.items():
-            sums[name] = sums.get(name, torch.zeros((), device=world.device)) + value.double() * len(batch.ids)
+            terms.setdefault(name, []).append((value, len(batch.ids)))
         images += len(batch.ids)
         skipped += batch.skipped
         metric.update(predictions, batch)
     if any_rank(stopping()):
         return None
-    return _together(metric, {name: float(value) for name, value in sums.items()}, images, skipped)
+    sums = {name: sum(float(value) * count for value, count in pairs) for name, pairs in terms.items()}
+    return _together(metric, sums, images, skipped)
 
 
 def _forward(

@@ -88,18 +88,28 @@ def make_optimizer(
     nesterov: bool = False,
     betas: tuple[float, float] = (0.9, 0.999),
 ) -> Optimizer:
-    """SGD with momentum or AdamW, fused.
+    """SGD with momentum or AdamW, fused but on mps.
 
     Fused is one kernel for all parameters, and it can skip a step that has a non-finite gradient without asking the
     host (see ``step.py``).
     """
+    fused = all(parameter.device.type != "mps" for group in groups for parameter in group["params"])
     if name == "sgd":
-        optimizer = _SGD(groups, lr=groups[0]["lr"], momentum=momentum, nesterov=nesterov, fused=True)
+        optimizer = _SGD(groups, lr=groups[0]["lr"], momentum=momentum, nesterov=nesterov, fused=fused)
         # The same as torch's own start, but torch leaves the buffers uninitialised where the first step is skipped.
         for parameter in (p for group in groups if momentum for p in group["params"]):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
-    return _AdamW(groups, lr=groups[0]["lr"], betas=betas, fused=True)
+    return _AdamW(groups, lr=groups[0]["lr"], betas=betas, fused=fused)
+
+
+def restore(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Go on with an optimiser's saved state; which kernels run it is for this device to say, not for the one before."""
+    groups = [
+        {**saved, "fused": own["fused"]}
+        for own, saved in zip(optimizer.param_groups, state["param_groups"], strict=True)
+    ]
+    optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 def make_schedule(

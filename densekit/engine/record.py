@@ -11,8 +11,6 @@ import csv
 import json
 import math
 import os
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 
 import torch
 
+from densekit import machine
 from densekit.engine.step import StepResult
 from densekit.errors import DensekitError
 from densekit.files import explain_os_error, whole_file
@@ -84,9 +83,10 @@ class Record:
         losses = {name: float(value) for name, value in result.losses.items()}
         total = sum(losses.values())
         self.write("train", result.step + 1, {"loss": total, **losses, "norm": float(result.norm), "lr": rate})
-        speed, memory = images / max(seconds, 1e-9), memory_in_use()
-        self.timing(result.step + 1, {"images_per_s": speed, "memory_gib": memory})
-        return f"loss {total:.4f}  {speed:.1f} images/s  {memory:.1f} GiB"
+        speed, memory = images / max(seconds, 1e-9), memory_in_use(result.norm.device)
+        known = {} if memory is None else {"memory_gib": memory}
+        self.timing(result.step + 1, {"images_per_s": speed, **known})
+        return f"loss {total:.4f}  {speed:.1f} images/s" + ("" if memory is None else f"  {memory:.1f} GiB")
 
     def flush(self) -> None:
         """Let what was written reach the disk; called before a checkpoint that counts on it."""
@@ -95,7 +95,7 @@ class Record:
                 self._writer.flush()
         path = self.folder / "metrics.jsonl"
         if self.enabled and path.exists():
-            with self._explained(path.name), path.open("rb") as file:
+            with self._explained(path.name), path.open("ab") as file:  # Windows syncs no file that is open for reading
                 os.fsync(file.fileno())
 
     def close(self) -> None:
@@ -109,7 +109,7 @@ class Record:
     def _line(self, name: str, numbers: dict[str, Any]) -> None:
         if not self.enabled:
             return
-        with self._explained(name), (self.folder / name).open("a", encoding="utf-8") as file:
+        with self._explained(name), (self.folder / name).open("a", encoding="utf-8", newline="") as file:
             file.write(json.dumps(finite(numbers)) + "\n")
 
     def _events(self, kind: str, step: int, numbers: dict[str, Any]) -> None:
@@ -138,14 +138,13 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def memory_in_use() -> float:
-    """Memory of this process in GiB: the most of the GPU's where there is one, else resident now."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    status = Path("/proc/self/statm")
-    if status.exists():
-        return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+def memory_in_use(device: torch.device) -> float | None:
+    """Memory in GiB: of a CUDA GPU the most, of a Mac's what is held now; on the CPU this process's; None: not told."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory() / 2**30
+    return machine.memory_in_use()
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ import yaml
 import densekit
 from densekit.engine import checkpoint
 from densekit.engine.distributed import World, barrier, gather
+from densekit.engine.optim import restore
 from densekit.engine.step import TrainStep
 from densekit.errors import DensekitError
 from densekit.files import only_process, remove_leftovers, write_text
@@ -169,7 +170,7 @@ class RunFolder:
             checkpoint.load_weights(step.average.model, content["model"], self.last)
         try:
             _check_optimizer(step.optimizer, training["optimizer"])
-            step.optimizer.load_state_dict(training["optimizer"])
+            restore(step.optimizer, training["optimizer"])
             step.scaler.load_state_dict(training["scaler"])
             state = pydantic.TypeAdapter(RunState).validate_python(dataclasses.asdict(RunState(**training["state"])))
             if min(state.step, state.best_step, state.without_better, state.skipped_steps, state.seconds) < 0:

@@ -152,12 +152,12 @@ class TrainStep:
 
     def _gradient_norm(self) -> Tensor:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients, foreach=True) / self.scaler.get_scale()
+        norm = torch.nn.utils.get_total_norm(gradients) / self.scaler.get_scale()
         if self.clip is not None:
             # The scale of fp16 stays in the gradients until the optimiser takes it out, so it stays in the limit too.
             scaled = norm * self.scaler.get_scale()
             limit = self.clip * self.scaler.get_scale()
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, limit, scaled, foreach=True)
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, limit, scaled)
         return norm
 
     def _judge(self, losses: dict[str, Tensor], norm: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,7 +171,7 @@ class TrainStep:
         return bad, stay
 
     def _update(self, stay: Tensor) -> None:
-        if self.scaler.is_enabled():
+        if self.scaler.is_enabled() or self.world.device.type == "mps":  # no fused optimiser there
             if not bool(stay):
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
@@ -222,7 +222,9 @@ def describe_batch(batch: Batch) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of torch says that memory ran out, on a GPU or on the host."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        words in str(error) for words in ("can't allocate memory", "MPS backend out of memory")
+    )
 
 
 def _out_of_memory(batches: Sequence[Batch]) -> DensekitError:

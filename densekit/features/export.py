@@ -16,9 +16,7 @@ import collections
 import contextlib
 import copy
 import dataclasses
-import multiprocessing
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -30,6 +28,7 @@ import numpy.typing as npt
 import torch
 import torch.utils.data
 
+from densekit import machine
 from densekit.errors import DensekitError
 from densekit.features.extract import Boxes, Extractor, View
 from densekit.features.shards import Row, ShardFolder
@@ -129,7 +128,7 @@ def _decoded_in_threads(source: ImageSource, indices: Sequence[int], workers: in
 
 def _decoded_in_processes(source: ImageSource, indices: Sequence[int], workers: int) -> Generator[_Decoded, None, None]:
     """Images in the order of ``indices``, from processes that share what the source holds in memory; 0: from here."""
-    context = multiprocessing.get_context("fork") if workers and sys.platform == "linux" else None
+    context = machine.forking() if workers else None
     loader: Iterable[_Decoded] = torch.utils.data.DataLoader(
         _Decoder(source),  # type: ignore[arg-type]  # anything with __getitem__ does where a sampler gives the indices
         sampler=indices,

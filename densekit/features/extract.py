@@ -159,7 +159,7 @@ class Extractor:
 
     def _fixed(self) -> contextlib.AbstractContextManager[object]:
         """Keep cuDNN from choosing another algorithm on each run: two exports give the same bytes."""
-        if self.device.type == "cpu":
+        if self.device.type != "cuda":
             return contextlib.nullcontext()  # the flags are the process's own: threads must not set them at once
         tf32 = torch.backends.cudnn.allow_tf32
         fixed: contextlib.AbstractContextManager[object] = torch.backends.cudnn.flags(

@@ -59,8 +59,11 @@ def beta_shares(seeds: Tensor, alpha: float) -> Tensor:
     Jöhnk's method (1964): of uniform u, v, x = u^(1/alpha) and y = v^(1/alpha), the first pair with x + y <= 1 gives
     x / (x + y). It is done in logarithms, since x and y underflow for a small alpha.
     """
+    device = seeds.device
+    if device.type == "mps":  # it has no float64
+        seeds = seeds.cpu()
     keys = random_keys(seeds, 2 * TRIES, STREAM).double()
     logs = ((keys + 0.5) / 2**32).log() / alpha
     x, y = logs[:, :TRIES], logs[:, TRIES:]
     first = (torch.logaddexp(x, y) <= 0).int().argmax(1, keepdim=True)
-    return torch.sigmoid(x.gather(1, first) - y.gather(1, first))[:, 0].float()
+    return torch.sigmoid(x.gather(1, first) - y.gather(1, first))[:, 0].float().to(device)

@@ -25,7 +25,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.nn.functional import all_reduce
 
 from densekit.types import IGNORE, DensekitError
 
@@ -286,7 +285,11 @@ def _over_count(total: Tensor, count: Tensor) -> Tensor:
 
 def _sum_over_ranks(sums: Tensor) -> Tensor:
     """Sum over ranks with the gradient: DDP's mean of the gradients is then that of the loss on the whole batch."""
-    return cast(Tensor, all_reduce(sums)) if _world() > 1 else sums  # type: ignore[no-untyped-call]
+    if _world() == 1:
+        return sums
+    from torch.distributed.nn.functional import all_reduce  # not in every build of torch
+
+    return cast(Tensor, all_reduce(sums))  # type: ignore[no-untyped-call]
 
 
 def _world() -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 
 import pytest
 import torch
@@ -245,7 +246,7 @@ def test_maps_of_different_sizes_are_padded_into_one_batch(shapes, tmp_path):
     batch = next(build.train_batches(config, data, world, start=0))
     height, width = batch.images.shape[-2:]
     assert batch.maps["c4"].shape[-2:] == (height // 16, width // 16)
-    sample = data.sample(0, 0)
+    sample = pickle.loads(pickle.dumps(data)).sample(0, 0)  # as in a worker that is not forked
     own = {level.name: m for level, m in sample.maps.items()}["c4"]
     if sample.id in batch.ids:
         row = batch.maps["c4"][batch.ids.index(sample.id)]
