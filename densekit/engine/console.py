@@ -29,7 +29,7 @@ INTERRUPTED = 130
 def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
     """Run a tool's ``main``: a user's mistake becomes one line on stderr and exit code 2, never a traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks is no reason to end
+        sys.stdout.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack letters of a name
     try:
         code = main(None) or 0
     except DensekitError as error:

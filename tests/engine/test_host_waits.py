@@ -59,11 +59,8 @@ class Plain(torch.optim.SGD):
 
 @pytest.fixture
 def no_values(monkeypatch):
-    """What torch itself lacks on its device without values: autocast and the foreach norm."""
-    norm, clip = torch.nn.utils.get_total_norm, torch.nn.utils.clip_grads_with_norm_
+    """What torch itself lacks on its device without values: autocast."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
-    monkeypatch.setattr(torch.nn.utils, "get_total_norm", lambda tensors, foreach: norm(tensors))
-    monkeypatch.setattr(torch.nn.utils, "clip_grads_with_norm_", lambda *args, foreach: clip(*args))
 
 
 def batch_on(device, kind):
