@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import builtins
+import ctypes
 import functools
 import multiprocessing
 import os
@@ -11,8 +13,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from densekit import machine
+from densekit.engine.distributed import keep_freed_memory
+from densekit.ops import nms
 from tests import systems
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,3 +118,35 @@ def test_what_the_gpu_of_a_mac_lacks_runs_on_its_cpu(monkeypatch, platform, aske
     monkeypatch.setattr(sys, "platform", platform)
     runpy.run_path(str(ROOT / "densekit" / "__init__.py"))
     assert os.environ.get("PYTORCH_ENABLE_MPS_FALLBACK") == asked
+
+
+@pytest.mark.parametrize("lacks", ["a library by that name", "a library that loads"])
+def test_torchvision_brings_its_kernels_where_its_library_is_not_found(monkeypatch, lacks):
+    imported, real = [], builtins.__import__
+
+    def recorded(name, *args, **options):
+        imported.append(name)
+        return real(name, *args, **options)
+
+    def refused(path):
+        raise OSError(f"{path}: undefined symbol")
+
+    if lacks == "a library that loads":
+        monkeypatch.setattr(torch.ops, "load_library", refused)
+    else:
+        monkeypatch.setattr(Path, "glob", lambda path, pattern: iter(()))
+    monkeypatch.setattr(builtins, "__import__", recorded)
+    nms._load_kernels()
+    assert "torchvision" in imported
+
+
+@pytest.mark.parametrize("platform", ["win32", "darwin"])
+def test_other_c_libraries_are_left_alone(monkeypatch, platform):
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: pytest.fail("a C library was looked for"))
+    keep_freed_memory()
+
+
+def test_a_c_library_without_that_setting_is_left_alone(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    keep_freed_memory()

@@ -11,6 +11,7 @@ B images, n boxes an image, D results an image.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,9 +37,10 @@ def _load_kernels() -> None:
     package = importlib.util.find_spec("torchvision")
     folders = (package and package.submodule_search_locations) or ()
     for library in (path for folder in folders for path in Path(folder).glob("_C*.so")):
-        torch.ops.load_library(library)  # type: ignore[no-untyped-call]
-        return
-    import torchvision  # noqa: F401  # the library has another name on this system
+        with contextlib.suppress(OSError):  # torchvision itself knows how to load it, or says why it can't be
+            torch.ops.load_library(library)  # type: ignore[no-untyped-call]
+            return
+    import torchvision  # noqa: F401  # on Windows the library is a .pyd, and finds others in folders that it adds
 
 
 _load_kernels()
