@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model, report = build.model(config, train_set.classes)
     build.check_stores(config, model, train_set, val_set, training=True)
     plan = build.plan(config, train_set, world, model)
+    checked = quick_check(train_set, val=val_set, config=config)
     step = build.train_step(config, model.to(world.device), plan, world)
 
     # The run folder, and the state of a run to go on with.
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if state.evaluation_due:
         record.forget("val", state.step)
     guard = FiniteGuard(folder, step, functools.partial(build.file_names, train_set))
-    for line in [*report, build.summary(config, model, train_set, step, plan, world), *quick_check(train_set), *notes]:
+    for line in [*report, build.summary(config, model, train_set, step, plan, world), *checked, *notes]:
         say(line, world.is_first)
     if state.step:
         say(f"going on from step {state.step} of {plan.steps}", world.is_first)

@@ -16,6 +16,8 @@ from densekit.types import IGNORE, Classes
 UNEVEN = 20
 """Times that the most frequent class must outnumber the rarest to be told."""
 
+_MASKS = 3  # that must be of one class alone to be told as a set
+
 
 def class_defects(rows: CocoRows) -> Iterator[Defect]:
     """Classes without objects, and imbalance, in a COCO file."""
@@ -59,7 +61,12 @@ def pixel_defects(questions: Sequence[MaskQuestion], looks: Sequence[MaskLook]) 
             pixels.update({v: n for v, n in look.pixels.items() if v != IGNORE})
     names = codes[0].classes.names
     folder = str(Path(questions[0].mask).parent)
-    if pixels:
+    if len(pixels) == 1 and len(names) > 1 and len(looks) >= _MASKS:
+        ignored = sum(look.pixels.get(IGNORE, 0) for look in looks)
+        share = ignored / (ignored + pixels.total())
+        message = f"every pixel of {len(looks)} masks is {names[min(pixels)]!r} or ignored ({share:.1%} of them are)"
+        yield Defect("masks_of_one_class", folder, message)
+    elif pixels:
         yield from counted({name: pixels[label] for label, name in enumerate(names)}, "pixels", folder)
 
 

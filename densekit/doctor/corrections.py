@@ -14,6 +14,7 @@ from densekit.doctor.coco_rows import AnnotationRow, CocoRows, ImageRow, folded_
 from densekit.doctor.defects import Box, Defect
 from densekit.doctor.image_checks import Question, look
 from densekit.doctor.segmentations import Mask, Runs, drawn, extent
+from densekit.doctor.set_corrections import write_areas, write_as_coco, write_polygons
 
 
 class Correction:
@@ -280,6 +281,9 @@ def _short(text: str) -> str:
 
 
 CORRECTIONS: dict[str, Callable[[Correction, Defect], None]] = {
+    "box_layout": write_as_coco,
+    "area_of_set": write_areas,
+    "segmentations_in_parts": write_polygons,
     "row_malformed": _drop_row,
     "id_kind": _id_kind,
     "image_id_twice": _image_id_twice,

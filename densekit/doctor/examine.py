@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from densekit.data.coco_file import open_coco
 from densekit.doctor.balance import class_defects, differing_classes, pixel_defects
+from densekit.doctor.box_sets import SPOILT, findings, of_rows
 from densekit.doctor.boxes import box_defects, near_duplicates
 from densekit.doctor.coco_rows import CocoRows
 from densekit.doctor.defects import Defect, exit_code, in_order
@@ -83,22 +84,38 @@ def examine(path: Path, images: Path | None = None, *, processes: int | None = N
         found += set_defects(split.masks, [masks[q.mask] for q in split.masks], looks)
         found += pixel_defects(split.masks, [masks[q.mask] for q in split.masks])
     found += identical_images([(s.name, _looks_of(s, looks)) for s in splits])
-    if config is not None:
+    if config is not None and not is_spoilt(found):
         from densekit.doctor.anchors import anchor_defects  # imports torch
+        from densekit.doctor.limits import limit_defects
 
         found += anchor_defects(config, splits[0], str(path))
+        found += limit_defects(config, splits, str(path))
     return Report(path, splits, in_order(found), time.perf_counter() - began)
 
 
 def row_defects(rows: CocoRows, *, processes: int | None = 1, shown: bool = False) -> Iterator[Defect]:
-    """Checks of a json that look at no image."""
+    """Checks of a json that look at no image: causes first, and nothing that only follows from them."""
     yield from rows.defects
     yield from identity_defects(rows)
-    yield from box_defects(rows)
-    yield from segmentation_defects(rows, processes=processes, shown=shown)
-    yield from near_duplicates(rows)
+    path = str(rows.path)
+    of_set = [Defect(code, path, message, source=path) for code, message in findings(of_rows(rows))]
+    yield from of_set
+    spoilt = is_spoilt(of_set)
+    if not spoilt:
+        yield from box_defects(rows)
+        yield from near_duplicates(rows)
+    follows = {"box_against_mask", "area_against_mask"} if spoilt else {"area_against_mask"}
+    told = bool(of_set) and (spoilt or any(d.code == "area_of_set" for d in of_set))
+    for defect in segmentation_defects(rows, processes=processes, shown=shown):
+        if not (told and defect.code in follows):
+            yield defect
     yield from empty_images(rows)
     yield from class_defects(rows)
+
+
+def is_spoilt(found: Iterable[Defect]) -> bool:
+    """Whether the boxes of a set are known to be wrong as a whole."""
+    return any(defect.code in SPOILT for defect in found)
 
 
 def _refused_by_training(rows: CocoRows, found: Sequence[Defect]) -> list[Defect]:

@@ -112,6 +112,8 @@ def references(rows: CocoRows) -> Iterator[Defect]:
 
 def empty_images(rows: CocoRows) -> Iterator[Defect]:
     """Images that no annotation belongs to, and classes that no annotation has."""
+    if not rows.content.get("annotations"):
+        return  # told of the file
     used = Counter(a.image_id for a in rows.annotations)
     twice = {image.row for _, image in _repeated((i.id, i) for i in rows.images)}
     for image in rows.images:

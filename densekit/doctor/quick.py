@@ -1,4 +1,4 @@
-"""The cheap part of the examination, for the start of a run: from arrays that are in memory anyway, no file is read."""
+"""The cheap part of the examination, for the start of a run: arrays that are in memory anyway, and a few masks."""
 
 from __future__ import annotations
 
@@ -8,31 +8,78 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from densekit.config import Config
 from densekit.data.coco_file import CocoFile
 from densekit.data.masks import MaskFolder
 from densekit.doctor.balance import UNEVEN, rarest_and_commonest
+from densekit.doctor.box_sets import NOTHING, UNMEASURED, findings, of_columns
 from densekit.doctor.boxes import SAME, TINY, alike
+from densekit.doctor.kinds import KINDS
+from densekit.doctor.limits import limit_note
+from densekit.errors import DensekitError
+from densekit.types import IGNORE
+
+_LOOKED_AT = 24  # masks at most
+_FEW = 3  # masks: fewer say nothing of a set
 
 
-def quick_check(dataset: Any) -> list[str]:
-    """Short notes on a data set before it is learned from.
+def quick_check(dataset: Any, *, val: Any = None, config: Config | None = None) -> list[str]:
+    """Short notes on the data before they are learned from.
 
     Args:
-        dataset: a ``types.Dataset``; what keeps no annotations in memory gives no note, but for its labels.
+        dataset: a ``types.Dataset`` to learn from; what keeps no annotations in memory gives no note, but for its
+            labels.
+        val: the one that chooses the best checkpoint, where there is one.
+        config: of the run: the limits of its detectors.
 
     Returns:
         One line a finding, and the command that examines the rest, where the doctor can.
+
+    Raises:
+        DensekitError: a detector would learn nothing, or something false.
     """
-    source = getattr(dataset, "source", None)
-    file = getattr(dataset, "file", None) or getattr(source, "file", None)
-    labels = getattr(dataset, "labels", None)
-    notes = []
-    if isinstance(file, CocoFile):
-        notes = _of_coco(file)
-    elif isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.dtype.kind in "iu":
-        notes = _of_counts(dict(zip(dataset.classes.names, _counts(labels, len(dataset.classes)))), "images")
-    arguments = _arguments(dataset, file)
+    notes = _of_data(dataset, "data", config)
+    if val is not None and isinstance(file := _file(val), CocoFile):
+        notes += _of_set(val, file, "data.val", config)
+    arguments = _arguments(dataset, _file(dataset))
     return [*notes, f"data: all checks: python tools/doctor.py {arguments}"] if arguments else notes
+
+
+def _file(dataset: Any) -> Any:
+    return getattr(dataset, "file", None) or getattr(getattr(dataset, "source", None), "file", None)
+
+
+def _of_data(dataset: Any, name: str, config: Config | None) -> list[str]:
+    file, labels = _file(dataset), getattr(dataset, "labels", None)
+    if isinstance(file, CocoFile):
+        return [*_of_set(dataset, file, name, config), *_of_coco(file)]
+    if isinstance(source := getattr(dataset, "source", None), MaskFolder):
+        return _of_masks(source)
+    if isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.dtype.kind in "iu":
+        counts = dict(zip(dataset.classes.names, _counts(labels, len(dataset.classes))))
+        return [*_of_one_class(counts), *_of_counts(counts, "images")]
+    return []
+
+
+def _of_set(dataset: Any, file: CocoFile, name: str, config: Config | None) -> list[str]:
+    """What is wrong with a set as a whole.
+
+    Raises:
+        DensekitError: a detector would learn nothing or something false from it, or would be measured by what is false.
+    """
+    if dataset.task != "detection":
+        return []
+    notes = []
+    for code, message in findings(of_columns(file)):
+        line = f"{message}; {KINDS[code].remedy}"
+        if code in UNMEASURED and name != "data":
+            line = f"{message}: AP is not defined on it, and best.pt will hold the last weights; {KINDS[code].remedy}"
+        elif code in NOTHING:
+            raise DensekitError(f"{file.path}: {message}; {KINDS[code].why}; {KINDS[code].remedy}")
+        notes.append(f"{name}: {line}")
+    if config is not None and (line := limit_note(config, file)):
+        notes.append(f"{name}: {line}")
+    return notes
 
 
 def _arguments(dataset: Any, file: Any) -> str:
@@ -70,6 +117,32 @@ def _of_counts(counts: dict[str, int], what: str) -> list[str]:
             f"data: {common!r} has {counts[common]} {what}, {rare!r} {counts[rare]}: rare ones are learned late"
         )
     return notes
+
+
+def _of_masks(source: MaskFolder) -> list[str]:
+    """A few masks are read: where all of them show one class, mostly an object's value is ignored."""
+    chosen = range(0, len(source), -(-len(source) // _LOOKED_AT))
+    found: set[int] = set()
+    try:
+        for index in chosen:
+            found |= set(np.unique(source.mask(index)).tolist())
+    except DensekitError:  # told when training comes to it
+        return []
+    if source.code.layers or len(source.classes) < 2 or len(found - {IGNORE}) > 1 or len(chosen) < _FEW:
+        return []
+    name = source.classes.names[min(found)] if found - {IGNORE} else "ignored"
+    also = " or ignored" if IGNORE in found else ""
+    return [
+        f"data: every pixel of the {len(chosen)} masks that were looked at is {name!r}{also}; "
+        f"{KINDS['masks_of_one_class'].remedy}"
+    ]
+
+
+def _of_one_class(counts: dict[str, int]) -> list[str]:
+    known = [name for name, count in counts.items() if count]
+    if len(known) != 1:
+        return []
+    return [f"data: every image is of class {known[0]!r}; there is nothing to tell it from, so nothing is learned"]
 
 
 def near_duplicates(file: CocoFile) -> int:

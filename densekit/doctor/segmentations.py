@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from densekit.data.rle import SegmentationError, polygons_runs, run_lengths, segmentation_mask
+from densekit.doctor.box_layouts import ALL, PARTS
 from densekit.doctor.boxes import ROUNDING, judge, overlaps, written
 from densekit.doctor.coco_rows import AnnotationRow, CocoRows, ImageRow, annotation_defect
 from densekit.doctor.defects import Box, Defect
@@ -27,6 +28,10 @@ _PIXELS = 3  # are further apart than this
 
 def segmentation_defects(rows: CocoRows, *, processes: int | None = 1, shown: bool = False) -> Iterator[Defect]:
     """What is wrong with each segmentation; each annotation is told once at most."""
+    if parts := in_parts(rows):
+        message = f"the polygons of all {parts} lie within 0..1: parts of the image, not pixels"
+        yield Defect("segmentations_in_parts", str(rows.path), message, source=str(rows.path))
+        return
     categories = {c.id for c in rows.categories}
     expected = sum(1 for a in rows.annotations if a.segmentation) > len(rows.annotations) / 2
     known = [a for a in rows.annotations if a.image_id in rows.images_by_id and a.category_id in categories]
@@ -40,6 +45,23 @@ def segmentation_defects(rows: CocoRows, *, processes: int | None = 1, shown: bo
             found = "segmentation_missing", "it has no segmentation"
         if found is not None:
             yield annotation_defect(rows, annotation, *found)
+
+
+def in_parts(rows: CocoRows) -> int:
+    """How many annotations have polygons, where these are parts of the image: no polygon of pixels is that small."""
+    largest = [
+        max(map(abs, numbers))
+        for annotation in rows.annotations
+        if (numbers := _numbers(annotation.segmentation)) and annotation.image_id in rows.images_by_id
+    ]
+    small = sum(value <= PARTS for value in largest)
+    return len(largest) if small and small >= ALL * len(largest) else 0
+
+
+def _numbers(segmentation: Any) -> list[float]:
+    """The numbers of the first polygon; nothing where there is none."""
+    first = segmentation[0] if isinstance(segmentation, list) and segmentation else None
+    return [v for v in first if isinstance(v, int | float)] if isinstance(first, list) else []
 
 
 def _judge(pair: tuple[AnnotationRow, ImageRow]) -> tuple[str, str] | None:
@@ -101,6 +123,16 @@ def runs_of(segmentation: Any, height: int, width: int) -> Runs:
     if (runs < 0).any() or runs.sum() != height * width:
         raise SegmentationError(f"its run lengths add up to {runs.sum()}, the image has {height * width} pixels")
     return runs
+
+
+def mask_extent(annotation: AnnotationRow, image: ImageRow) -> Box | None:
+    """The box around an annotation's mask; None where there is none that can be drawn."""
+    if not annotation.segmentation or image.width * image.height > _MOST_PIXELS:
+        return None
+    try:
+        return extent(runs_of(annotation.segmentation, image.height, image.width), image.height)
+    except (SegmentationError, OverflowError):
+        return None
 
 
 def extent(runs: Runs, height: int) -> Box | None:
