@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from densekit.ops import winograd
 from densekit.precision import convolves_packed
 from densekit.weight_gradients import Conv2d, two_sides
 
@@ -146,6 +147,9 @@ class PackedConv2d(nn.Module):
         # The operators that torch's own compiler puts in the place of convolutions on the CPU.
         self.fuses = weight.device.type == "cpu" and convolves_packed(dtype)
         self.layouts: dict[torch.Size, Tensor] = {}
+        same = conv.kernel_size == (3, 3) and self.place == ([1, 1], [1, 1], [1, 1], 1)
+        self.saves_products = self.fuses and same and dtype == torch.float32
+        self.turned: Tensor | None = None
 
     def forward(self, x: Tensor, *, relu: bool = False, add: Tensor | None = None, spare: bool = False) -> Tensor:
         """[B, C, H, W] -> [B, O, H / stride, W / stride] in the packed dtype: convolution, + ``add``, ReLU.
@@ -157,6 +161,8 @@ class PackedConv2d(nn.Module):
             y = F.conv2d(x, self.weight, self.bias, self.place[1], self.place[0], self.place[2], self.place[3])
             y = y if add is None else y.add_(add)
             return F.relu_(y) if relu else y
+        if self.saves_products and winograd.pays(x, self.weight):
+            return self._by_points(x, relu, add)
         run, after = torch.ops.mkldnn._convolution_pointwise, "relu" if relu else None
         if add is None:
             return cast(Tensor, run(x, self._laid_out(x), self.bias, *self.place, after or "none", [], ""))
@@ -166,6 +172,16 @@ class PackedConv2d(nn.Module):
             run = torch.ops.mkldnn._convolution_pointwise_  # one large map less to read and to write
             return cast(Tensor, run(add, x, self._laid_out(x), self.bias, *self.place, *fused))
         return cast(Tensor, run(x, add, self._laid_out(x), self.bias, *self.place, *fused))
+
+    def _by_points(self, x: Tensor, relu: bool, add: Tensor | None) -> Tensor:
+        """The same with a quarter of the products, see ``ops/winograd.py``."""
+        if self.turned is None:
+            self.turned = winograd.turn_weight(self.weight)
+        y = winograd.convolve(x, self.turned, self.bias, relu=relu and add is None)
+        if add is None:
+            return y
+        y += add
+        return F.relu_(y) if relu else y
 
     def _laid_out(self, x: Tensor) -> Tensor:
         """The weight as oneDNN wants it for an input of this shape: with another shape's it can be 300 times slower."""

@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from densekit.layers import PackedConv2d, foldable
+from densekit.precision import convolves_packed
 from densekit.weight_gradients import Conv2d, Linear
 
 M = TypeVar("M", bound=nn.Module)
 
 
 def packed(model: M, dtype: torch.dtype) -> M:
-    """A copy of a model for inference in bf16 or fp16, to be run under autocast in that dtype.
+    """A copy of a model for inference, to be run under autocast in ``dtype`` where that is not float32.
 
     Convolutions take over the norm, the sum and the ReLU behind them (``PackedConv2d``), linear layers keep their
     weights in ``dtype``. The differences to the model itself are roundings of the dtype. What a module computes in
@@ -24,12 +25,13 @@ def packed(model: M, dtype: torch.dtype) -> M:
 
     Args:
         model: stays as it is.
-        dtype: of the arithmetic; float32 gives the model itself, the plain path.
+        dtype: of the arithmetic. In float32 only what runs on the CPU with channels last gains; anything else is the
+            model itself, the plain path.
 
     Returns:
         The copy, in evaluation mode.
     """
-    if dtype == torch.float32:
+    if dtype == torch.float32 and not _gains_in_float32(model):
         return model.eval()
     model = copy.deepcopy(model).eval().requires_grad_(False)
     for module in list(model.modules()):
@@ -37,6 +39,11 @@ def packed(model: M, dtype: torch.dtype) -> M:
             pack(dtype)
         _pack_children(module, dtype)
     return model
+
+
+def _gains_in_float32(model: nn.Module) -> bool:
+    last = getattr(model, "memory_format", torch.channels_last) == torch.channels_last
+    return last and convolves_packed(torch.float32) and all(p.device.type == "cpu" for p in model.parameters())
 
 
 def _pack_children(module: nn.Module, dtype: torch.dtype) -> None:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from densekit.ops import winograd
+
 
 class Linear(nn.Linear):
     """A linear layer for many rows, such as pooled regions: [R, C] -> [R, O].
@@ -60,12 +62,16 @@ class Conv2d(nn.Conv2d):
     """A convolution whose weight learns by one product of matrices where the maps are small and the weight is large.
 
     In mixed precision on the CPU oneDNN's gradient of such a weight (the 3x3 of a ResNet's last stages) takes up to
-    five times as long as copying the input's patches and multiplying them with the gradient of the output. Elsewhere,
-    and in all else, it is torch's own convolution.
+    five times as long as copying the input's patches and multiplying them with the gradient of the output. In float32
+    it learns as ``conv2d`` says. Elsewhere, and in all else, it is torch's own convolution.
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not (_learns_mixed_on_cpu(input, weight) and self._multiplies_faster(input)):
+        if not _learns_mixed_on_cpu(input, weight):
+            if self.padding_mode != "zeros" or isinstance(self.padding, str):
+                return cast(Tensor, super()._conv_forward(input, weight, bias))
+            return conv2d(input, weight, bias, self.stride, two_sides(self.padding), self.dilation, self.groups)
+        if not self._multiplies_faster(input):
             return cast(Tensor, super()._conv_forward(input, weight, bias))
         dtype = torch.get_autocast_dtype("cpu")
         bias = None if bias is None else bias.to(dtype)
@@ -127,6 +133,91 @@ def _learns_mixed_on_cpu(x: Tensor, weight: Tensor) -> bool:
     """Whether a weight gets a gradient in mixed precision on the CPU, step by step (a compiler takes its own ways)."""
     learns = torch.is_grad_enabled() and weight.requires_grad and x.device.type == "cpu"
     return learns and torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+
+
+LEAST_TURNED = 32
+"""Channels on both sides from which on a weight of 3x3 and more learns faster from maps that are turned."""
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, ...] = (1, 1),
+    padding: tuple[int, ...] = (0, 0),
+    dilation: tuple[int, ...] = (1, 1),
+    groups: int = 1,
+) -> Tensor:
+    """Torch's convolution, learning by the faster way in float32 on the CPU with channels last.
+
+    3x3 kernels between many channels take a quarter of the products (``ops/winograd.py``). Others hand oneDNN turned
+    copies for the gradient of their weight: with channels last it takes up to five times as long for it.
+
+    Args:
+        x: [B, C, H, W].
+        weight: [O, C / groups, k, l].
+        bias: [O].
+        stride: in both directions.
+        padding: pixels of zeros on both sides, in both directions.
+        dilation: spacing of the kernel's taps.
+        groups: groups of channels that do not see one another.
+
+    Returns:
+        [B, O, H', W'].
+    """
+    if _learns_float32_on_cpu(x, weight) and groups == 1 and tuple(dilation) == (1, 1):
+        three = tuple(weight.shape[2:]) == (3, 3) and tuple(stride) == (1, 1) and tuple(padding) == (1, 1)
+        if three and winograd.pays(x, weight, learning=True):
+            return cast(Tensor, _Points.apply(x, weight, bias))
+        if min(weight.shape[:2]) >= LEAST_TURNED and weight[0, 0].numel() > 1:
+            return cast(Tensor, _Turned.apply(x, weight, bias, stride, padding))
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def _learns_float32_on_cpu(x: Tensor, weight: Tensor) -> bool:
+    """Whether a weight gets a gradient in float32 on the CPU, channels last: the other layout is the plain path."""
+    learns = torch.is_grad_enabled() and weight.requires_grad and x.device.type == "cpu" and x.dtype == torch.float32
+    eager = not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+    return learns and eager and x.is_contiguous(memory_format=torch.channels_last)
+
+
+class _Points(torch.autograd.Function):
+    """3x3 convolution of x [B, C, H, W] by w [O, C, 3, 3] plus b [O] or None, see ``ops/winograd.py``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return winograd.convolution(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        (gradient,), (x, weight) = gradients, ctx.saved_tensors
+        turned = winograd.turn_weight(weight)
+        before, learned = winograd.gradients(x, turned, gradient, of_input=ctx.needs_input_grad[0])
+        return before, learned, gradient.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+
+
+class _Turned(torch.autograd.Function):
+    """Convolution of x [B, C, H, W] by w [O, C, k, l] plus b [O] or None."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], padding: tuple[int, ...]
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.place = (list(stride), list(padding), [1, 1], False, [0, 0], 1)
+        return F.conv2d(x, weight, bias, stride, padding)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, None, None]:
+        (gradient,), (x, weight) = gradients, ctx.saved_tensors
+        run, before = torch.ops.aten.convolution_backward, None
+        if ctx.needs_input_grad[0]:
+            before = run(gradient, x, weight, None, *ctx.place, [True, False, False])[0]
+        turned = (part.contiguous() for part in (gradient, x, weight))
+        learned = run(*turned, None, *ctx.place, [False, True, False])[1]
+        learned = learned.contiguous(memory_format=torch.channels_last)
+        return before, learned, gradient.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None, None, None
 
 
 def use_own_convolutions(module: nn.Module) -> None:

@@ -8,8 +8,9 @@ from torch import nn
 
 from densekit import layers
 from densekit.backbones.blocks import Block
-from densekit.layers import LAYOUTS, ConvNormAct, FrozenBatchNorm2d, PackedConv2d
+from densekit.layers import LAYOUTS, FrozenBatchNorm2d, PackedConv2d
 from densekit.model import DenseModel
+from densekit.ops import winograd
 from densekit.packed import packed
 from densekit.registry import BACKBONES, HEADS
 from densekit.types import Batch, Classes
@@ -166,7 +167,36 @@ def test_norms_that_look_at_the_image_are_not_folded():
             assert (ours.float() - theirs.float()).norm() <= 0.02 * theirs.float().norm()
 
 
-def test_float32_is_the_plain_path():
-    layer = ConvNormAct(4, 4).train()
-    assert packed(layer, torch.float32) is layer
-    assert not layer.training
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("points", [True, False], ids=["fewer products", "oneDNN"])
+def test_a_backbone_packed_in_float32_gives_its_own_maps(name, points, monkeypatch):
+    monkeypatch.setattr(winograd, "_faster_here", lambda: points)
+    backbone = settled(BACKBONES.build(name, {}))
+    copy = packed(backbone, torch.float32)
+    assert any(isinstance(part, PackedConv2d) for part in copy.modules())
+    x = torch.randn(2, 3, 96, 64).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        for found, wanted in zip(copy(x), backbone(x), strict=True):
+            assert (found - wanted).norm() <= 2e-5 * wanted.norm()
+
+
+@pytest.mark.parametrize(("head", "options"), [("faster_rcnn", {}), ("unet", {}), ("classifier", {})])
+def test_a_model_packed_in_float32_predicts_what_the_model_predicts(head, options, monkeypatch):
+    monkeypatch.setattr(winograd, "_faster_here", lambda: True)
+    model = model_of("resnet18", head, **options)
+    copy, batch = packed(model, torch.float32), batch_of(128)
+    assert copy is not model
+    with torch.inference_mode():
+        if head == "faster_rcnn":
+            given, wanted = (m.head().rpn.head(m.head().neck(m.features(batch))) for m in (copy, model))
+        else:
+            given, wanted = ((m.predict(batch).probabilities) for m in (copy, model))
+    for ours, theirs in zip(given, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_float32_with_channels_first_is_the_plain_path():
+    model = model_of("resnet18", "classifier").train()
+    model.memory_format = torch.contiguous_format
+    assert packed(model, torch.float32) is model
+    assert not model.training

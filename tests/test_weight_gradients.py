@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from densekit.ops import winograd
 from densekit.weight_gradients import Conv2d, Linear, _turned, use_own_convolutions
 
 
@@ -81,6 +82,48 @@ def test_the_convolution_is_torchs_own_where_the_product_does_not_pay(monkeypatc
     products = count_products(monkeypatch)
     gradients_of(Conv2d(128, 8, 3, padding=1, **options), torch.randn(1, 128, *size), mixed=mixed)
     assert not products
+
+
+FLOAT32 = {
+    "many channels": ((64, 64, 3), {"padding": 1}, (20, 22), "_Points"),
+    "many channels, bias": ((64, 72, 3), {"padding": 1, "bias": True}, (24, 17), "_Points"),
+    "stride 2": ((40, 32, 3), {"padding": 1, "stride": 2, "bias": True}, (9, 7), "_Turned"),
+    "oblong": ((32, 33, (1, 5)), {"padding": (0, 2)}, (9, 7), "_Turned"),
+    "small map": ((64, 64, 3), {"padding": 1}, (9, 7), "_Turned"),
+    "few channels": ((16, 64, 3), {"padding": 1}, (20, 22), "Convolution"),
+    "1x1": ((64, 64, 1), {}, (9, 7), "Convolution"),
+    "groups": ((64, 64, 3), {"padding": 1, "groups": 2}, (20, 22), "Convolution"),
+    "dilation": ((64, 64, 3), {"padding": 2, "dilation": 2}, (20, 22), "Convolution"),
+}
+
+
+@pytest.mark.parametrize(("shape", "options", "size", "way"), FLOAT32.values(), ids=FLOAT32)
+def test_the_convolution_gives_torchs_values_and_gradients_in_float32(monkeypatch, shape, options, size, way):
+    monkeypatch.setattr(winograd, "_faster_here", lambda: True)
+    torch.manual_seed(0)
+    ours = Conv2d(*shape, **{"bias": False, **options}).to(memory_format=torch.channels_last)
+    theirs = nn.Conv2d(*shape, **{"bias": False, **options})
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, shape[0], *size)
+    last = x.contiguous(memory_format=torch.channels_last)
+    assert type(ours(last).grad_fn).__name__.startswith(way)
+    assert type(ours(x).grad_fn).__name__.startswith("Convolution"), "channels first is torch's own path"
+    found, expected = gradients_of(ours, last, mixed=False), gradients_of(theirs, x, mixed=False)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(
+            found[name], expected[name], rtol=1e-4, atol=1e-4 * float(expected[name].abs().max())
+        )
+
+
+@pytest.mark.parametrize("size", [(20, 22), (9, 7)], ids=["_Points", "_Turned"])
+def test_a_convolution_of_an_input_that_needs_no_gradient_learns_too(monkeypatch, size):
+    monkeypatch.setattr(winograd, "_faster_here", lambda: True)
+    conv = Conv2d(64, 64, 3, padding=1).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 64, *size).contiguous(memory_format=torch.channels_last)
+    conv(x).sum().backward()
+    wanted = torch.autograd.grad(torch.conv2d(x, conv.weight, conv.bias, padding=1).sum(), conv.weight)[0]
+    torch.testing.assert_close(conv.weight.grad, wanted, rtol=1e-4, atol=1e-2)
 
 
 def test_another_librarys_convolutions_become_ours_and_keep_their_parameters():

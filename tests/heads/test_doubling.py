@@ -55,19 +55,35 @@ def test_values_gradients_and_statistics_are_smps(skip):
 
 
 @pytest.mark.parametrize("skip", [0, 4])
-def test_a_packed_block_gives_the_same(skip):
+def test_float32_takes_the_short_way_with_channels_last_and_smps_otherwise(skip, monkeypatch):
+    theirs, ours = blocks(skip)
+    x, s = inputs(skip)
+    taken = []
+    short = ours._transposed
+    monkeypatch.setattr(ours, "_transposed", lambda *maps: taken.append("short") or short(*maps))
+    wanted = theirs(x, 10, 14, skip_connection=s)
+    torch.testing.assert_close(ours(x, 10, 14, skip_connection=s), wanted)
+    assert not taken
+    last = [part if part is None else part.contiguous(memory_format=torch.channels_last) for part in (x, s)]
+    torch.testing.assert_close(ours(last[0], 10, 14, skip_connection=last[1]), wanted, atol=1e-4, rtol=1e-4)
+    assert taken
+
+
+@pytest.mark.parametrize("skip", [0, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_packed_block_gives_the_same(skip, dtype):
     theirs, ours = blocks(skip)
     x, s = inputs(skip)
     for _ in range(3):
         theirs(x, 10, 14, skip_connection=s)
     ours.load_state_dict(theirs.state_dict())
-    block = packed(ours, torch.bfloat16)
+    block = packed(ours, dtype)
     assert block.packed is not None
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         found = block(x, 10, 14, skip_connection=s).float()
     with torch.inference_mode():
         wanted = theirs.eval()(x, 10, 14, skip_connection=s)
-    assert (found - wanted).norm() <= 0.02 * wanted.norm()
+    assert (found - wanted).norm() <= (1e-5 if dtype == torch.float32 else 0.02) * wanted.norm()
 
 
 def test_a_unet_doubles_without_the_enlarged_map_where_channels_are_few_and_sizes_double():

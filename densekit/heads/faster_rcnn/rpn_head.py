@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densekit.layers import PackedConv2d
+from densekit.ops import winograd
 
 
 class RPNHead(nn.Module):
@@ -59,7 +60,7 @@ class RPNHead(nn.Module):
                 maps = [conv(x, relu=True) for x in maps]
                 continue
             weight, bias = conv.weight.detach(), _bias(conv).detach()
-            maps = [F.relu(F.conv2d(x, weight, bias, padding=1)) for x in maps]
+            maps = [F.relu(winograd.convolution(x, weight, bias)) for x in maps]
         cells = torch.cat([x.permute(0, 2, 3, 1).flatten(1, 2) for x in maps], dim=1)
         with torch.no_grad():
             predicted = self._predict(cells)  # [B, cells, k, 5]

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densekit.layers import PackedConv2d, fold_norm, foldable
+from densekit.weight_gradients import conv2d
 
 MOST_CHANNELS = 128
 """Of the map from below. With more, where maps are small, oneDNN's transposed convolution loses what the sums save."""
@@ -25,7 +26,8 @@ MOST_CHANNELS = 128
 class DoublingBlock(nn.Module):
     """smp's decoder block with nearest enlargement and no attention, under the same names.
 
-    In mixed precision on the CPU it runs the transposed convolution; in float32 and on GPUs it computes as smp does.
+    On the CPU it runs the transposed convolution, in float32 only where maps lie channels last (the other layout is the
+    plain path); on GPUs it computes as smp does.
 
     Args:
         block: smp's ``UnetDecoderBlock``; its convolutions are taken over.
@@ -45,7 +47,7 @@ class DoublingBlock(nn.Module):
         skip = skip_connection if skip_connection is not None and skip_connection.shape[1] else None
         if self.packed is not None:
             x = self.packed(feature_map, skip)
-        elif feature_map.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        elif _saves(feature_map):
             x = self._transposed(feature_map, skip)
         else:
             x = F.interpolate(feature_map, size=(target_height, target_width), mode="nearest")
@@ -64,8 +66,13 @@ class DoublingBlock(nn.Module):
         weight, bias = cast(Tensor, conv.weight), cast("Tensor | None", conv.bias)
         y = F.conv_transpose2d(x, spread(weight[:, : self.channels]), bias, stride=2, padding=1)
         if skip is not None:
-            y = y + F.conv2d(skip, weight[:, self.channels :], padding=1)
+            y = y + conv2d(skip, weight[:, self.channels :], None, padding=(1, 1))
         return cast(Tensor, relu(norm(y)))
+
+
+def _saves(x: Tensor) -> bool:
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return x.device.type == "cpu" and (last or torch.is_autocast_enabled("cpu"))
 
 
 class _Packed(nn.Module):
