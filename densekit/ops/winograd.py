@@ -66,9 +66,9 @@ def pays(x: Tensor, weight: Tensor, *, learning: bool = False) -> bool:
         weight: [O, C, 3, 3].
         learning: gradients of input and weight follow.
     """
-    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32:
         return False
-    if not _faster_here() or torch.compiler.is_compiling() or not x.is_contiguous(memory_format=torch.channels_last):
+    if torch.is_autocast_enabled("cpu") or not _faster_here() or not x.is_contiguous(memory_format=torch.channels_last):
         return False
     images, channels, height, width = x.shape
     out = weight.shape[0]
