@@ -335,25 +335,30 @@ def summary(config: Config, built: DenseModel, data: Dataset, step: TrainStep, t
     )
 
 
-def image_batches(config: Config, images: ImageFiles, world: World, batch_size: int) -> loader.EvalLoader:
+def image_files(config: Config, built: DenseModel, inputs: Sequence[str]) -> tuple[ImageFiles, list[str]]:
+    """Files, folders and globs as a data set to predict on, and lines on what was left out of it."""
+    listing = list_images(inputs)
+    images = ImageFiles(
+        listing.paths,
+        task=built.task,
+        classes=built.classes,
+        transforms=transforms(config.data, training=False),
+        channels=config.model.channels,
+        max_pixels=config.data.max_pixels,
+    )
+    note = listing.note()
+    return images, [] if note is None else [note]
+
+
+def image_batches(
+    config: Config, images: ImageFiles, world: World, *, batch_size: int, on_bad_image: loader.OnBadImage
+) -> loader.EvalLoader:
     """Batches of plain images."""
     return loader.eval_loader(
         images,
         batch_size=batch_size,
         workers=workers(config, world),
         pad_to=config.data.pad_to,
-        on_bad_image=config.data.on_bad_image,
+        on_bad_image=on_bad_image,
         pin_memory=world.device.type == "cuda",
-    )
-
-
-def image_files(config: Config, built: DenseModel, inputs: Sequence[str]) -> ImageFiles:
-    """Files, folders and globs as a data set to predict on."""
-    return ImageFiles(
-        list_images(inputs),
-        task=built.task,
-        classes=built.classes,
-        transforms=transforms(config.data, training=False),
-        channels=config.model.channels,
-        max_pixels=config.data.max_pixels,
     )

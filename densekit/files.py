@@ -5,12 +5,35 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from densekit.errors import DensekitError
+
+_ODD = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_ESCAPED = re.compile(r"\\(x[0-9a-f]{2}|ud[89a-f][0-9a-f]{2})")
+
+
+def printable(name: str | Path) -> str:
+    r"""A file name as text that any encoding, terminal and JSON reader takes; distinct names stay distinct.
+
+    Bytes that are not UTF-8 and control characters become ``\xe9`` and the like; a backslash in such a name, or in one
+    that looks as if it were escaped already, is doubled. All other names stay as they are.
+    """
+    text = str(name)
+    # On Windows a backslash separates folders, and such bytes do not occur.
+    if not (_ODD.search(text) or (os.sep == "/" and _ESCAPED.search(text))):
+        return text
+    return _ODD.sub(_escaped, text.replace("\\", "\\\\"))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    # Python stores a byte b that is not UTF-8 as the code 0xDC00 + b.
+    return f"\\x{code & 0xFF:02x}" if code < 0x80 or 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
 
 
 @contextlib.contextmanager
@@ -24,12 +47,14 @@ def whole_file(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         DensekitError: the disk is full or the folder can't be written; the old file is untouched.
     """
     path = Path(path)
-    text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}  # the same bytes on every system
+    # The same bytes on every system; a lone surrogate, from a name or from JSON, is escaped.
+    as_text: dict[str, Any] = {"encoding": "utf-8", "newline": "", "errors": "backslashreplace"}
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with os.fdopen(handle, mode, **text) as file:
+        # Not the whole name, which may be as long as the file system allows.
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".tmp")
+        with os.fdopen(handle, mode, **({} if "b" in mode else as_text)) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -53,9 +78,9 @@ def explain_os_error(error: OSError, path: Path) -> str:
     return f"{path} could not be written: {error.strerror or error}; the old file, if there was one, is whole"
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files that a process killed in ``whole_file`` left behind."""
-    for path in folder.glob(".*.tmp"):
+def remove_leftovers(folder: Path, name: str = "") -> None:
+    """Remove temporary files that a process killed in ``whole_file`` left behind, of files whose name begins so."""
+    for path in folder.glob(f".{name}*.tmp"):
         with contextlib.suppress(OSError):
             path.unlink()
 
@@ -84,11 +109,26 @@ def only_process(folder: Path) -> IO[Any] | None:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         file.close()
-        raise DensekitError(f"{folder}: another process is training there; stop it or give another --out") from None
+        raise DensekitError(
+            f"{folder}: another process writes there; wait for it, stop it, or give another --out"
+        ) from None
     except OSError:
         file.close()
         return None
     return file
+
+
+def read_names(path: Path) -> list[str]:
+    """Lines of a text file that names files; names that are not UTF-8 come as Python has them (surrogateescape).
+
+    Raises:
+        ValueError: it is no such text, but UTF-16 or something else.
+        OSError: it can't be read.
+    """
+    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    if "\0" in text:
+        raise ValueError("not a text file in UTF-8")
+    return text.splitlines()
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -5,8 +5,8 @@
     python tools/export_features.py --config run.yaml --split train --levels c2,c3,c4,c5 --out store
 
 Levels are c1..c5 of the backbone, p2..p6 of a detector's neck, pooled (a vector) and roi (boxes cut out), or pooled:c4
-and roi:c4. An export that was stopped or killed goes on with the same command; --verify reads what is there and makes
-damaged shards again. Under torchrun the ranks share the shards; the files are the same however many there are.
+and roi:c4. The same command goes on with an export that was stopped or killed; --verify makes damaged shards again.
+Under torchrun ranks share the shards. Images that can't be read stand in manifest.json; exit code 3 (one process) then.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from densekit import machine
-from densekit.engine.console import DEVICES, Bar, run, say
+from densekit.engine.console import DEVICES, SKIPPED, Bar, run, say
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -75,17 +75,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # Each rank makes its share of the shards that are not there; the first sums up.
     missing = folder.missing(world.rank, world.size, verify=args.verify)
-    lost = sum(distributed.gather(len(missing)))
-    say(f"{recipe.shards() - lost} of {recipe.shards()} shards are whole, {lost} to make", world.is_first)
+    lost, shards = sum(distributed.gather(len(missing))), recipe.shards()
+    say(f"{shards - lost} of {shards} shards are whole, {lost} to make", world.is_first)
     workers = args.workers if args.workers is not None else min(8, machine.cores() // world.local)
     exporter = Exporter(export.source, extractor, folder, boxes=export.boxes, workers=workers)
     with Bar("exporting", sum(len(recipe.shard(number)) for number in missing), shown=world.is_first) as bar:
         times = exporter.run(missing, bar.advance)
     distributed.barrier()
-    if world.is_first:
-        say(f"{times.summary()}\n{summary(args.out, folder.finish(made_from(weights)))}")
+    manifest = folder.finish(made_from(weights)) if world.is_first else {"unreadable": []}
+    say(f"{times.summary()}\n{summary(args.out, manifest)}" if world.is_first else None)
     distributed.leave()
-    return 0
+    return SKIPPED if manifest["unreadable"] and world.size == 1 else 0
 
 
 def prepare(args: argparse.Namespace, world: Any) -> tuple[Any, str | None]:
@@ -105,8 +105,7 @@ def prepare(args: argparse.Namespace, world: Any) -> tuple[Any, str | None]:
     else:
         config = configs.load(args.config, args.overrides)
         model, lines = setup.model_of(config)
-    for line in lines:
-        say(line, world.is_first)
+    say("\n".join(lines) or None, world.is_first)
     specs = setup.resize_specs(args.size, args.short, args.long)
     if args.split:
         split, drawn = setup.split_to_export(config, args.split, specs)
@@ -116,12 +115,13 @@ def prepare(args: argparse.Namespace, world: Any) -> tuple[Any, str | None]:
         specs = specs or (list(config.data.eval_transforms) if config else [])
         files = (args.images, args.annotations, args.list)
         source = setup.plain_source(*files, specs=specs, channels=model.channels, reduced=args.reduced)
+        say(getattr(source, "note", None), world.is_first)
     asked = args.precision or (config.train.precision if config else "auto")
     options = {name: getattr(args, name) for name in ("dtype", "file_format", "batch_size", "shard_images")}
     options |= {"pad_to": config.data.pad_to if config else 32, "precision": choose_precision(asked, world.device)}
     options["boxes"] = read_boxes(args.boxes) if args.boxes else None
-    levels = args.levels.split(",") if args.levels else None
-    export = setup.Export(model.to(world.device), source, levels, setup.views_of(views), specs, **options)
+    levels, views = args.levels.split(",") if args.levels else None, setup.views_of(views)
+    export = setup.Export(model.to(world.device), source, levels, views, specs, **options)
     say(f"network in {export.precision}, {args.dtype} stored{', JPEGs decoded reduced' * args.reduced}", world.is_first)
     return export, args.weights or args.checkpoint or (config.model.backbone.weights if config else None)
 

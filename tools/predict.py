@@ -6,6 +6,9 @@ Images are files, folders or globs. A detector writes predictions.json (COCO res
 category ids), predictions.csv and pictures/ with the boxes drawn; a segmenter writes masks/ (class-index PNG) and
 pictures/ (overlays); a classifier writes predictions.json and predictions.csv. images.json names the image behind each
 image id. Images are resized as in the checkpoint's evaluation and everything comes back in the pixels of the file.
+
+An image that can't be read or predicted is skipped, named at the end and in skipped.txt; the exit code is then 3
+(data.on_bad_image=error stops at it). Ctrl-C ends after the batch, and what was predicted is on disk.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from densekit.engine.console import DEVICES, run, say, track
+from densekit.engine.console import DEVICES, INTERRUPTED, SKIPPED, run, say, track
+from densekit.errors import DensekitError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,13 +41,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     from densekit import build
     from densekit.engine import distributed
     from densekit.engine.augmented import FLIPS
+    from densekit.engine.guard import Stop
     from densekit.engine.predict import Options, predict_images
     from densekit.engine.writers import make_writer
     from densekit.precision import choose_precision
 
     world = distributed.join(args.device)
+    if world.size > 1:
+        raise DensekitError(
+            "predict.py is one process: leave torchrun out, or start one a share of the images and --out"
+        )
     inputs = [text for text in args.inputs if not is_override(text)]
-    model, config = build.from_checkpoint(args.checkpoint, [text for text in args.inputs if is_override(text)])
+    overrides = [text for text in args.inputs if is_override(text)]
+    model, config = build.from_checkpoint(args.checkpoint, overrides)
     options = Options(
         choose_precision(config.train.precision, world.device),
         args.window,
@@ -52,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         tuple(args.scales),
     )
     options.check(model)
-    images = build.image_files(config, model, inputs)
+    images, notes = build.image_files(config, model, inputs)
+    say("\n".join(notes) or None)
     writer = make_writer(
         model.task,
         model.classes,
@@ -61,11 +72,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         pictures=not args.no_pictures,
         probabilities=args.probabilities,
     )
-    batches = build.image_batches(config, images, world, batch_size=1 if args.window else args.batch)
+    # What the config says of bad images is meant for training; here only a word on the command line stops at one.
+    on_bad_image = config.data.on_bad_image if any(o.startswith("data.on_bad_image=") for o in overrides) else "skip"
+    size = 1 if args.window else args.batch
+    batches = build.image_batches(config, images, world, batch_size=size, on_bad_image=on_bad_image)
     model = model.to(world.device)
-    predict_images(model, track(batches, "predicting", len(batches)), images, writer, options)
-    say(writer.close())
-    return 0
+    with writer, Stop(world) as stop:
+        predict_images(model, track(batches, "predicting", len(batches)), images, writer, options, stop.here)
+    say(writer.summary())
+    say(writer.files.skipped_summary(len(images)))
+    if stop.here():
+        say(f"stopped: {writer.files.count} of {len(images)} images are done")
+        return INTERRUPTED
+    return SKIPPED if writer.files.skipped else 0
 
 
 def is_override(text: str) -> bool:

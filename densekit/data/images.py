@@ -33,7 +33,10 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are 
 MAX_PIXELS = 2**28
 """Width x height that an image may have unless the caller says otherwise (16384 x 16384, 0.8 GB as RGB)."""
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".npy"})
+IMAGE_SUFFIXES = frozenset({
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".npy"),
+    *(".jp2", ".avif", ".ppm", ".pgm", ".pbm", ".pnm"),
+})  # fmt: skip
 """File name endings, lower case, that count as images when a folder is listed."""
 
 

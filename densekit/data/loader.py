@@ -97,13 +97,18 @@ class EvalLoader:
         """Batches in order; lines about images that were skipped travel with the batch before or behind them."""
         held: Batch | None = None
         skipped: list[str] = []
-        for batch in self._read():
-            if not batch.ids:
-                skipped += batch.skipped
-                continue
-            if held is not None:
+        try:
+            for batch in self._read():
+                if not batch.ids:
+                    skipped += batch.skipped
+                    continue
+                if held is not None:
+                    yield held
+                held, skipped = dataclasses.replace(batch, skipped=skipped + batch.skipped), []
+        except Exception:
+            if held is not None:  # what was read before the error is not lost to it
                 yield held
-            held, skipped = dataclasses.replace(batch, skipped=skipped + batch.skipped), []
+            raise
         if held is not None:
             held.skipped += skipped
             yield held

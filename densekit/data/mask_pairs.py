@@ -11,6 +11,7 @@ import numpy as np
 
 from densekit.data.images import IMAGE_SUFFIXES, inside
 from densekit.data.mask_files import MASK_SUFFIXES
+from densekit.files import read_names
 from densekit.types import DensekitError, nearest
 
 
@@ -57,9 +58,9 @@ def pairs_by_list(
         DensekitError: the list can't be read, is empty, or names a file that is not there or outside of its folder.
     """
     try:
-        lines = source.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
+        lines = read_names(source)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise DensekitError(f"list: {source} can't be read ({reason}); give a file with an image a line") from None
     entries = [line.split() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not entries:

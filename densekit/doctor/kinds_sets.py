@@ -5,6 +5,12 @@ from __future__ import annotations
 from densekit.doctor.kind import Kind
 
 SETS: dict[str, Kind] = {
+    "files_left_out": Kind(
+        "note",
+        "images under such endings are not learned from",
+        "It does not see them.",
+        "convert them to PNG or JPEG, if they are images",
+    ),
     # Identical images.
     "image_identical": Kind(
         "warning",

@@ -20,7 +20,7 @@ from densekit.doctor.examine import Report
 from densekit.doctor.report import summary
 from densekit.engine.drawing import as_rgb
 from densekit.errors import DensekitError
-from densekit.files import write_text
+from densekit.files import printable, write_text
 
 PICTURES = 24
 """Most pictures of a code, so that the page stays small; all findings are listed."""
@@ -87,7 +87,7 @@ def _section(defects: Sequence[Defect]) -> str:
 
 def _line(defect: Defect) -> str:
     annotation = "" if defect.annotation_id is None else f" annotation {defect.annotation_id!r}:"
-    return f"{defect.file}:{annotation} {defect.message}"
+    return f"{printable(defect.file)}:{annotation} {printable(defect.message)}"
 
 
 def _figure(defect: Defect) -> str:

@@ -15,7 +15,7 @@ from densekit.doctor.examine import Report
 from densekit.doctor.kind import SEVERITIES
 from densekit.engine.console import print_table
 from densekit.errors import DensekitError
-from densekit.files import write_text
+from densekit.files import printable, write_text
 
 SHOWN = 5
 """Examples of each code that the terminal shows; JSON and HTML have all."""
@@ -45,7 +45,7 @@ def _print_code(defects: list[Defect]) -> None:
     print(f"{kind.severity}: {defects[0].code}: {kind.why}. {kind.training}")
     for defect in defects[:SHOWN]:
         annotation = "" if defect.annotation_id is None else f" annotation {defect.annotation_id!r}:"
-        print(f"    {defect.file}:{annotation} {defect.message}")
+        print(f"    {printable(defect.file)}:{annotation} {printable(defect.message)}")
     if len(defects) > SHOWN:
         print(f"    and {len(defects) - SHOWN} more")
     print(f"  remedy: {kind.remedy}\n")
@@ -72,7 +72,7 @@ def as_json(report: Report) -> dict[str, Any]:
     """What ``--json`` writes: each defect with its words; notes are told apart by their severity."""
     counts = Counter(d.severity for d in report.defects)
     return {
-        "path": str(report.path),
+        "path": printable(report.path),
         "images": report.images,
         "annotations": report.annotations,
         "exit_code": report.exit_code,
@@ -91,9 +91,9 @@ def _row(defect: Defect) -> dict[str, Any]:
     return {
         "code": defect.code,
         "severity": kind.severity,
-        "file": defect.file,
+        "file": printable(defect.file),
         "annotation_id": defect.annotation_id,
-        "message": defect.message,
+        "message": printable(defect.message),
         "why": kind.why,
         "training": kind.training,
         "remedy": kind.remedy,

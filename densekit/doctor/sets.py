@@ -12,7 +12,7 @@ from densekit.data.mask_files import MaskCode, read_classes
 from densekit.data.masks import MaskFolder
 from densekit.doctor.coco_rows import CocoRows, ImageRow, read_rows
 from densekit.doctor.defects import Defect
-from densekit.doctor.file_lists import list_files
+from densekit.doctor.file_lists import left_out_files, list_files
 from densekit.doctor.mask_checks import MaskQuestion
 from densekit.doctor.mask_sets import mask_code, mask_questions
 from densekit.errors import DensekitError, nearest
@@ -127,11 +127,17 @@ def _of_folder(path: Path, images: Path | None) -> list[Split]:
         named = [f for f in files if f.stem in SPLITS]
         if named or files:
             return [coco_split(f.stem, f, inner) for f in named or files[:1]]
-    splits = [Split(n, images=[ImageEntry(p) for p in list_files(path / n)]) for n in _names(path)]
+    splits = [_image_split(n, path / n) for n in _names(path)]
     if not any(split.images for split in splits):
         endings = ", ".join(sorted(IMAGE_SUFFIXES))
         raise DensekitError(f"{path}: no image found ({endings}); give a json, a config, or a folder with images")
     return splits
+
+
+def _image_split(name: str, folder: Path, max_pixels: int = MAX_PIXELS) -> Split:
+    """Images alone."""
+    images = [ImageEntry(path) for path in list_files(folder)]
+    return Split(name, images=images, defects=left_out_files(folder), max_pixels=max_pixels)
 
 
 def _names(*folders: Path) -> list[str]:
@@ -193,7 +199,7 @@ def _read_part(name: str, part: configs.Part, max_pixels: int) -> Split:
         split.chosen = tuple(options["classes"]) if options.get("classes") else None
         return split
     if folder is not None and part.name == "image_folder":
-        return Split(name, images=[ImageEntry(p) for p in list_files(folder)], max_pixels=max_pixels)
+        return _image_split(name, folder, max_pixels)
     if folder is not None and part.name == "masks" and options.get("list") is None and "fraction" not in options:
         suffixes = options.get("image_suffix"), options.get("mask_suffix")
         return _mask_split(name, folder, Path(options["masks"]), mask_code(options), *suffixes, max_pixels)

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from densekit.errors import DensekitError
+from densekit.files import printable
 
 T = TypeVar("T")
 _NO_MISTAKE_OF_OURS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -25,15 +26,19 @@ DEVICES = ("cpu", "cuda", "mps")
 INTERRUPTED = 130
 """Exit code of a run that was asked to stop: 128 + SIGINT."""
 
+SKIPPED = 3
+"""Exit code of a tool that did its work but for images that could not be used, which it names."""
+
 
 def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
     """Run a tool's ``main``: a user's mistake becomes one line on stderr and exit code 2, never a traceback."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack letters of a name
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack letters of a name
     try:
         code = main(None) or 0
     except DensekitError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -82,9 +87,9 @@ def end_children() -> None:
         child.kill()
 
 
-def say(text: str, first: bool = True) -> None:
-    """Print a line, on the first rank only."""
-    if first:
+def say(text: str | None, first: bool = True) -> None:
+    """Print a line, where there is one, on the first rank only."""
+    if first and text is not None:
         print(text, flush=True)
 
 

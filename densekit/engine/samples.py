@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from densekit.data.batching import collate
-from densekit.engine.writers import make_writer
+from densekit.engine.writers import Seen, make_writer
 from densekit.model import DenseModel
 from densekit.types import Dataset
 
@@ -29,11 +29,12 @@ def draw_samples(model: DenseModel, data: Dataset, out: Path, count: int) -> Non
         return
     model.eval()
     device = model.mean.device
-    writer = make_writer(model.task, model.classes, out)
-    for index in np.linspace(0, len(data) - 1, count).round().astype(int).tolist():
-        sample = data.sample(0, index)
-        batch = collate([sample])
-        batch = dataclasses.replace(batch, original_sizes=batch.sizes)
-        name = Path(str(sample.id)).with_suffix("").name
-        writer.add(Path(f"{name}.png"), sample.image, model.predict(batch.to(device)), 0)
-    writer.close()
+    with make_writer(model.task, model.classes, out) as writer:
+        for index in np.linspace(0, len(data) - 1, count).round().astype(int).tolist():
+            sample = data.sample(0, index)
+            batch = collate([sample])
+            batch = dataclasses.replace(batch, original_sizes=batch.sizes)
+            name = Path(str(sample.id)).with_suffix("").name
+            size = (int(sample.image.shape[0]), int(sample.image.shape[1]))
+            seen = Seen(sample.id, Path(f"{name}.png"), size, sample.image)
+            writer.add(seen, model.predict(batch.to(device)), 0)

@@ -1,38 +1,75 @@
 """Predictions on disk: COCO results, CSV, class-index masks, pictures; one writer a task.
 
-Image ids in the files are positions in the list of inputs, from 1; ``images.json`` names the file behind each.
+``images.json`` names the file behind each image id: its position in the list of inputs, from 1, unless the ids of a
+data set were given.
 """
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Sequence
+import dataclasses
 from pathlib import Path
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from densekit.engine.drawing import draw_boxes, write_picture
 from densekit.engine.drawing_masks import overlay, write_mask
-from densekit.errors import DensekitError
-from densekit.files import whole_file, write_text
+from densekit.engine.result_files import ResultFiles, unique_stem
+from densekit.files import printable, whole_file
 from densekit.types import Classes, Classification, Detections, Segmentation, Task
 
 Pixels = npt.NDArray[Any]
 
 
-class Writer(Protocol):
-    """Takes the predictions of one image after the other, and finishes the files."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Seen:
+    """An image that was predicted.
 
-    def add(self, path: Path, image: Pixels, predictions: Any, row: int) -> None:
-        """Take row ``row`` of a batch of predictions on the image of a file; ``image`` is [H, W, C], untouched."""
-        ...
+    Attributes:
+        id: in the files that are written.
+        path: of its file.
+        size: (height, width) of its file.
+        pixels: [H, W, C], untouched; None where the writer does not look at them.
+    """
 
-    def close(self) -> str:
-        """Write what is still to be written; a line that says what was written where."""
-        ...
+    id: int | str
+    path: Path
+    size: tuple[int, int]
+    pixels: Pixels | None
+
+    def entry(self, stem: str | None) -> dict[str, Any]:
+        """Its entry in ``images.json``; ``stem`` is the name of its own files."""
+        named = {"id": self.id, "file_name": printable(self.path), "height": self.size[0], "width": self.size[1]}
+        return named if stem is None else {**named, "output": stem}
+
+
+class Writer:
+    """Takes the predictions of one image after the other; a context that ends with every file whole.
+
+    Args:
+        files: that grow with the images.
+        pictures: whether it draws, and so has to be given pixels.
+    """
+
+    def __init__(self, files: ResultFiles, *, pictures: bool) -> None:
+        self.files, self.pictures = files, pictures
+
+    def __enter__(self) -> Self:
+        self.files.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self.files.__exit__(kind, value, at)
+
+    def add(self, seen: Seen, predictions: Any, row: int) -> None:
+        """Take row ``row`` of a batch of predictions on an image."""
+        raise NotImplementedError
+
+    def summary(self) -> str:
+        """A line that says what was written where."""
+        raise NotImplementedError
 
 
 def make_writer(
@@ -47,9 +84,10 @@ def make_writer(
         score: lowest score of a box that is drawn (all are written).
         pictures: draw at all.
         probabilities: segmentation: also write them, [K, H, W] float16 ``.npy``.
+
+    Raises:
+        DensekitError: the folder can't be written, or another process writes there.
     """
-    if out.exists() and not out.is_dir():
-        raise DensekitError(f"--out {out} is a file; give a folder")
     if task == "detection":
         return BoxWriter(classes, out, score=score, pictures=pictures)
     if task == "segmentation":
@@ -57,152 +95,117 @@ def make_writer(
     return ClassWriter(classes, out)
 
 
-class _Names:
-    """Names of output files: those of the inputs, numbered where two inputs share one."""
-
-    def __init__(self) -> None:
-        self.paths: list[Path] = []
-        self._used: set[str] = set()
-
-    def add(self, path: Path) -> tuple[int, str]:
-        """Image id and output stem of the next input."""
-        self.paths.append(path)
-        stem, number = path.stem, 1
-        while stem.lower() in self._used:
-            number += 1
-            stem = f"{path.stem}_{number}"
-        self._used.add(stem.lower())
-        return len(self.paths), stem
-
-    def write(self, out: Path, sizes: Sequence[tuple[int, int]]) -> None:
-        rows = [
-            {"id": i, "file_name": str(path), "height": size[0], "width": size[1]}
-            for i, (path, size) in enumerate(zip(self.paths, sizes), 1)
-        ]
-        write_text(out / "images.json", json.dumps(rows, indent=1) + "\n")
-
-
-class BoxWriter:
+class BoxWriter(Writer):
     """``predictions.json`` (COCO results), ``predictions.csv``, ``pictures/``."""
 
     def __init__(self, classes: Classes, out: Path, *, score: float, pictures: bool) -> None:
-        self.classes, self.out, self.score, self.pictures = classes, out, score, pictures
-        self._names, self._sizes, self._rows = _Names(), list[tuple[int, int]](), list[dict[str, Any]]()
+        columns = ["file", "class", "category_id", "score", "x", "y", "w", "h"]
+        super().__init__(ResultFiles(out, columns), pictures=pictures)
+        self.classes, self.score = classes, score
         self._label = {id: label for label, id in enumerate(classes.ids)}
+        self._found = self._drawn = 0
+        self._best = 0.0
 
-    def add(self, path: Path, image: Pixels, predictions: Detections, row: int) -> None:
+    def add(self, seen: Seen, predictions: Detections, row: int) -> None:
         """Take the boxes of one image."""
-        image_id, stem = self._names.add(path)
-        self._sizes.append((image.shape[0], image.shape[1]))
         valid = predictions.valid[row].cpu().numpy()
         boxes = predictions.boxes[row].float().cpu().numpy()[valid]
         scores = predictions.scores[row].float().cpu().numpy()[valid]
-        ids = predictions.labels[row].cpu().numpy()[valid]
-        for box, score, category in zip(boxes.tolist(), scores.tolist(), ids.tolist()):
-            x1, y1, x2, y2 = box
-            corners = [round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)]
-            self._rows.append(
-                {"image_id": image_id, "category_id": category, "bbox": corners, "score": round(score, 6)}
-            )
-        if self.pictures:
-            self._draw(stem, image, boxes, scores, ids)
+        ids = predictions.labels[row].cpu().numpy()[valid].tolist()
+        rows = [
+            {"image_id": seen.id, "category_id": category, "bbox": _corner_and_sides(box), "score": score}
+            for box, score, category in zip(boxes.tolist(), _shortest(scores), ids)
+        ]
+        names = [self.classes.names[self._label[category]] for category in ids]
+        table = [[printable(seen.path), name, r["category_id"], r["score"], *r["bbox"]] for name, r in zip(names, rows)]
+        stem = self.files.stem(seen.path) if self.pictures else None
+        if stem is not None and seen.pixels is not None:
+            self._draw(stem, seen.pixels, boxes, scores, ids)
+        self.files.add(seen.entry(stem), rows, table)
+        self._found, self._drawn = self._found + len(rows), self._drawn + int((scores >= self.score).sum())
+        self._best = max(self._best, float(scores.max(initial=0)))
 
-    def _draw(self, stem: str, image: Pixels, boxes: Pixels, scores: Pixels, ids: Pixels) -> None:
+    def _draw(self, stem: str, image: Pixels, boxes: Pixels, scores: Pixels, ids: list[int]) -> None:
         shown = scores >= self.score
-        labels = [self._label[i] for i in ids[shown].tolist()]
+        labels = [self._label[i] for i, is_shown in zip(ids, shown) if is_shown]
         texts = [f"{self.classes.names[k]} {s:.2f}" for k, s in zip(labels, scores[shown].tolist())]
         picture = draw_boxes(image, boxes[shown], texts, labels)
-        write_picture(self.out / "pictures" / f"{stem}.jpg", picture)
+        write_picture(self.files.out / "pictures" / f"{stem}.jpg", picture)
 
-    def close(self) -> str:
-        """Write the json, the csv and the list of images."""
-        write_text(self.out / "predictions.json", json.dumps(self._rows) + "\n")
-        names = dict(zip(self.classes.ids, self.classes.names))
-        rows = [
-            [self._names.paths[r["image_id"] - 1], names[r["category_id"]], r["category_id"], r["score"], *r["bbox"]]
-            for r in self._rows
-        ]
-        _write_csv(self.out / "predictions.csv", ["file", "class", "category_id", "score", "x", "y", "w", "h"], rows)
-        self._names.write(self.out, self._sizes)
-        drawn = sum(r["score"] >= self.score for r in self._rows)
+    def summary(self) -> str:
+        """Boxes, and how many of them are drawn."""
+        lower = (
+            f"; the best score is {self._best:.2f}, --score draws lower ones" if self._found > self._drawn == 0 else ""
+        )
         return (
-            f"{len(self._rows)} boxes ({drawn} with a score of at least {self.score:g}) in {len(self._sizes)} images, "
-            f"written to {self.out}"
+            f"{self._found} boxes ({self._drawn} with a score of at least {self.score:g}{lower}) in {self.files.count} "
+            f"images, written to {self.files.out}"
         )
 
 
-class MaskWriter:
+class MaskWriter(Writer):
     """``masks/`` (class-index PNG), ``pictures/`` (overlays), ``probabilities/`` where asked for."""
 
     def __init__(self, classes: Classes, out: Path, *, pictures: bool, probabilities: bool) -> None:
-        self.classes, self.out, self.pictures, self.probabilities = classes, out, pictures, probabilities
-        self._names, self._sizes = _Names(), list[tuple[int, int]]()
+        super().__init__(ResultFiles(out, None), pictures=pictures)
+        self.classes, self.probabilities = classes, probabilities
+        taken = set[str]()
+        self._endings = [unique_stem(_plain(name), taken) for name in classes.names]
 
-    def add(self, path: Path, image: Pixels, predictions: Segmentation, row: int) -> None:
+    def add(self, seen: Seen, predictions: Segmentation, row: int) -> None:
         """Write the mask of one image at once: masks of many images would not fit into memory."""
         probabilities = predictions.probabilities[row].cpu().numpy() if self.probabilities else None
-        self.add_mask(path, image, predictions.masks[row].cpu().numpy(), probabilities)
+        self.add_mask(seen, predictions.masks[row].cpu().numpy(), probabilities)
 
-    def add_mask(self, path: Path, image: Pixels, mask: Pixels, probabilities: Pixels | None) -> None:
+    def add_mask(self, seen: Seen, mask: Pixels, probabilities: Pixels | None) -> None:
         """Write a mask [H, W] (or [K, H, W] multi-label, one file a class) and what belongs to it."""
-        _, stem = self._names.add(path)
-        self._sizes.append((image.shape[0], image.shape[1]))
+        stem, out = self.files.stem(seen.path), self.files.out
         if mask.ndim == 2:
-            write_mask(self.out / "masks" / f"{stem}.png", mask)
+            write_mask(out / "masks" / f"{stem}.png", mask)
         else:
-            for name, layer in zip(self.classes.names, mask):
-                write_mask(self.out / "masks" / f"{stem}.{_plain(name)}.png", layer)
+            for ending, layer in zip(self._endings, mask):
+                write_mask(out / "masks" / f"{stem}.{ending}.png", layer)
         if probabilities is not None:
-            with whole_file(self.out / "probabilities" / f"{stem}.npy") as file:
+            with whole_file(out / "probabilities" / f"{stem}.npy") as file:
                 np.save(file, probabilities.astype(np.float16))
-        if self.pictures:
-            write_picture(self.out / "pictures" / f"{stem}.jpg", overlay(image, mask, self.classes))
+        if self.pictures and seen.pixels is not None:
+            write_picture(out / "pictures" / f"{stem}.jpg", overlay(seen.pixels, mask, self.classes))
+        self.files.add(seen.entry(stem))
 
-    def close(self) -> str:
-        """Write the list of images."""
-        self._names.write(self.out, self._sizes)
-        return f"masks of {len(self._sizes)} images written to {self.out}"
+    def summary(self) -> str:
+        """How many masks."""
+        return f"masks of {self.files.count} images written to {self.files.out}"
 
 
-class ClassWriter:
+class ClassWriter(Writer):
     """``predictions.json`` and ``predictions.csv`` with the best class and all probabilities."""
 
     def __init__(self, classes: Classes, out: Path) -> None:
-        self.classes, self.out = classes, out
-        self._names, self._sizes, self._rows = _Names(), list[tuple[int, int]](), list[dict[str, Any]]()
+        super().__init__(ResultFiles(out, ["file", "class", "category_id", *classes.names]), pictures=False)
+        self.classes = classes
 
-    def add(self, path: Path, image: Pixels, predictions: Classification, row: int) -> None:
+    def add(self, seen: Seen, predictions: Classification, row: int) -> None:
         """Take the class of one image."""
-        image_id, _ = self._names.add(path)
-        self._sizes.append((image.shape[0], image.shape[1]))
         found = int(predictions.labels[row])
         values = [round(v, 6) for v in predictions.probabilities[row].float().cpu().tolist()]
-        self._rows.append(
-            {
-                "image_id": image_id,
-                "category_id": found,
-                "name": self.classes.names[self.classes.ids.index(found)],
-                "probabilities": dict(zip(self.classes.names, values)),
-            }
-        )
+        name = self.classes.names[self.classes.ids.index(found)]
+        about = {"image_id": seen.id, "category_id": found, "name": name}
+        line = [printable(seen.path), name, found, *values]
+        self.files.add(seen.entry(None), [{**about, "probabilities": dict(zip(self.classes.names, values))}], [line])
 
-    def close(self) -> str:
-        """Write the json, the csv and the list of images."""
-        write_text(self.out / "predictions.json", json.dumps(self._rows) + "\n")
-        rows = [
-            [self._names.paths[r["image_id"] - 1], r["name"], r["category_id"], *r["probabilities"].values()]
-            for r in self._rows
-        ]
-        _write_csv(self.out / "predictions.csv", ["file", "class", "category_id", *self.classes.names], rows)
-        self._names.write(self.out, self._sizes)
-        return f"classes of {len(self._rows)} images written to {self.out}"
+    def summary(self) -> str:
+        """How many images."""
+        return f"classes of {self.files.count} images written to {self.files.out}"
 
 
-def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    with whole_file(path, "w") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
+def _corner_and_sides(box: list[float]) -> list[float]:
+    x1, y1, x2, y2 = box
+    return [round(v, 4) for v in (x1, y1, x2 - x1, y2 - y1)]
+
+
+def _shortest(scores: npt.NDArray[np.float32]) -> list[float]:
+    """The shortest numbers that are these float32 values: rounding further would change the order of the boxes."""
+    return [float(text) for text in scores.astype(str)]
 
 
 def _plain(name: str) -> str:

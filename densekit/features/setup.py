@@ -163,13 +163,14 @@ def plain_source(
         if images is None or listing is not None:
             raise DensekitError("--annotations takes the folder of its images as --images, and no --list")
         return CocoDataset(images, file=open_coco(annotations), transforms=transforms, channels=channels)
+    note = None
     if listing is not None:
         names, root = names_in_list(listing), images if images is not None else listing.parent
     elif images is not None:
-        names, root = names_in_folder(images), images
+        (names, note), root = names_in_folder(images), images
     else:
         raise DensekitError("say what to export: --images, --annotations, --list, or --split of a config or checkpoint")
-    return NamedImages(root, names, transforms=transforms, channels=channels, reduced=reduced)
+    return NamedImages(root, names, transforms=transforms, channels=channels, reduced=reduced, note=note)
 
 
 @dataclasses.dataclass(slots=True)

@@ -26,7 +26,7 @@ from densekit.data.column_store import Strings
 from densekit.data.feature_store import FORMAT, VIEWS, read_manifest, row_key, sha256_of_shard
 from densekit.errors import DensekitError
 from densekit.features.recipe import FileFormat, Recipe, difference
-from densekit.files import explain_os_error, whole_file, write_text
+from densekit.files import explain_os_error, printable, whole_file, write_text
 
 
 @dataclasses.dataclass(slots=True)
@@ -285,7 +285,7 @@ def _write_parquet(path: Path, rows: Sequence[Row], name_of: Callable[[Row], str
     """Columns ``image``, ``view`` and a list of numbers a level."""
     arrow, parquet = import_parquet()
     levels = list(dict.fromkeys(name for row in rows for name in row.tensors))
-    columns = {"image": [str(row.image) for row in rows], "view": [row.view for row in rows]}
+    columns = {"image": [printable(str(row.image)) for row in rows], "view": [row.view for row in rows]}
     table = arrow.table(columns)
     for level in levels:
         values = np.stack([row.tensors[level].numpy() for row in rows])

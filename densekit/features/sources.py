@@ -14,6 +14,7 @@ from densekit.data.image_files import list_images
 from densekit.data.images import MAX_PIXELS, blank_image, read_image
 from densekit.data.transforms import Pipeline
 from densekit.errors import DensekitError
+from densekit.files import read_names
 from densekit.types import Sample
 
 Boxes = npt.NDArray[np.float32]
@@ -50,6 +51,7 @@ class NamedImages:
         max_pixels: a larger image is refused before it is decoded.
         reduced: decode JPEGs at 1/2, 1/4 or 1/8 of their size where that is still no smaller than what ``transforms``
             makes of them: faster, and slightly other pixels. The data sets of a config always do so.
+        note: a line on files that were left out.
     """
 
     def __init__(
@@ -61,8 +63,9 @@ class NamedImages:
         channels: int = 3,
         max_pixels: int = MAX_PIXELS,
         reduced: bool = False,
+        note: str | None = None,
     ) -> None:
-        self.root, self.names, self.reduced = root, names, reduced
+        self.root, self.names, self.reduced, self.note = root, names, reduced, note
         self.transforms, self.channels, self.max_pixels = transforms, channels, max_pixels
 
     def __len__(self) -> int:
@@ -88,15 +91,16 @@ class NamedImages:
         return self.transforms(Sample(image, id=name, original_size=size, seed=0), np.random.default_rng(0))
 
 
-def names_in_folder(folder: Path) -> list[str]:
-    """The images of a folder and its subfolders, relative to it, sorted.
+def names_in_folder(folder: Path) -> tuple[list[str], str | None]:
+    """The images of a folder and its subfolders, relative to it, sorted; and a line on other files, if there are some.
 
     Raises:
         DensekitError: no such folder, or no image in it.
     """
     if not folder.is_dir():
         raise DensekitError(f"--images {folder}: there is no such folder; give the folder that holds the images")
-    return [path.relative_to(folder).as_posix() for path in list_images([folder])]
+    listing = list_images([folder])
+    return [path.relative_to(folder).as_posix() for path in listing.paths], listing.note()
 
 
 def names_in_list(file: Path) -> list[str]:
@@ -106,9 +110,9 @@ def names_in_list(file: Path) -> list[str]:
         DensekitError: the file can't be read, names nothing, or one image twice.
     """
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
+        lines = [line.strip() for line in read_names(file)]
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise DensekitError(f"--list {file}: can't be read ({reason}); give a text file with an image a line") from None
     names = [line for line in lines if line and not line.startswith("#")]
     if not names:

@@ -253,6 +253,43 @@ def test_an_unreadable_image_is_listed_with_the_reason(tmp_path, network):
         store["00001.png"]
 
 
+def test_the_tool_tells_of_what_it_could_not_use_and_exits_with_3(tmp_path, capsys):
+    write_images(tmp_path / "images", 4)
+    (tmp_path / "images/00001.png").write_bytes(b"no image")
+    for name in ("._00000.png", ".DS_Store", "a.heic"):
+        (tmp_path / "images" / name).write_bytes(b"no image")
+    options = ["--backbone", "resnet20", "--images", str(tmp_path / "images"), "--levels", "pooled", "--workers", "0"]
+    assert tool("export_features")([*options, "--device", "cpu", "--out", str(tmp_path / "store")]) == 3
+    printed = capsys.readouterr().out
+    assert "left out: 1 .heic;" in printed
+    assert "3 rows of pooled" in printed
+    assert "not readable: " in printed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems take no such names")
+def test_names_that_are_no_utf_8_are_exported_from_folders_and_lists(tmp_path):
+    write_images(tmp_path / "images", 1)
+    names = [b"caf\xe9.png", b"caf\xe8.png"]
+    for name in names:
+        shutil.copy(tmp_path / "images/00000.png", os.fsencode(tmp_path / "images") + b"/" + name)
+    (tmp_path / "list.txt").write_bytes(b"\n".join(names))
+    options = ["--backbone", "resnet20", "--images", str(tmp_path / "images"), "--levels", "pooled", "--workers", "0"]
+    for number, more in enumerate(([], ["--list", str(tmp_path / "list.txt")])):
+        assert tool("export_features")([*options, *more, "--device", "cpu", "--out", str(tmp_path / f"{number}")]) == 0
+        store = FeatureStore(tmp_path / f"{number}")
+        assert all(store[os.fsdecode(name)] is not None for name in names)
+    export = tool("export_features")
+    assert export([*options, "--device", "cpu", "--out", str(tmp_path / "p"), "--format", "parquet"]) == 0
+    table = pytest.importorskip("pyarrow.parquet").read_table(tmp_path / "p/shards/00000.parquet")
+    assert table["image"].to_pylist() == ["00000.png", r"caf\xe8.png", r"caf\xe9.png"]
+
+
+def test_a_list_in_utf_16_is_refused(tmp_path):
+    (tmp_path / "list.txt").write_text("a.png\n", encoding="utf-16")
+    with pytest.raises(DensekitError, match=r"list\.txt: can't be read \(not a text file in UTF-8\)"):
+        plain_source(tmp_path, None, tmp_path / "list.txt", specs=[], channels=3)
+
+
 def test_a_full_disk_is_told_and_the_next_run_goes_on(stored, tmp_path, monkeypatch):
     export, whole = stored
     real, left = os.fsync, iter(range(5))

@@ -389,7 +389,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path, config):
             pass
         second = runs.start("train", [config, "--out", out, "train.steps=500", "--resume"], tmp_path / "second.log")
         assert runs.finish(second) == [2]
-        assert f"{out}: another process is training there" in (tmp_path / "second.log").read_text()
+        assert f"{out}: another process writes there" in (tmp_path / "second.log").read_text()
     finally:
         runs.kill(first)
     third = runs.start(
