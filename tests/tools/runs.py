@@ -10,7 +10,6 @@ import multiprocessing
 import multiprocessing.forkserver
 import os
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -162,9 +161,10 @@ def start(
         ranks: processes; as ``torchrun`` would start them.
         die_at: kill -9 at this call, counted from 1, of the functions that write files.
     """
-    port = free_port() if ranks > 1 else 0
+    given = [str(a) for a in arguments]
+    port = meeting_port() if ranks > 1 else 0
     processes = [
-        _warm().Process(target=_run, args=(name, [str(a) for a in arguments], str(output), rank, ranks, port, die_at))
+        _warm().Process(target=_run, args=(name, given, str(output), rank, ranks, port, die_at))
         for rank in range(ranks)
     ]
     for process in processes:
@@ -172,7 +172,7 @@ def start(
     return processes
 
 
-def finish(processes: list[multiprocessing.Process], timeout: float = 120) -> list[int]:
+def finish(processes: list[multiprocessing.Process], timeout: float = 240) -> list[int]:
     """Wait for the end; exit codes."""
     end = time.monotonic() + timeout
     for process in processes:
@@ -211,6 +211,7 @@ def _run(name: str, arguments: list[str], output: str, rank: int, ranks: int, po
             LOCAL_WORLD_SIZE=str(ranks),
             MASTER_ADDR="127.0.0.1",
             MASTER_PORT=str(port),
+            TORCHELASTIC_USE_AGENT_STORE="True",
         )
     if die_at is not None and rank == 0:
         _die_at(die_at)
@@ -251,10 +252,14 @@ def _die_at(call_number: int) -> None:
     torch.save = save
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+_MEETINGS: list[torch.distributed.TCPStore] = []
+
+
+def meeting_port() -> int:
+    """The port of a store in this process where ranks meet, as ``torchrun`` has one: nobody else can take it."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    _MEETINGS.append(store)
+    return store.port
 
 
 # What a run leaves.

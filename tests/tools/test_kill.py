@@ -52,9 +52,9 @@ def wait_for_progress(processes, out: Path) -> None:
     """Until the run has written down a step, or has ended."""
     metrics = out / "metrics.jsonl"
     before = metrics.stat().st_mtime_ns if metrics.exists() else 0
-    end = time.monotonic() + 60
+    end = time.monotonic() + 240
     while processes[0].is_alive() and not (metrics.exists() and metrics.stat().st_mtime_ns > before):
-        assert time.monotonic() < end, "no progress in a minute"
+        assert time.monotonic() < end, "no progress in four minutes"
         time.sleep(0.005)
 
 
@@ -62,7 +62,7 @@ def kill_once(bench, task, out, random, *, workers, ranks) -> bool:
     """One life of a run; False where it came to its end before the kill."""
     if random.random() < 0.5:  # at a system call that writes
         processes = bench.start(task, out, workers=workers, ranks=ranks, die_at=int(random.integers(1, 40)))
-        processes[0].join(60)
+        processes[0].join(240)
     else:  # at any time
         processes = bench.start(task, out, workers=workers, ranks=ranks)
         if random.random() < 0.9:
@@ -170,7 +170,7 @@ def test_a_signal_to_one_rank_stops_both_at_the_same_step(bench):
 def test_ctrl_c_under_torchrun_saves_before_the_ranks_end(bench):
     out = bench.folder / "torchrun"
     arguments = [bench.config("detection"), "--out", out, "--resume", "--device", "cpu"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", runs.free_port()]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2, "--standalone"]
     with out.with_suffix(".log").open("w") as log:
         process = subprocess.Popen(
             [str(a) for a in (*launcher, runs.TOOLS / "train.py", *arguments)],
