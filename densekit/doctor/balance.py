@@ -16,15 +16,22 @@ from densekit.types import IGNORE, Classes
 UNEVEN = 20
 """Times that the most frequent class must outnumber the rarest to be told."""
 
+_REFUSED = ("mask_values", "mask_unreadable")
+_REJECTED = 0.1  # part of the annotations that make no sense from which on classes are not compared
+
 _MASKS = 3  # that must be of one class alone to be told as a set
 
 
 def class_defects(rows: CocoRows) -> Iterator[Defect]:
     """Classes without objects, and imbalance, in a COCO file."""
     counts = Counter(a.category_id for a in rows.annotations)
-    if rows.annotations:
-        path = str(rows.path)
-        yield from counted({c.name: counts[c.id] for c in rows.categories}, "objects", path, path)
+    ids = {c.id for c in rows.categories}
+    entries = rows.content.get("annotations") or ()
+    rejected = len(entries) - sum(counts[i] for i in ids)
+    if rows.annotations and rejected <= _REJECTED * len(entries):
+        path, mentioned = str(rows.path), rows.mentioned("category_id")
+        known = [c for c in rows.categories if counts[c.id] or str(c.id) not in mentioned]
+        yield from counted({c.name: counts[c.id] for c in known}, "objects", path, path)
 
 
 def differing_classes(splits: Sequence[Split]) -> Iterator[Defect]:
@@ -55,10 +62,11 @@ def pixel_defects(questions: Sequence[MaskQuestion], looks: Sequence[MaskLook]) 
     codes = [q.code for q in questions if q.code is not None]
     if not codes or codes[0].layers:
         return
+    if any(code in _REFUSED for look in looks for code, _ in look.problems):
+        return  # what was refused may hold any class
     pixels: Counter[int] = Counter()
     for look in looks:
-        if not look.problems or look.problems[0][0] in ("mask_one_value", "mask_all_ignored"):
-            pixels.update({v: n for v, n in look.pixels.items() if v != IGNORE})
+        pixels.update({v: n for v, n in look.pixels.items() if v != IGNORE})
     names = codes[0].classes.names
     folder = str(Path(questions[0].mask).parent)
     if len(pixels) == 1 and len(names) > 1 and len(looks) >= _MASKS:

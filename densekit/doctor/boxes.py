@@ -60,7 +60,7 @@ def judge(box: Box, width: int, height: int) -> tuple[str, str] | None:
 def near_duplicates(rows: CocoRows) -> Iterator[Defect]:
     """Pairs of boxes of one class in one image that all but cover each other; the later one is told, once.
 
-    Where both have masks these must agree too: two objects may well fill the same box.
+    Where both have masks these must agree too: two objects may well fill the same box. Of one id they are told as that.
     """
     chosen, groups = [], []
     numbers: dict[tuple[int | str, int], int] = {}
@@ -73,7 +73,7 @@ def near_duplicates(rows: CocoRows) -> Iterator[Defect]:
     told: set[int] = set()
     for earlier, later, iou in alike(np.array(groups, np.int64), boxes):
         first, second = chosen[earlier], chosen[later]
-        if later in told or _masks_differ(first, second, rows.images_by_id[first.image_id]):
+        if later in told or first.id == second.id or _masks_differ(first, second, rows.images_by_id[first.image_id]):
             continue
         told.add(later)
         message = f"box {written(second.box)} and annotation {first.id!r} {written(first.box)}: IoU {iou:.2f}"

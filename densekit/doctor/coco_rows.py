@@ -79,6 +79,11 @@ class CocoRows:
             found.setdefault(image.id, image)
         return found
 
+    def mentioned(self, key: str) -> set[str]:
+        """Ids that rows of ``annotations`` name, as text, also of rows that make no sense."""
+        entries = self.content.get("annotations")
+        return {str(e.get(key)) for e in entries if isinstance(e, dict)} if isinstance(entries, list) else set()
+
     def file(self, image: ImageRow) -> str:
         """Path of an image for people to read."""
         return image.file_name if self.folder is None else str(self.folder / image.file_name)

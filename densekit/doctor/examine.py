@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from densekit.data.coco_file import open_coco
@@ -12,10 +12,12 @@ from densekit.doctor.balance import class_defects, differing_classes, pixel_defe
 from densekit.doctor.box_sets import SPOILT, findings, of_rows
 from densekit.doctor.boxes import box_defects, near_duplicates
 from densekit.doctor.coco_rows import CocoRows
+from densekit.doctor.consequences import without_consequences, without_sets_of_other_sizes
 from densekit.doctor.defects import Defect, exit_code, in_order
 from densekit.doctor.duplicates import identical_images
 from densekit.doctor.identities import empty_images, identity_defects
 from densekit.doctor.image_checks import Look, Question, look
+from densekit.doctor.image_sets import image_defects
 from densekit.doctor.mask_checks import MaskLook, MaskQuestion, look_at_mask
 from densekit.doctor.mask_sets import set_defects
 from densekit.doctor.parallel import over_files
@@ -74,15 +76,18 @@ def examine(path: Path, images: Path | None = None, *, processes: int | None = N
     for split in splits:
         found += split.defects
         if split.rows is not None:
-            of_rows = list(row_defects(split.rows, processes=processes, shown=shown))
-            found += of_rows + _refused_by_training(split.rows, [*split.defects, *of_rows])
+            of_rows_alone = row_defects(split.rows, processes=processes, shown=shown)
+            found += of_rows_alone + _refused_by_training(split.rows, [*split.defects, *of_rows_alone])
     found += differing_classes(splits)
+    channels = None if config is None else config.model.channels
     looks = _look_at_images(splits, processes, shown)
     masks = _look_at_masks(splits, processes, shown)
     for split in splits:
-        found += _of_images(split, looks)
+        found += image_defects(split, looks, channels)
         found += set_defects(split.masks, [masks[q.mask] for q in split.masks], looks)
         found += pixel_defects(split.masks, [masks[q.mask] for q in split.masks])
+    counts = {str(s.rows.path): len(s.images) for s in splits if s.rows is not None}
+    found = without_consequences(without_sets_of_other_sizes(found, counts))
     found += identical_images([(s.name, _looks_of(s, looks)) for s in splits])
     if config is not None and not is_spoilt(found):
         from densekit.doctor.anchors import anchor_defects  # imports torch
@@ -93,24 +98,21 @@ def examine(path: Path, images: Path | None = None, *, processes: int | None = N
     return Report(path, splits, in_order(found), time.perf_counter() - began)
 
 
-def row_defects(rows: CocoRows, *, processes: int | None = 1, shown: bool = False) -> Iterator[Defect]:
-    """Checks of a json that look at no image: causes first, and nothing that only follows from them."""
-    yield from rows.defects
-    yield from identity_defects(rows)
+def row_defects(rows: CocoRows, *, processes: int | None = 1, shown: bool = False) -> list[Defect]:
+    """Checks of a json that look at no image: causes, and nothing that only follows from them."""
     path = str(rows.path)
-    of_set = [Defect(code, path, message, source=path) for code, message in findings(of_rows(rows))]
-    yield from of_set
-    spoilt = is_spoilt(of_set)
-    if not spoilt:
-        yield from box_defects(rows)
-        yield from near_duplicates(rows)
-    follows = {"box_against_mask", "area_against_mask"} if spoilt else {"area_against_mask"}
-    told = bool(of_set) and (spoilt or any(d.code == "area_of_set" for d in of_set))
-    for defect in segmentation_defects(rows, processes=processes, shown=shown):
-        if not (told and defect.code in follows):
-            yield defect
-    yield from empty_images(rows)
-    yield from class_defects(rows)
+    return without_consequences(
+        [
+            *rows.defects,
+            *identity_defects(rows),
+            *(Defect(code, path, message, source=path) for code, message in findings(of_rows(rows))),
+            *box_defects(rows),
+            *segmentation_defects(rows, processes=processes, shown=shown),
+            *near_duplicates(rows),
+            *empty_images(rows),
+            *class_defects(rows),
+        ]
+    )
 
 
 def is_spoilt(found: Iterable[Defect]) -> bool:
@@ -153,28 +155,6 @@ def _died(question: Question) -> Look:
 
 def _mask_died(question: MaskQuestion) -> MaskLook:
     return MaskLook(question.mask, [("mask_unreadable", _DIED)])
-
-
-_KINDS = {"grey": "image_grey", "palette": "image_palette", "alpha": "image_alpha"}
-
-
-def _of_images(split: Split, looks: dict[Path, Look]) -> Iterator[Defect]:
-    """Defects of the files, and of what they store where it differs from most files of the set."""
-    source = str(split.rows.path) if split.rows is not None else ""
-    kinds = [looks[entry.path].kind for entry in split.images]
-    usual = max(set(kinds) - {""}, key=kinds.count, default="")
-    for entry in split.images:
-        found = looks[entry.path]
-        row = -1 if entry.row is None else entry.row.row
-        picture = entry.path if found.size is not None else None
-        for code, message in found.problems:
-            yield Defect(code, str(entry.path), message, None, source, picture, row=row)
-        if found.kind != usual and found.kind in _KINDS:
-            message = f"it is stored as {found.kind}, most files of the set as {usual}"
-            yield Defect(_KINDS[found.kind], str(entry.path), message, None, source, picture, row=row)
-    if usual in _KINDS:
-        folder = str(split.images[0].path.parent)
-        yield Defect(_KINDS[usual], folder, f"{kinds.count(usual)} of {len(kinds)} files are stored as {usual}")
 
 
 def _looks_of(split: Split, looks: dict[Path, Look]) -> list[Look]:

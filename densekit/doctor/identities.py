@@ -112,12 +112,11 @@ def references(rows: CocoRows) -> Iterator[Defect]:
 
 def empty_images(rows: CocoRows) -> Iterator[Defect]:
     """Images that no annotation belongs to, and classes that no annotation has."""
-    if not rows.content.get("annotations"):
-        return  # told of the file
     used = Counter(a.image_id for a in rows.annotations)
+    mentioned = rows.mentioned("image_id")
     twice = {image.row for _, image in _repeated((i.id, i) for i in rows.images)}
     for image in rows.images:
-        if not used[image.id] and image.row not in twice:
+        if not used[image.id] and image.row not in twice and str(image.id) not in mentioned:
             yield image_defect(rows, image, "image_no_annotation", f"image {image.id!r} has no annotation", show=True)
 
 

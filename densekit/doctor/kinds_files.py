@@ -9,6 +9,12 @@ FILES: dict[str, Kind] = {
     "image_missing": Kind(
         "error", "there is no such file", AT_IMAGE, "copy the file, or remove the entry; --fix removes it"
     ),
+    "images_missing": Kind(
+        "error",
+        "the folder is another one than the names in the file are relative to",
+        AT_IMAGE,
+        "give the folder that holds them: --images DIR, or images of the data set in the config",
+    ),
     "image_name_differs": Kind(
         "error",
         "the file's name differs by case or blanks, which only some systems forgive",
@@ -57,6 +63,12 @@ FILES: dict[str, Kind] = {
     "image_grey": Kind(
         "note", "it is grey in a set of colour images", "Its channel is repeated.", "nothing, if it is meant"
     ),
+    "images_grey": Kind(
+        "note",
+        "three equal channels take the time and memory of three",
+        "The channel is repeated, unless model.channels is 1.",
+        "model.channels: 1 reads the one channel that there is",
+    ),
     "image_palette": Kind(
         "note", "a palette holds 256 colours at most", "It is read as RGB.", "nothing, if it is meant"
     ),
@@ -94,6 +106,18 @@ FILES: dict[str, Kind] = {
         "values of no class come from resizing with interpolation, a JPEG on the way, or another numbering",
         STOPS,
         "correct the mask, or name the value in classes or ignore",
+    ),
+    "mask_value_unnamed": Kind(
+        "error",
+        "a value that most masks hold is a class, or a region to leave out, without its name",
+        STOPS,
+        "name the value in classes (classes: {name: value}) or in ignore; counts of classes are made after that",
+    ),
+    "mask_instances": Kind(
+        "error",
+        "values that number objects tell one object from the next, not what they are",
+        "It stops at values of no class; where the numbers are classes too, it learns something false.",
+        "merge the values of a class into one (numpy.minimum(mask, 1) for one class) and save the masks as PNG",
     ),
     "mask_palette": Kind(
         "warning",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import io
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -17,7 +19,8 @@ from densekit.data.mask_files import MaskCode, read_values
 from densekit.errors import DensekitError
 from densekit.types import IGNORE
 
-_MOST_VALUES = 256
+_MOST_VALUES = 1024
+_MANY = 4  # values from which on they may be numbers of objects; so many are looked at closely
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +49,8 @@ class MaskLook:
         problems: (code, message).
         size: (width, height); None where it can't be read.
         pixels: number of pixels of each value; of each label where the code is known.
+        values: the first of the values as the file has them; none of a mask with colours or layers.
+        pieces: of some of these, where they are 0, 1, 2, ... without a gap: how many regions each has.
         palette: colour of each index that is used, where it is a palette file.
     """
 
@@ -53,6 +58,8 @@ class MaskLook:
     problems: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     size: tuple[int, int] | None = None
     pixels: dict[int, int] = dataclasses.field(default_factory=dict)
+    values: tuple[int, ...] = ()
+    pieces: tuple[int, ...] = ()
     palette: dict[int, tuple[int, ...]] | None = None
 
 
@@ -66,6 +73,10 @@ def look_at_mask(question: MaskQuestion) -> MaskLook:
         found.problems.append(("mask_unreadable", str(error).removeprefix(f"{path}: ")[:300]))
         return found
     found.size = (int(values.shape[-1]), int(values.shape[-2]))
+    if values.ndim == 2 and (code is None or code.colours is None):
+        numbers, _ = _counted(values)
+        found.values = tuple(numbers[:_MOST_VALUES].tolist())
+        found.pieces = _pieces(values, numbers[numbers > 0].tolist())
     known = code is not None
     if code is not None:
         try:
@@ -74,13 +85,31 @@ def look_at_mask(question: MaskQuestion) -> MaskLook:
             found.problems.append(("mask_values", str(error).removeprefix(f"{path}: ")[:300]))
             known = False
     if values.ndim == 2:
-        numbers, counts = np.unique(values, return_counts=True)
+        numbers, counts = _counted(values)
         found.pixels = dict(zip(numbers.tolist()[:_MOST_VALUES], counts.tolist()))
         if code is None or code.colours is None:
             found.palette = _palette(path, numbers)
     if not found.problems:
         found.problems += _of_values(values, known)
     return found
+
+
+def _counted(values: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The values that occur, sorted, and how often each does."""
+    if values.dtype in (np.uint8, np.uint16):  # ten times faster than sorting
+        counts = np.bincount(values.ravel())
+        numbers = np.flatnonzero(counts)
+        return numbers, counts[numbers]
+    numbers, counts = np.unique(values, return_counts=True)
+    return numbers, counts
+
+
+def _pieces(values: npt.NDArray[Any], numbers: Sequence[int]) -> tuple[int, ...]:
+    """Regions of some of the values, where these are 1, 2, 3, ... as of objects that are numbered."""
+    if len(numbers) < _MANY or numbers[-1] != len(numbers):
+        return ()
+    chosen = numbers[:: -(-len(numbers) // _MANY)]
+    return tuple(cv2.connectedComponents((values == v).astype(np.uint8), connectivity=8)[0] - 1 for v in chosen)
 
 
 def _values(question: MaskQuestion) -> npt.NDArray[Any]:

@@ -16,6 +16,9 @@ from densekit.doctor.mask_checks import MaskLook, MaskQuestion
 from densekit.errors import DensekitError, nearest
 from densekit.types import IGNORE
 
+_MASKS, _MOST = 3, 0.8  # masks, and their part, that must show what is said of the set
+_NUMBERED = 4  # objects in a mask from which on values may be their numbers
+_ONE_PIECE = 0.8  # part of the values with one region alone: classes mostly have several
 _RARE, _ENOUGH = 0.02, 50  # a value in fewer masks than that, of at least so many, is a surprise
 
 
@@ -59,18 +62,57 @@ def mask_code(options: Mapping[str, Any]) -> MaskCode | None:
 def set_defects(
     questions: Sequence[MaskQuestion], looks: Sequence[MaskLook], images: Mapping[Path, Look]
 ) -> Iterator[Defect]:
-    """Defects of the masks of a set: of each file, against its image, and against the others."""
+    """Defects of the masks of a set: of the set, of each file, against its image, and against the others."""
+    of_set = _instances(questions, looks) or _unnamed(questions, looks)
+    yield from (defect for defect, _ in of_set)
+    told = {path for _, paths in of_set for path in paths}
     for question, look in zip(questions, looks):
         picture = question.image
         for code, message in look.problems:
-            yield Defect(code, str(look.path), message, picture=picture)
+            if code != "mask_values" or look.path not in told:
+                yield Defect(code, str(look.path), message, picture=picture)
         image = None if picture is None else images.get(picture)
         if image is not None and image.size is not None and look.size is not None and not _fits(image, look.size):
             message = f"the mask is {look.size[0]} x {look.size[1]}, its image {image.size[0]} x {image.size[1]}"
             yield Defect("mask_size", str(look.path), message, picture=picture)
     yield from _palettes(questions, looks)
-    if questions and questions[0].code is None:
+    if questions and questions[0].code is None and not of_set:
         yield from _rare_values(questions, looks)
+
+
+def _instances(questions: Sequence[MaskQuestion], looks: Sequence[MaskLook]) -> list[tuple[Defect, list[Path]]]:
+    """Masks that number their objects: values without a gap, as many as there are objects, each in one piece."""
+    many = [look for look in looks if max(look.values, default=0) >= _NUMBERED]
+    numbered = [look for look in many if look.pieces]
+    pieces = [n for look in numbered for n in look.pieces]
+    most = {max(look.values) for look in numbered}
+    if len(numbered) < max(_MASKS, _MOST * len(many)) or len(most) < _MASKS or len(many) < len(looks) / 2:
+        return []
+    if sum(n == 1 for n in pieces) < _ONE_PIECE * len(pieces):
+        return []
+    message = f"{len(numbered)} of {len(looks)} masks number their objects 1, 2, 3, ... up to {max(most)}: instances"
+    defect = Defect("mask_instances", str(looks[0].path.parent), message, picture=questions[0].image)
+    return [(defect, [look.path for look in looks])]
+
+
+def _unnamed(questions: Sequence[MaskQuestion], looks: Sequence[MaskLook]) -> list[tuple[Defect, list[Path]]]:
+    """Values of no class that most masks hold: a class or an ignored value without its name."""
+    code = questions[0].code if questions else None
+    refused = [look for look in looks if look.values and any(code == "mask_values" for code, _ in look.problems)]
+    if code is None or len(refused) < max(_MASKS, _MOST * len(looks)):
+        return []
+    named = {*code.classes.ids, *code.ignore}
+    masks_with = Counter(v for look in refused for v in look.values if v not in named)
+    common = sorted(v for v, masks in masks_with.items() if masks >= _MOST * len(refused))
+    alike = [look.path for look in refused if set(look.values) - named <= set(common)]
+    if not common or len(alike) < _MOST * len(refused):
+        return []
+    classes = ", ".join(f"{n}={i}" for n, i in zip(code.classes.names[:12], code.classes.ids))
+    message = (
+        f"{len(alike)} of {len(looks)} masks hold {', '.join(map(str, common[:8]))}, which is none of the classes "
+        f"({classes}), nor ignored {list(code.ignore)}"
+    )
+    return [(Defect("mask_value_unnamed", str(looks[0].path.parent), message, picture=questions[0].image), alike)]
 
 
 def _palettes(questions: Sequence[MaskQuestion], looks: Sequence[MaskLook]) -> Iterator[Defect]:

@@ -149,7 +149,8 @@ def test_how_a_whole_set_is_stored_is_one_note(tmp_path):
     for i in range(5):
         cv2.imwrite(str(tmp_path / f"{i}.png"), np.random.default_rng(i).integers(0, 255, (20, 20), np.uint8))
     report = examine(tmp_path, processes=1, shown=False)
-    assert [d.code for d in report.defects] == ["image_grey"]
+    assert [d.code for d in report.defects] == ["images_grey"]
+    assert "model.channels: 1" in report.defects[0].kind.remedy
     assert "5 of 5" in report.defects[0].message
 
 
