@@ -35,6 +35,7 @@ class DenseModel(nn.Module):
 
     mean: Tensor
     std: Tensor
+    class_ids: Tensor
 
     def __init__(
         self,
@@ -50,6 +51,7 @@ class DenseModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.heads = nn.ModuleDict(heads)
+        self.register_buffer("class_ids", torch.zeros(0, dtype=torch.int64), persistent=False)
         self.classes = classes
         self.channels = channels
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -63,6 +65,17 @@ class DenseModel(nn.Module):
             self.register_buffer(name, tensor * 255.0)
         self.stride = max(32, max(level.stride for level in self.levels))
         self.to(memory_format=self.memory_format)
+
+    @property
+    def classes(self) -> Classes:
+        """The data set's own names and ids, which predictions come in."""
+        return self._classes
+
+    @classes.setter
+    def classes(self, classes: Classes) -> None:
+        self._classes = classes
+        # A buffer, so that predictions need no copy to the device.
+        self.class_ids = torch.tensor(classes.ids, dtype=torch.int64, device=self.class_ids.device)
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -145,10 +158,10 @@ class DenseModel(nn.Module):
     def finish(self, predictions: Predictions, batch: Batch) -> Predictions:
         """From the pixels of the batch to those of the original images, and from labels to the data set's ids."""
         if isinstance(predictions, Detections):
-            return _finish_detections(predictions, batch, self.classes)
+            return _finish_detections(predictions, batch, self.class_ids)
         if isinstance(predictions, Segmentation):
-            return _finish_segmentation(predictions, batch, self.classes)
-        return Classification(predictions.probabilities, _ids(predictions.labels, self.classes))
+            return _finish_segmentation(predictions, batch, self.class_ids)
+        return Classification(predictions.probabilities, self.class_ids[predictions.labels.long()])
 
 
 def _stored(maps: Mapping[str, Tensor], levels: Sequence[Level], memory_format: torch.memory_format) -> list[Tensor]:
@@ -183,27 +196,23 @@ def _inside(sizes: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     return rows.float()[:, None, :, None], columns.float()[:, None, None, :]
 
 
-def _ids(labels: Tensor, classes: Classes) -> Tensor:
-    return torch.tensor(classes.ids, dtype=torch.int64, device=labels.device)[labels.long()]
-
-
-def _finish_detections(found: Detections, batch: Batch, classes: Classes) -> Detections:
+def _finish_detections(found: Detections, batch: Batch, ids: Tensor) -> Detections:
     scale = (batch.original_sizes / batch.sizes).flip(-1).repeat(1, 2).to(found.boxes)  # [B, 4]: x, y, x, y
     limit = batch.original_sizes.flip(-1).repeat(1, 2).to(found.boxes)
     boxes = torch.minimum(found.boxes * scale[:, None], limit[:, None])
-    return dataclasses.replace(found, boxes=boxes, labels=_ids(found.labels, classes))
+    return dataclasses.replace(found, boxes=boxes, labels=ids[found.labels.long()])
 
 
-def _finish_segmentation(found: Segmentation, batch: Batch, classes: Classes) -> Segmentation:
+def _finish_segmentation(found: Segmentation, batch: Batch, ids: Tensor) -> Segmentation:
     probabilities, masks = [], []
-    for p, mask, size in zip(found.probabilities, found.masks, batch.original_sizes.tolist()):
+    for p, mask, size in zip(found.probabilities, found.masks, batch.numbers(batch.original_sizes)):
         multi_label = mask.dim() == 3
         if list(p.shape[-2:]) != size:
             p = F.interpolate(p[None], size=size, mode="bilinear", align_corners=False)[0]
             # max, not argmax: the same labels, and 50 times faster over the first dimension on the CPU.
             mask = (p >= 0.5).to(torch.uint8) if multi_label else p.max(0).indices
         probabilities.append(p)
-        masks.append(mask if multi_label else _ids(mask, classes))
+        masks.append(mask if multi_label else ids[mask.long()])
     return Segmentation(probabilities, masks)
 
 

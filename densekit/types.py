@@ -136,6 +136,7 @@ class Batch:
         maps: stored feature maps by level name, [B, C, H / stride, W / stride]; the model's backbone then rests and
             ``images`` are blank.
         skipped: one line for each image that could not be read and was replaced (``data.on_bad_image: skip``).
+        host: ``sizes`` and ``original_sizes`` with their numbers, see ``numbers``.
     """
 
     images: Tensor
@@ -147,13 +148,28 @@ class Batch:
     truth: list[Tensor] | None = None
     maps: dict[str, Tensor] | None = None
     skipped: list[str] = dataclasses.field(default_factory=list)
+    host: tuple[tuple[Tensor, list[list[int]]], ...] = ()
 
     def to(self, device: torch.device, non_blocking: bool = True) -> Batch:
-        """Move every tensor but ``truth`` to ``device``; ids stay where they are. Only CUDA's copies go on unwaited."""
-        return dataclasses.replace(self, **{
+        """Move every tensor but ``truth`` to ``device``; ids and the sizes' numbers stay on the host.
+
+        Only CUDA's copies go on unwaited.
+        """
+        moved = dataclasses.replace(self, **{
             f.name: _to(getattr(self, f.name), device, non_blocking)
-            for f in dataclasses.fields(self) if f.name not in ("ids", "truth", "skipped")
+            for f in dataclasses.fields(self) if f.name not in ("ids", "truth", "skipped", "host")
         })  # fmt: skip
+        before, after = (self.sizes, self.original_sizes), (moved.sizes, moved.original_sizes)
+        moved.host = tuple((there, self.numbers(here)) for here, there in zip(before, after))
+        return moved
+
+    def numbers(self, sizes: Tensor) -> list[list[int]]:
+        """[[height, width], ...] of ``sizes`` or ``original_sizes``, without waiting for the device they are on."""
+        for known, numbers in self.host:
+            if known is sizes:
+                return numbers
+        values: list[list[int]] = sizes.tolist()
+        return values
 
     def pin_memory(self) -> Self:
         """Pin the tensors in host memory, so that the copy to the GPU runs beside the computation."""

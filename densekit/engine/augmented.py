@@ -104,9 +104,8 @@ def _averaged(
             back = [p.flip(dims) for p in found.probabilities]
             sums = [s + b for s, b in zip(sums, back)] if sums else back
             multi_label = found.masks[0].dim() == 3
-    ids = torch.tensor(model.classes.ids, device=batch.images.device)
     means = [s / (len(scales) * len(flips)) for s in sums]
-    return Segmentation(means, [classes_of(mean, ids, multi_label) for mean in means])
+    return Segmentation(means, [classes_of(mean, model.class_ids, multi_label) for mean in means])
 
 
 def _predict(model: DenseModel, batch: Batch, head: str | None) -> Segmentation:
@@ -118,7 +117,7 @@ def _predict(model: DenseModel, batch: Batch, head: str | None) -> Segmentation:
 def _without_padding(batch: Batch) -> Iterator[Batch]:
     """The batch, or its images one by one where some are padded: a flip would move the padding before the image."""
     size = list(batch.images.shape[-2:])
-    sizes = batch.sizes.tolist()
+    sizes = batch.numbers(batch.sizes)
     if all(s == size for s in sizes):
         yield batch
         return
@@ -138,4 +137,6 @@ def _scaled(batch: Batch, scale: float) -> Batch:
         return batch
     height, width = (max(1, round(side * scale)) for side in batch.images.shape[-2:])
     images = F.interpolate(batch.images.float(), size=(height, width), mode="bilinear", antialias=scale < 1)
-    return dataclasses.replace(batch, images=images, sizes=batch.sizes.new_tensor([[height, width]] * len(batch.ids)))
+    sizes = torch.stack([torch.full_like(batch.sizes[:, 0], side) for side in (height, width)], 1)
+    host = (*batch.host, (sizes, [[height, width]] * len(batch.ids)))
+    return dataclasses.replace(batch, images=images, sizes=sizes, host=host)

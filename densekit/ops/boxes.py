@@ -57,14 +57,15 @@ def aligned_iou(a: Tensor, b: Tensor, kind: IoUKind = "iou", eps: float = 1e-7) 
     """
     a, b = a.float(), b.float()
     low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
-    common = (high - low).clamp(min=0).prod(-1)
+    width, height = (high - low).clamp(min=0).unbind(-1)
+    common = width * height  # not prod, whose backward asks the device for zeros
     union = area(a) + area(b) - common
     overlap = common / (union + eps)
     if kind == "iou":
         return overlap
     sides = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])  # the box around both
     if kind == "giou":
-        around = sides.prod(-1)
+        around = sides[..., 0] * sides[..., 1]
         return overlap - (around - union) / (around + eps)
     centers = (a[..., :2] + a[..., 2:] - b[..., :2] - b[..., 2:]) / 2
     distance = overlap - (centers**2).sum(-1) / ((sides**2).sum(-1) + eps)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from densekit.ops.sampling import random_keys
@@ -43,7 +42,7 @@ def mix_batch(batch: Batch, *, alpha: float, num_classes: int) -> Batch:
     partner = own ^ 1
     partner = torch.where(partner < count, partner, own)
     share = beta_shares(batch.seeds, alpha)[:, None]
-    images, labels = batch.images.float(), F.one_hot(batch.targets.labels, num_classes).float()
+    images, labels = batch.images.float(), _one_hot(batch.targets.labels, num_classes)
     pixel_share = share[:, :, None, None]
     return dataclasses.replace(
         batch,
@@ -51,6 +50,11 @@ def mix_batch(batch: Batch, *, alpha: float, num_classes: int) -> Batch:
         sizes=torch.maximum(batch.sizes, batch.sizes[partner]),
         targets=Targets(labels=labels * share + labels[partner] * (1 - share)),
     )
+
+
+def _one_hot(labels: Tensor, num_classes: int) -> Tensor:
+    """[B] -> [B, K] float32; torch's own reads the labels, to check them."""
+    return (labels[:, None] == torch.arange(num_classes, device=labels.device)).float()
 
 
 def beta_shares(seeds: Tensor, alpha: float) -> Tensor:

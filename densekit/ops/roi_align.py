@@ -66,16 +66,21 @@ def roi_align(
         output_size: P.
         sampling_ratio: S; each bin is the mean of S x S bilinear samples.
         aligned: shift by half a cell (Detectron2's RoIAlignV2); torchvision's detectors do not.
-        method: see the module; ``auto`` takes ``table`` on a CPU and ``kernel`` elsewhere.
+        method: see the module; ``auto`` takes what ``best_method`` says.
 
     Returns:
         [B * R, C, P, P] in the precision of the maps; coordinates are float32 throughout.
     """
     levels = box_levels(boxes, strides)
-    if method == "auto":
-        method = "table" if maps[0].device.type == "cpu" else "kernel"
+    method = best_method(maps[0].device) if method == "auto" else method
     pool = _pool_from_table if method == "table" else _pool_by_kernel
     return pool(maps, boxes.float(), levels, strides, output_size, sampling_ratio, aligned)
+
+
+def best_method(device: torch.device) -> Literal["table", "kernel"]:
+    """The faster way on a device; under deterministic algorithms the one that has them."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return "table" if device.type == "cpu" or deterministic else "kernel"
 
 
 def _pool_from_table(

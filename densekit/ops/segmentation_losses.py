@@ -109,7 +109,9 @@ def check_losses(losses: Losses, mode: Mode, num_classes: int) -> None:
         )
 
 
-def segmentation_losses(logits: Tensor, masks: Tensor, *, mode: Mode, losses: Losses) -> dict[str, Tensor]:
+def segmentation_losses(
+    logits: Tensor, masks: Tensor, *, mode: Mode, losses: Losses, class_weights: Tensor | None = None
+) -> dict[str, Tensor]:
     """Compute each chosen loss, already weighted, as a float32 scalar.
 
     Args:
@@ -117,12 +119,14 @@ def segmentation_losses(logits: Tensor, masks: Tensor, *, mode: Mode, losses: Lo
         masks: [B, H, W] or [B, K, H, W], see the convention above.
         mode: what the channels of the logits mean.
         losses: weights and options.
+        class_weights: [K] float32, those of ``losses`` on the device of the logits; None copies them there.
     """
     with torch.autocast(logits.device.type, enabled=False):
         logits = logits.float()
-        weights = None if losses.class_weights is None else logits.new_tensor(losses.class_weights)
+        if class_weights is None and losses.class_weights is not None:
+            class_weights = logits.new_tensor(losses.class_weights)
         values = {
-            name: _one_loss(name, logits, masks, mode, losses, weights) * weight
+            name: _one_loss(name, logits, masks, mode, losses, class_weights) * weight
             for name, weight in losses.chosen().items()
         }
     return values
@@ -185,7 +189,7 @@ def bce(
 ) -> Tensor:
     """Binary cross-entropy of each channel, mean over pixels, then mean over channels by ``weights``."""
     target = positive.float() * (1 - 2 * smoothing) + smoothing
-    ratio = logits.new_tensor(positive_weight) if positive_weight != 1 else None
+    ratio = logits.new_full((), positive_weight) if positive_weight != 1 else None
     loss = F.binary_cross_entropy_with_logits(logits, target, pos_weight=ratio, reduction="none")
     return _mean_over_classes(loss, valid, weights)
 

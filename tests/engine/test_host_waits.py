@@ -1,39 +1,65 @@
-"""A training step asks its device nothing: shown without a GPU, on torch's device without values.
+"""A training step and a prediction ask their device nothing: shown without a GPU, in two ways.
 
-There every reading of a value, and every shape that follows from values, is an error of torch's, as it is under
-``torch.cuda.set_sync_debug_mode("error")`` on a GPU; what else would wait is a copy between devices, which is recorded.
+On torch's device without values every reading of a value, and every shape that follows from values, is an error of
+torch's, as it is under ``torch.cuda.set_sync_debug_mode("error")`` on a GPU; what else would wait is a copy between
+devices, or values of the host that become a tensor on the device, and both are recorded. But torch has formulas that
+read values and take another way on that device (and wherever operators are recorded by Python). So the same is run on
+the CPU, along the ways that a GPU takes, under torch's profiler, which changes nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from densekit.engine.distributed import World
 from densekit.engine.optim import AveragedModel
 from densekit.engine.step import TrainStep
-from densekit.model import DenseModel
-from densekit.registry import BACKBONES, HEADS
-from densekit.types import Batch, BoxTargets, Classes, Targets
+from densekit.ops import nms, roi_align
+from tests.engine.parts import CASES, batch_on, model_on
 
-META = torch.device("meta")
-SIDE, IMAGES, OBJECTS = 64, 2, 5
-HEADS_AND_TARGETS = [
+META, CPU = torch.device("meta"), torch.device("cpu")
+COMPILED = [
     ("faster_rcnn", {}, "boxes"),
     ("faster_rcnn", {"neck": "c5"}, "boxes"),
     ("unet", {}, "masks"),
     ("deeplab_v3_plus", {}, "masks"),
     ("classifier", {}, "labels"),
 ]
+READING = {
+    f"aten::{name}"
+    for name in (
+        "item",
+        "_local_scalar_dense",
+        "is_nonzero",
+        "equal",
+        "nonzero",
+        "masked_select",
+        "_unique2",
+        "unique_dim",
+    )
+} | {"aten::bincount", "aten::repeat_interleave", "aten::masked_scatter", "aten::histogram"}
+"""Operators that on a GPU read a value or a number of values."""
+
+
+def tensors_in(values):
+    """All tensors in nested lists and tuples, in their order."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors_in(value)
 
 
 class Copies(TorchDispatchMode):
-    """Records operators whose tensors are on several devices."""
+    """Records operators whose tensors are on several devices, and values of the host that become a tensor elsewhere."""
 
     def __init__(self):
         super().__init__()
@@ -41,8 +67,9 @@ class Copies(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)]
-        if len({t.device for t in tensors}) > 1:
+        tensors = list(tensors_in([args, list((kwargs or {}).values()), out]))
+        made = func is torch.ops.aten.lift_fresh.default and tensors[0].device != CPU  # of a list, by torch.tensor
+        if made or len({t.device for t in tensors}) > 1:
             self.found.append(f"{func}: {[(t.device.type, tuple(t.shape)) for t in tensors]}")
         return out
 
@@ -63,61 +90,58 @@ def no_values(monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
 
 
-def batch_on(device, kind):
-    boxes = torch.tensor([4.0, 8.0, 40.0, 50.0]).repeat(IMAGES, OBJECTS, 1)
-    none = torch.zeros(IMAGES, OBJECTS, dtype=torch.bool)
-    targets = {
-        "boxes": BoxTargets(boxes, torch.zeros(IMAGES, OBJECTS, dtype=torch.int64), none, ~none),
-        "masks": torch.zeros(IMAGES, SIDE, SIDE, dtype=torch.int64),
-        "labels": torch.zeros(IMAGES, dtype=torch.int64),
-    }
-    images = torch.randint(
-        0, 256, (IMAGES, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-    sizes = torch.full((IMAGES, 2), SIDE)
-    batch = Batch(images, sizes, sizes, [0, 1], torch.arange(IMAGES), Targets(**{kind: targets[kind]}))
-    return batch.to(device, non_blocking=False)
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """The ways that a GPU takes, on the CPU."""
+    for module in (nms, roi_align):
+        chosen = module.best_method(META)
+        assert chosen != module.best_method(CPU)
+        monkeypatch.setattr(module, "best_method", lambda _, chosen=chosen: chosen)
 
 
-def model_on(device, head, options):
-    backbone = BACKBONES.build("resnet18", {})
-    built = HEADS.build(head, options, backbone.levels, num_classes=3)
-    classes = Classes(("a", "b", "c"), (0, 1, 2))
-    return DenseModel(backbone, {"head": built}, mean=(0.5,) * 3, std=(0.25,) * 3, classes=classes).to(device)
-
-
-@pytest.mark.parametrize(("head", "options", "kind"), HEADS_AND_TARGETS)
-def test_a_training_step_reads_no_value_and_copies_nothing_between_devices(no_values, head, options, kind):
-    model = model_on(META, head, options)
+def step_on(device, model):
     optimizer = Plain(model.parameters(), lr=0.1)
     for group in optimizer.param_groups:
         group["base_lr"] = 0.1
-    step = TrainStep(
-        model, optimizer, lambda _: 1.0, world=World(0, 1, 1, META), seed=0, clip=1.0, average=AveragedModel(model, 0.9)
-    )
-    batches = [batch_on(META, kind)] * 2
+    world, average = World(0, 1, 1, device), AveragedModel(model, 0.9)
+    return TrainStep(model, optimizer, lambda _: 1.0, world=world, seed=0, clip=1.0, average=average)
+
+
+def reads(action):
+    """The operators that an action reads values by."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        action()
+    return {event.key for event in profiler.key_averages()} & READING
+
+
+@pytest.mark.parametrize(("head", "options", "kind"), CASES)
+def test_no_value_is_read_and_nothing_is_copied_between_devices(no_values, head, options, kind):
+    model, batch = model_on(META, head, options), batch_on(META, kind)
+    step = step_on(META, model)
     with Copies() as copies:
-        for number in range(2):
-            result = step(batches, number)
-    assert all(loss.device == META for loss in result.losses.values())
-    assert result.bad.device == META
+        result = step([batch, batch], 0)
+        with torch.no_grad():
+            found = model.eval().predict(batch)
+    results = [*result.losses.values(), result.bad, *tree_leaves(dataclasses.asdict(found))]
+    assert {t.device for t in results if isinstance(t, torch.Tensor)} == {META}
     assert copies.found == []
 
 
-@pytest.mark.parametrize(("head", "options", "kind"), [case for case in HEADS_AND_TARGETS if case[2] != "masks"])
-def test_predictions_are_made_without_a_value_read_until_they_leave_the_device(no_values, head, options, kind):
-    model, batch = model_on(META, head, options).eval(), batch_on(META, kind)
-    with torch.no_grad(), Copies() as copies:
-        found = model.predict(batch)
-    assert all(t.device == META for t in tree_leaves(found) if isinstance(t, torch.Tensor))
-    assert copies.found == []
+@pytest.mark.parametrize(("head", "options", "kind"), CASES)
+def test_no_formula_of_torchs_own_reads_a_value(as_on_a_gpu, head, options, kind):
+    model, batch = model_on(CPU, head, options), batch_on(CPU, kind)
+    step = step_on(CPU, model)
+    assert reads(lambda: step([batch], 0)) == set()
+    with torch.inference_mode():
+        model.eval()
+        assert reads(lambda: model.predict(batch)) == set()
 
 
-@pytest.mark.parametrize(("head", "options", "kind"), HEADS_AND_TARGETS)
+@pytest.mark.parametrize(("head", "options", "kind"), COMPILED)
 def test_losses_and_their_gradients_compile_without_a_graph_break(head, options, kind):
     torch._dynamo.reset()
-    cpu, gradients = torch.device("cpu"), []
-    model, batch = model_on(cpu, head, options), batch_on(cpu, kind)
+    gradients = []
+    model, batch = model_on(CPU, head, options, "resnet18"), batch_on(CPU, kind)
     for run in (torch.compile(model, fullgraph=True, backend="aot_eager"), model):
         torch.manual_seed(0)  # dropout draws the same
         model.zero_grad(set_to_none=True)
@@ -131,6 +155,20 @@ def test_the_proof_notices_values_that_are_read_and_copies(no_values):
     for reading in (lambda: values.sum().item(), lambda: bool(values[0] > 0), lambda: values[values > 0]):
         with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
             reading()
-    with Copies() as copies:
-        nn.functional.relu(torch.ones(3).to(META))
-    assert len(copies.found) == 1
+    for copying in (
+        lambda: nn.functional.relu(torch.ones(3).to(META)),
+        lambda: torch.tensor([1, 2], device=META),
+        lambda: torch.as_tensor([1, 2], device=META),
+        lambda: values.new_tensor([1, 2]),
+        lambda: values[[0, 1]],
+    ):
+        with Copies() as copies:
+            copying()
+        assert len(copies.found) == 1
+
+
+def test_the_proof_notices_values_that_torchs_formulas_read():
+    values = torch.ones(3, requires_grad=True)
+    for reading in (lambda: values.prod(0).backward(), lambda: values[values > 0], lambda: bool(values[0] > 0)):
+        assert reads(reading)
+    assert not reads(lambda: (values * 2).sum().backward())

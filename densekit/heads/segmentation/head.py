@@ -69,6 +69,7 @@ class SegmentationHead(nn.Module):
     """
 
     task: Task = "segmentation"
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -87,6 +88,8 @@ class SegmentationHead(nn.Module):
         self.base_stride = levels[0].stride
         self.loss_options = losses or default_losses(mode)
         self.auxiliary_weight = auxiliary_weight
+        weights = self.loss_options.class_weights
+        self.register_buffer("class_weights", None if weights is None else torch.tensor(weights), persistent=False)
         _check_classes(mode, num_classes)
         check_losses(self.loss_options, mode, num_classes)
         logits = 1 if mode == "binary" else num_classes
@@ -145,14 +148,16 @@ class SegmentationHead(nn.Module):
         chances = self._probabilities(logits)
         # max, not argmax: the same labels, and 50 times faster on the CPU.
         classes = (chances >= 0.5).to(torch.uint8) if self.mode == "multilabel" else chances.max(1).indices
-        sizes = batch.sizes.tolist()
+        sizes = batch.numbers(batch.sizes)
         probabilities = [p[:, :height, :width] for p, (height, width) in zip(chances, sizes)]
         return Segmentation(probabilities, [m[..., :height, :width] for m, (height, width) in zip(classes, sizes)])
 
     def _losses(self, logits: Tensor, masks: Tensor) -> dict[str, Tensor]:
         # The model may have padded further than the masks go.
         logits = logits[..., : masks.shape[-2], : masks.shape[-1]]
-        return segmentation_losses(logits, masks, mode=self.mode, losses=self.loss_options)
+        return segmentation_losses(
+            logits, masks, mode=self.mode, losses=self.loss_options, class_weights=self.class_weights
+        )
 
     def _masks(self, batch: Batch) -> Tensor:
         masks = batch.targets.masks if batch.targets is not None else None

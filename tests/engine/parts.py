@@ -1,0 +1,98 @@
+"""Every head with options that take paths of their own, on a small backbone, with a batch to learn from."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import nn
+
+from densekit.model import DenseModel
+from densekit.registry import BACKBONES, HEADS
+from densekit.types import Batch, BoxTargets, Classes, Level, Targets
+
+SIDE, IMAGES, OBJECTS = 64, 2, 5
+
+SMALL = {"channels": 16, "box_head_width": 16, "samples": 16, "rpn_samples": 16, "nms_candidates": 64}
+SMALL |= {"rpn_before_nms": (64, 64), "rpn_after_nms": (32, 32), "max_detections": 10}
+FASTER_RCNN = [
+    {},
+    {"neck": "c5"},
+    {"box_head": "four_conv_fc", "box_head_norm": "group", "box_loss": "giou", "class_loss": "focal"},
+    {
+        "box_head": "four_conv_fc",
+        "box_head_norm": "batch",
+        "neck_norm": "batch",
+        "rpn_convs": 2,
+        "rpn_box_loss": "ciou",
+    },
+    {"class_agnostic_boxes": True, "box_loss": "diou", "nms": "soft_linear", "roi_align": "table", "aligned": True},
+    {"box_head": "four_conv_fc", "box_head_norm": "frozen", "box_loss": "l1", "nms": "soft_gaussian"},
+    {"nms_class_agnostic": True, "roi_align": "kernel", "rpn_score_threshold": 0.1},
+]
+SEGMENTERS = [
+    ("unet", {"decoder_channels": (16, 16, 8, 8, 8)}),
+    (
+        "unet",
+        {"decoder_channels": (32, 32, 16, 16, 16), "attention": "scse", "interpolation": "bilinear", "norm": "group"},
+    ),
+    ("unet_plus_plus", {"decoder_channels": (16, 16, 8, 8, 8)}),
+    ("manet", {"decoder_channels": (16, 16, 8, 8, 8)}),
+    ("linknet", {}),
+    ("fpn", {"pyramid_channels": 16, "segmentation_channels": 32, "merge": "cat", "interpolation": "bilinear"}),
+    ("fpn", {"pyramid_channels": 16, "segmentation_channels": 32}),
+    ("pspnet", {"decoder_channels": 16, "auxiliary_weight": 0.4}),
+    ("pan", {}),
+    ("pan", {"interpolation": "nearest"}),
+    ("deeplab_v3", {"decoder_channels": 16}),
+    ("deeplab_v3_plus", {"decoder_channels": 16}),
+    ("upernet", {"decoder_channels": 16}),
+    ("linknet", {"losses": {"cross_entropy": 1.0, "label_smoothing": 0.1, "class_weights": (1.0, 2.0, 0.5)}}),
+    ("linknet", {"losses": {"lovasz": 1.0, "dice": 1.0, "jaccard": 1.0, "tversky": 1.0, "focal": 1.0}}),
+    ("linknet", {"mode": "multilabel", "losses": {"bce": 1.0, "positive_weight": 2.0, "lovasz": 1.0, "focal": 1.0}}),
+]
+CLASSIFIERS = [{}, {"pool": "max", "mixup": 0.2, "dropout": 0.5, "label_smoothing": 0.1}]
+CASES = [
+    *(("faster_rcnn", SMALL | options, "boxes") for options in FASTER_RCNN),
+    *((head, options, "masks") for head, options in SEGMENTERS),
+    *(("classifier", options, "labels") for options in CLASSIFIERS),
+]
+
+
+class Stages(nn.Module):
+    """One convolution a stage, with the strides of a ResNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        channels = [3, 8, 8, 16, 16, 32]
+        self.stages = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(channels))
+        self.levels = tuple(Level(f"c{i}", channels[i], 2**i) for i in range(1, 6))
+
+    def forward(self, images):
+        maps = [images]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]).relu())
+        return maps[1:]
+
+
+def batch_on(device, kind, images=IMAGES):
+    boxes = torch.tensor([4.0, 8.0, 40.0, 50.0]).repeat(images, OBJECTS, 1) + torch.arange(OBJECTS)[:, None]
+    none = torch.zeros(images, OBJECTS, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(0)
+    targets = {
+        "boxes": BoxTargets(boxes, torch.zeros(images, OBJECTS, dtype=torch.int64), none, ~none),
+        "masks": torch.randint(0, 3, (images, SIDE, SIDE), generator=generator),
+        "labels": torch.arange(images) % 3,
+    }
+    pixels = torch.randint(0, 256, (images, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator)
+    sizes = torch.full((images, 2), SIDE)
+    batch = Batch(pixels, sizes, sizes, list(range(images)), torch.arange(images), Targets(**{kind: targets[kind]}))
+    return batch.to(device, non_blocking=False)
+
+
+def model_on(device, head, options, backbone=None):
+    torch.manual_seed(0)
+    trunk = BACKBONES.build(backbone, {}) if backbone else Stages()
+    built = HEADS.build(head, options, trunk.levels, num_classes=3)
+    classes = Classes(("a", "b", "c"), (0, 1, 2))
+    return DenseModel(trunk, {"head": built}, mean=(0.5,) * 3, std=(0.25,) * 3, classes=classes).to(device)
