@@ -20,6 +20,7 @@ from pydantic import Field
 
 from densekit.config_file import apply_override, expand, read_yaml
 from densekit.errors import DensekitError, nearest
+from densekit.shipped import configs
 
 
 class _Model(pydantic.BaseModel):
@@ -237,17 +238,31 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML config, apply ``key.path=value`` overrides, check it.
 
     Args:
-        path: a YAML file; ``${NAME}`` and ``${NAME:-default}`` in values are replaced from the environment.
+        path: a YAML file, or the name of a config that comes with densekit; ``${NAME}`` and ``${NAME:-default}`` in
+            values are replaced from the environment.
         overrides: such as ``train.epochs=3`` or ``model.heads.boxes.neck=c5``; values are read as YAML.
 
     Raises:
         DensekitError: the file is missing or not YAML, a key is misspelt, a value is of the wrong type or range.
     """
-    path = Path(path)
+    path = _found(Path(path))
     tree = read_yaml(path)
     for override in overrides:
         apply_override(tree, override)
     return parse(expand(tree, str(path)), str(path))
+
+
+def _found(path: Path) -> Path:
+    """The file itself, or the config of that name that comes with densekit."""
+    if path.suffix or path.parent != Path() or path.exists():
+        return path
+    shipped = configs()
+    if path.name not in shipped:
+        raise DensekitError(
+            f"config {path} does not exist; give the path of a YAML file, or the name of one that comes with densekit: "
+            f"{nearest(path.name, shipped)}"
+        )
+    return shipped[path.name]
 
 
 def parse(tree: Any, source: str) -> Config:

@@ -16,6 +16,7 @@ LAYERS = {
     "types": 0,
     "config_file": 0,
     "config": 0,
+    "shipped": 0,
     "registry": 1,
     "ops": 1,
     "precision": 0,
@@ -32,6 +33,7 @@ LAYERS = {
     "export": 6,
     "build": 7,
     "doctor": 8,
+    "__main__": 9,
 }
 
 

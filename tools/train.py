@@ -15,20 +15,21 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from densekit import config as configs
 from densekit.engine.console import DEVICES, INTERRUPTED, Bar, run, say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="YAML file, such as one in configs/")
+    parser.add_argument("config", help="YAML file, or the name of a config that comes with densekit")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace the config's")
     parser.add_argument("--out", type=Path, help="run folder (default: runs/<name of the config>)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
     parser.add_argument("--device", choices=DEVICES, help="default: cuda where there is one, else cpu")
     args = parser.parse_intermixed_args(argv)
-    config = configs.load(args.config, args.overrides)
 
+    from densekit import config as configs  # not above: help should start at once
+
+    config = configs.load(args.config, args.overrides)
     from densekit import build  # torch takes seconds to import; a misspelt key should not
     from densekit.doctor.quick import quick_check
     from densekit.engine import distributed
