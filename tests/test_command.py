@@ -83,7 +83,8 @@ site = Path(densekit.__file__).parents[1]
 assert site == Path({site!r}), site
 assert all(site in path.parents for path in configs().values()), configs()
 small = ["model.heads.boxes.box_head_width=32", "model.heads.boxes.channels=16", "train.precision=fp32",
-         "train.epochs=null", "train.steps=1", "train.batch_size=2", "data.workers=0", "evaluation.pictures=0", "log.tensorboard=false",
+         "train.epochs=null", "train.steps=1", "train.batch_size=2", "data.workers=0",
+         "evaluation.pictures=0", "log.tensorboard=false",
          "train.schedule.warmup=0"]
 assert main(["generate-shapes", "data/shapes", "--train", "4", "--val", "2", "--test", "2", "--size", "64"]) == 0
 assert main(["train", "faster_rcnn_r18_shapes", "--out", "runs/cells", "--device", "cpu", *small]) == 0
