@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from densekit.engine.distributed import World, mean_over_ranks
+from densekit.engine.loss_scale import LossScale
 from densekit.engine.optim import AveragedModel, Schedule, set_rate
 from densekit.errors import DensekitError
 from densekit.model import DenseModel
@@ -89,7 +90,7 @@ class TrainStep:
         self.clip = clip
         self.average = average
         self.skip_limit = skip_limit
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=precision == "fp16")
+        self.scaler = LossScale(world.device, enabled=precision == "fp16")
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         runner: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]
         self.runner = _over_ranks(runner) if world.size > 1 else runner
@@ -110,7 +111,7 @@ class TrainStep:
             losses = self._backward(batches, step)
             norm = self._gradient_norm()
             bad, stay = self._judge(losses, norm)
-            self._update(stay)
+            self._update(norm, stay)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -152,34 +153,37 @@ class TrainStep:
 
     def _gradient_norm(self) -> Tensor:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients) / self.scaler.get_scale()
-        if self.clip is not None:
-            # The scale of fp16 stays in the gradients until the optimiser takes it out, so it stays in the limit too.
-            scaled = norm * self.scaler.get_scale()
-            limit = self.clip * self.scaler.get_scale()
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, limit, scaled)
+        norm = self.scaler.unscale(torch.nn.utils.get_total_norm(gradients))
+        if self.clip is not None:  # the share that is left is that of the scaled gradients too
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
         return norm
 
     def _judge(self, losses: dict[str, Tensor], norm: Tensor) -> tuple[Tensor, Tensor]:
         """Whether this step is bad, and whether the weights must stay: bad, or one bad step too many before it."""
         finite = torch.isfinite(torch.stack(list(losses.values()))).all()
         # With fp16 an overflowing gradient is part of the search for the scale, not a fault.
-        finite = finite if self.scaler.is_enabled() else finite & torch.isfinite(norm)
+        finite = finite if self.scaler.enabled else finite & torch.isfinite(norm)
         bad = (~finite).float()
         stay = torch.maximum(bad, (self._skipped > self.skip_limit).float())
         self._skipped += bad
         return bad, stay
 
-    def _update(self, stay: Tensor) -> None:
-        if self.scaler.is_enabled() or self.world.device.type == "mps":  # no fused optimiser there
-            if not bool(stay):
-                self.scaler.step(self.optimizer)
-                self.scaler.update()
-            return
-        # A fused optimiser leaves weights and state as they are where found_inf is 1, decided on the device.
-        self.optimizer.found_inf = stay  # type: ignore[attr-defined]
-        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
-        self.optimizer.step()
+    def _update(self, norm: Tensor, stay: Tensor) -> None:
+        overflow = (~torch.isfinite(norm)).float()
+        rests = torch.maximum(stay, overflow)
+        factor = self.scaler.factor if self.scaler.enabled else None
+        if self.world.device.type == "mps":  # no fused optimiser there
+            if not bool(rests):
+                for gradient in (p.grad for p in self.parameters if factor is not None and p.grad is not None):
+                    gradient.div_(factor)
+                self.optimizer.step()
+        else:
+            # A fused optimiser leaves weights and state as they are where found_inf is 1, decided on the device, and
+            # takes the factor out of the gradients.
+            self.optimizer.found_inf = rests  # type: ignore[attr-defined]
+            self.optimizer.grad_scale = factor  # type: ignore[attr-defined]
+            self.optimizer.step()
+        self.scaler.update(overflow, stay)
 
     def _flat_statistics(self) -> Tensor:
         return torch.cat([buffer.flatten() for buffer in self._statistics]) if self._statistics else torch.zeros(0)

@@ -99,12 +99,13 @@ def as_on_a_gpu(monkeypatch):
         monkeypatch.setattr(module, "best_method", lambda _, chosen=chosen: chosen)
 
 
-def step_on(device, model):
+def step_on(device, model, precision="fp32"):
     optimizer = Plain(model.parameters(), lr=0.1)
     for group in optimizer.param_groups:
         group["base_lr"] = 0.1
     world, average = World(0, 1, 1, device), AveragedModel(model, 0.9)
-    return TrainStep(model, optimizer, lambda _: 1.0, world=world, seed=0, clip=1.0, average=average)
+    options = {"world": world, "seed": 0, "precision": precision, "clip": 1.0, "average": average}
+    return TrainStep(model, optimizer, lambda _: 1.0, **options)
 
 
 def reads(action):
@@ -124,6 +125,14 @@ def test_no_value_is_read_and_nothing_is_copied_between_devices(no_values, head,
             found = model.eval().predict(batch)
     results = [*result.losses.values(), result.bad, *tree_leaves(dataclasses.asdict(found))]
     assert {t.device for t in results if isinstance(t, torch.Tensor)} == {META}
+    assert copies.found == []
+
+
+def test_the_scale_of_fp16_is_found_without_a_value_read(no_values):
+    step, batch = step_on(META, model_on(META, "classifier", {}), "fp16"), batch_on(META, "labels")
+    with Copies() as copies:
+        step([batch], 0)
+    assert step.scaler.factor.device == META
     assert copies.found == []
 
 

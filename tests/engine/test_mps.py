@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from densekit.engine import distributed
 from densekit.engine.distributed import World
+from densekit.engine.loss_scale import LossScale
 from densekit.engine.optim import AveragedModel, make_optimizer, restore
 from densekit.engine.record import memory_in_use
 from densekit.engine.step import TrainStep, is_out_of_memory
@@ -159,15 +160,18 @@ def test_the_optimiser_is_not_fused_on_mps_and_goes_on_from_one_that_was(name):
     assert float(again.state_dict()["state"][0].get("step", 2)) == 2
 
 
-@pytest.mark.parametrize(("stay", "steps"), [(0.0, 1), (1.0, 0)])
-def test_on_mps_the_host_decides_whether_a_step_is_taken(stay, steps):
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize(("stay", "norm", "steps"), [(0.0, 1.0, 1), (1.0, 1.0, 0), (0.0, float("inf"), 0)])
+def test_on_mps_the_host_decides_whether_a_step_is_taken(stay, norm, steps, scaled):
     taken = []
     step = object.__new__(TrainStep)
     step.world = World(0, 1, 1, MPS)
-    step.scaler = torch.amp.GradScaler("cpu", enabled=False)
-    step.optimizer = type("Optimizer", (), {"step": lambda self: taken.append(1)})()
-    step._update(torch.tensor(stay))
-    assert len(taken) == steps
+    step.scaler = LossScale(torch.device("cpu"), enabled=scaled)
+    step.parameters = [torch.nn.Parameter(torch.ones(1))]
+    step.parameters[0].grad = step.scaler.scale(torch.ones(1))
+    step.optimizer = type("Optimizer", (), {"step": lambda self: taken.append(step.parameters[0].grad.item())})()
+    step._update(torch.tensor(norm), torch.tensor(stay))
+    assert taken == [1.0] * steps
 
 
 def test_a_mac_trains_in_float32_unless_told_otherwise():
