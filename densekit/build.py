@@ -14,12 +14,13 @@ from torch import Tensor
 from densekit import machine
 from densekit.backbones.weights import load_backbone_weights, read_state_dict
 from densekit.config import Config, DataConfig, Part, override, parse
-from densekit.data import loader
+from densekit.data import image_settings, loader
 from densekit.data.image_files import ImageFiles, list_images
+from densekit.data.images import ImageReader
 from densekit.data.relabelled import Relabelled
 from densekit.data.transforms import Pipeline
 from densekit.engine import checkpoint
-from densekit.engine.distributed import World, describe
+from densekit.engine.distributed import World, describe, gather
 from densekit.engine.optim import AveragedModel, make_optimizer, make_schedule, parameter_groups
 from densekit.engine.plan import Plan, choose_metric
 from densekit.engine.step import TrainStep, is_out_of_memory
@@ -63,6 +64,7 @@ def dataset(
     )
     if not len(built):
         raise DensekitError(f"data.{split}: the data set holds no images; check its paths")
+    image_settings.read_as(config.data, built)
     match_names |= config.data.match_names
     if classes is None and match_names and config.model.weights is not None:
         classes = checkpoint.classes_of(checkpoint.load(config.model.weights), config.model.weights)
@@ -74,6 +76,28 @@ def dataset(
             f"use the same classes, or add data.match_names=true where names are the same and ids or order differ"
         )
     return built
+
+
+def settle(config: Config, world: World, train_set: Dataset, val_set: Dataset | None) -> tuple[Config, list[str]]:
+    """Fill in what the config leaves to the training images, and let both data sets read theirs so.
+
+    Returns:
+        The config to go on with, and lines that say what was found.
+    """
+    settled = image_settings.settle(config.data, train_set) if world.is_first else None
+    data, lines = next(found for found in gather(settled) if found is not None)
+    for one in (train_set, val_set):
+        image_settings.read_as(data, one)
+    lines += image_settings.rounding(data, train_set, "data.train_transforms")
+    if val_set is not None:
+        lines += image_settings.unknown_range(data, val_set)
+        lines += image_settings.rounding(data, val_set, "data.eval_transforms")
+    return config.model_copy(update={"data": data}), lines
+
+
+def settle_alone(config: Config, world: World) -> tuple[Config, list[str]]:
+    """As ``settle``, where nothing is learned: the training set is opened for this alone."""
+    return settle(config, world, dataset(with_pixels(config), "train", training=True), None)
 
 
 def transforms(config: DataConfig, training: bool) -> Pipeline:
@@ -169,12 +193,13 @@ def check_stores(config: Config, built: DenseModel, *datasets: Dataset | None, t
     """Refuse data sets of stored features that do not belong to the model's backbone; others pass.
 
     Raises:
-        DensekitError: other weights or precision, a backbone that is to learn, or a level that a head needs and the
-            store lacks.
+        DensekitError: other weights, precision or range of pixel values, a backbone that is to learn, or a level that a
+            head needs and the store lacks.
     """
     for data in datasets:
         if data is not None:
             weights, precision = config.model.backbone.weights, config.train.precision
+            image_settings.check_store_range(config.data, data)
             check_store(built, data, weights=weights, precision=precision, learning=training)
 
 
@@ -336,18 +361,17 @@ def summary(config: Config, built: DenseModel, data: Dataset, step: TrainStep, t
 
 
 def image_files(config: Config, built: DenseModel, inputs: Sequence[str]) -> tuple[ImageFiles, list[str]]:
-    """Files, folders and globs as a data set to predict on, and lines on what was left out of it."""
+    """Files, folders and globs as a data set to predict on, and lines on what was left out of it and its values."""
     listing = list_images(inputs)
     images = ImageFiles(
         listing.paths,
         task=built.task,
         classes=built.classes,
         transforms=transforms(config.data, training=False),
-        channels=config.model.channels,
-        max_pixels=config.data.max_pixels,
+        read_image=ImageReader(config.model.channels, config.data.max_pixels, config.data.range),
     )
     note = listing.note()
-    return images, [] if note is None else [note]
+    return images, [*([] if note is None else [note]), *image_settings.unknown_range(config.data, images)]
 
 
 def image_batches(

@@ -98,6 +98,8 @@ class DataConfig(_Model):
         match_names: classes are matched by name with those of ``model.weights`` (fine-tuning) or of the checkpoint
             (evaluation), whatever their ids and order; false refuses classes that differ in either.
         max_pixels: a larger image is refused before it is decoded.
+        range: (low, high) values that become black and white in images of more than 8 bits, which are cut off there;
+            null measures it once over ``train``. 8-bit images are 0 to 255 always.
     """
 
     train: Part
@@ -112,6 +114,14 @@ class DataConfig(_Model):
     on_bad_image: Literal["error", "skip"] = "error"
     match_names: bool = False
     max_pixels: int = Field(default=2**28, ge=1)
+    range: tuple[float, float] | None = None
+
+    @pydantic.field_validator("range")
+    @classmethod
+    def _low_below_high(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not value[0] < value[1]:
+            raise ValueError(f"black lies below white, not {value[0]:g} and {value[1]:g}")
+        return value
 
 
 class OptimizerConfig(_Model):

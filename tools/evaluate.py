@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_intermixed_args(argv)
 
     from densekit import build
+    from densekit.data.image_settings import unknown_range
     from densekit.engine import distributed, report
     from densekit.engine.augmented import FLIPS
     from densekit.engine.evaluate import evaluate
@@ -58,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     build.check_stores(config, model, data, training=False)
     batches = build.eval_batches(config, data, world)
     metric = build.metric(config, model, data)
+    for line in unknown_range(config.data, data):
+        say(line, world.is_first)
     say(f"{args.checkpoint} on {args.data}: {len(data)} images, {len(data.classes)} classes", world.is_first)
     numbers = evaluate(
         model.to(world.device),

@@ -47,6 +47,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--channels", type=int, default=3, help="for --backbone: image channels (3)")
     add("--mean", type=float, nargs="+", default=[0.485, 0.456, 0.406], help="for --backbone (ImageNet's)")
     add("--std", type=float, nargs="+", default=[0.229, 0.224, 0.225], help="for --backbone (ImageNet's)")
+    add("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="for --backbone: black and white beyond 8 bits")
     add("--seed", type=int, default=0, help="for --backbone: of weights that no file gives (0)")
     add("--batch", dest="batch_size", metavar="N", type=int, default=8, help="images in one pass of the network (8)")
     add("--shard-images", type=int, help="images a shard (default: about 64 MB a shard)")
@@ -61,11 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from densekit.engine import distributed  # torch takes seconds to import; --help should not
     from densekit.features.export import Exporter
-    from densekit.features.setup import made_from
     from densekit.features.shards import ShardFolder, summary
 
     world = distributed.join(args.device)
-    export, weights = prepare(args, world)
+    export, made = prepare(args, world)
     extractor, recipe = export.extractor(), export.recipe()
     if not world.is_first:
         distributed.barrier()  # the first rank makes the folder ready
@@ -82,30 +82,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     with Bar("exporting", sum(len(recipe.shard(number)) for number in missing), shown=world.is_first) as bar:
         times = exporter.run(missing, bar.advance)
     distributed.barrier()
-    manifest = folder.finish(made_from(weights)) if world.is_first else {"unreadable": []}
+    manifest = folder.finish(made) if world.is_first else {"unreadable": []}
     say(f"{times.summary()}\n{summary(args.out, manifest)}" if world.is_first else None)
     distributed.leave()
     return SKIPPED if manifest["unreadable"] and world.size == 1 else 0
 
 
-def prepare(args: argparse.Namespace, world: Any) -> tuple[Any, str | None]:
-    """What to export, and where its weights come from."""
+def prepare(args: argparse.Namespace, world: Any) -> tuple[Any, dict[str, Any]]:
+    """What to export, and what the manifest says of its weights."""
     from densekit import build
     from densekit import config as configs
     from densekit.features import setup
     from densekit.features.sources import read_boxes
     from densekit.precision import choose_precision
 
-    config, lines, views = None, [], args.flips
+    config, told, views = None, [], args.flips
     if args.backbone:
         image = {"channels": args.channels, "mean": args.mean, "std": args.std}
         model, lines = setup.bare_model(args.backbone, {}, weights=args.weights, seed=args.seed, **image)
     elif args.checkpoint:
-        model, config = build.from_checkpoint(args.checkpoint, args.overrides)
+        (model, config), lines = build.from_checkpoint(args.checkpoint, args.overrides), []
     else:
         config = configs.load(args.config, args.overrides)
+        config, told = build.settle_alone(config, world)
         model, lines = setup.model_of(config)
-    say("\n".join(lines) or None, world.is_first)
     specs = setup.resize_specs(args.size, args.short, args.long)
     if args.split:
         split, drawn = setup.split_to_export(config, args.split, specs)
@@ -115,15 +115,15 @@ def prepare(args: argparse.Namespace, world: Any) -> tuple[Any, str | None]:
         specs = specs or (list(config.data.eval_transforms) if config else [])
         files = (args.images, args.annotations, args.list)
         source = setup.plain_source(*files, specs=specs, channels=model.channels, reduced=args.reduced)
-        say(getattr(source, "note", None), world.is_first)
     asked = args.precision or (config.train.precision if config else "auto")
     options = {name: getattr(args, name) for name in ("dtype", "file_format", "batch_size", "shard_images")}
     options |= {"pad_to": config.data.pad_to if config else 32, "precision": choose_precision(asked, world.device)}
     options["boxes"] = read_boxes(args.boxes) if args.boxes else None
     levels, views = args.levels.split(",") if args.levels else None, setup.views_of(views)
     export = setup.Export(model.to(world.device), source, levels, views, specs, **options)
-    say(f"network in {export.precision}, {args.dtype} stored{', JPEGs decoded reduced' * args.reduced}", world.is_first)
-    return export, args.weights or args.checkpoint or (config.model.backbone.weights if config else None)
+    network = f"network in {export.precision}, {args.dtype} stored{', JPEGs decoded reduced' * args.reduced}"
+    say("\n".join([*lines, *told, *setup.settle(source, config, args.range), network]), world.is_first)
+    return export, setup.made_from(args.weights or args.checkpoint or (config and config.model.backbone.weights))
 
 
 if __name__ == "__main__":

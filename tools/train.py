@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Data and model: everything that the config names is built and checked before the run folder is touched.
     train_set = build.dataset(config, "train", training=True)
     val_set = build.dataset(config, "val", training=False, classes=train_set.classes) if config.data.val else None
+    config, told = build.settle(config, world, train_set, val_set)
     model, report = build.model(config, train_set.classes)
     build.check_stores(config, model, train_set, val_set, training=True)
     plan = build.plan(config, train_set, world, model)
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if state.evaluation_due:
         record.forget("val", state.step)
     guard = FiniteGuard(folder, step, functools.partial(build.file_names, train_set))
-    for line in [*report, build.summary(config, model, train_set, step, plan, world), *checked, *notes]:
+    for line in [*told, *report, build.summary(config, model, train_set, step, plan, world), *checked, *notes]:
         say(line, world.is_first)
     if state.step:
         say(f"going on from step {state.step} of {plan.steps}", world.is_first)

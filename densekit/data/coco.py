@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from densekit.data.coco_file import CocoFile, open_coco
 from densekit.data.geometry import xywh_to_xyxy
-from densekit.data.images import MAX_PIXELS, ImageReader, inside, read_image
+from densekit.data.images import MAX_PIXELS, ImageReader, inside
 from densekit.data.sampling import draw_seed, sample_random
 from densekit.data.transforms import Pipeline
 from densekit.registry import DATASETS
@@ -47,9 +47,7 @@ class CocoDataset:
         self.file = file
         self.transforms = transforms or Pipeline(())
         self.seed = seed
-        self.channels = channels
-        self.max_pixels = max_pixels
-        self.read_image: ImageReader = read_image
+        self.read_image = ImageReader(channels, max_pixels)
 
     @property
     def classes(self) -> Classes:
@@ -94,13 +92,7 @@ class CocoDataset:
         size = (int(self.file.sizes[index, 0]), int(self.file.sizes[index, 1]))
         rows = self.file.annotations(index)
         return Sample(
-            image=self.read_image(
-                self.path(index),
-                channels=self.channels,
-                size=size,
-                max_pixels=self.max_pixels,
-                reduce=self.transforms.reduction(size),
-            ),
+            image=self.read_image(self.path(index), size=size, reduce=self.transforms.reduction(size)),
             id=self.file.image_id(index),
             original_size=size,
             seed=seed,

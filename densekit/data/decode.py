@@ -49,6 +49,8 @@ def decode(path: Path, data: bytes, header: ImageHeader, channels: int, reduce: 
         image = None
     if image is None:
         raise DensekitError(f"{path}: the {header.format} is damaged and cannot be decoded; copy it again or remove it")
+    if header.format == "TIFF" and header.bits in (10, 12, 14) and image.max() >= 2**header.bits:
+        image = image >> (16 - header.bits)  # OpenCV moves them up to 16 bits
     return as_channels(image, channels)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from densekit.data.feature_store import FeatureStore
-from densekit.data.images import MAX_PIXELS, blank_image, read_image
+from densekit.data.images import MAX_PIXELS, ImageReader
 from densekit.data.resize import HorizontalFlip, Resize, VerticalFlip
 from densekit.data.transforms import Pipeline
 from densekit.errors import DensekitError
@@ -150,8 +150,7 @@ def features(
         channels=channels,
         max_pixels=max_pixels,
     )
-    if hasattr(built, "read_image"):
-        built.read_image = blank_image
+    _read_pixels(built, False)
     return built
 
 
@@ -168,6 +167,12 @@ def pixels_of(dataset: Dataset) -> Dataset:
         return dataset
     twin = copy.copy(dataset)
     twin.transforms = transforms.pipeline  # type: ignore[attr-defined]  # checked above
-    if hasattr(twin, "read_image"):
-        twin.read_image = read_image
+    _read_pixels(twin, True)
     return twin
+
+
+def _read_pixels(dataset: Dataset, yes: bool) -> None:
+    """Whether a data set reads its image files, or looks at their sizes alone."""
+    reader = getattr(dataset, "read_image", None)
+    if isinstance(reader, ImageReader):
+        dataset.read_image = dataclasses.replace(reader, blank=not yes)  # type: ignore[attr-defined]  # seen above

@@ -95,6 +95,8 @@ class FeatureStore:
         _check_manifest(self.path, self.manifest)
         self.levels: tuple[str, ...] = tuple(self.manifest["tensors"])
         self.views: tuple[str, ...] = tuple(recipe["views"])
+        given = recipe["images"].get("range")
+        self.value_range: tuple[float, float] | None = None if given is None else (float(given[0]), float(given[1]))
         self._read_index()
         self._files: collections.OrderedDict[int, tuple[Any, frozenset[str]]] = collections.OrderedDict()
 

@@ -13,7 +13,7 @@ from typing import NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from densekit.data.images import IMAGE_SUFFIXES, MAX_PIXELS, read_image
+from densekit.data.images import IMAGE_SUFFIXES, ImageReader
 from densekit.data.transforms import Pipeline
 from densekit.errors import DensekitError
 from densekit.types import Classes, Sample, Task
@@ -112,8 +112,7 @@ class ImageFiles:
         task: of the head that will look at them.
         classes: of the model.
         transforms: of the evaluation.
-        channels: image channels.
-        max_pixels: a larger image is refused before it is decoded.
+        read_image: how the files are read.
     """
 
     def __init__(
@@ -123,18 +122,21 @@ class ImageFiles:
         task: Task,
         classes: Classes,
         transforms: Pipeline,
-        channels: int = 3,
-        max_pixels: int = MAX_PIXELS,
+        read_image: ImageReader,
     ) -> None:
         self.paths, self.task, self.classes = list(paths), task, classes
-        self.transforms, self.channels, self.max_pixels = transforms, channels, max_pixels
+        self.transforms, self.read_image = transforms, read_image
 
     def __len__(self) -> int:
         return len(self.paths)
 
+    def path(self, index: int) -> Path:
+        """The image file at ``index``."""
+        return self.paths[index]
+
     def read(self, index: int) -> npt.NDArray[np.generic]:
         """The untouched image [H, W, C], turned upright by its EXIF tag."""
-        return read_image(self.paths[index], channels=self.channels, max_pixels=self.max_pixels)
+        return self.read_image(self.paths[index])
 
     def recoloured(self, image: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
         """An untouched image in the colours of the evaluation, at its own size."""

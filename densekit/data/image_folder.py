@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from densekit.data.column_store import Strings
-from densekit.data.images import IMAGE_SUFFIXES, MAX_PIXELS, ImageReader, read_image
+from densekit.data.images import IMAGE_SUFFIXES, MAX_PIXELS, ImageReader
 from densekit.data.sampling import draw_seed, sample_random
 from densekit.data.transforms import Pipeline
 from densekit.errors import DensekitError, nearest
@@ -50,9 +50,7 @@ class ImageFolder:
         self.classes = Classes(names, tuple(range(len(names))))
         self.transforms = transforms or Pipeline(())
         self.seed = seed
-        self.channels = channels
-        self.max_pixels = max_pixels
-        self.read_image: ImageReader = read_image
+        self.read_image = ImageReader(channels, max_pixels)
         files = [_images_below(folder, name) for name in names]
         self.names = Strings.pack([file for of_class in files for file in of_class])
         self.labels = np.repeat(np.arange(len(names), dtype=np.int32), [len(of_class) for of_class in files])
@@ -75,7 +73,7 @@ class ImageFolder:
             DensekitError: the image is missing, damaged or too large.
         """
         random = sample_random(self.seed, epoch, index)
-        image = self.read_image(self.path(index), channels=self.channels, max_pixels=self.max_pixels)
+        image = self.read_image(self.path(index))
         sample = Sample(
             image,
             id=str(self.names[index]),

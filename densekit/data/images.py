@@ -3,8 +3,7 @@
 * Grey and palette files become RGB where 3 channels are asked for, and colour becomes grey (ITU-R 601) where 1 is.
 * An alpha channel is dropped; the colours stay as they are stored, they are not blended with any background
   (a TIFF with alpha excepted: libtiff multiplies by it).
-* 16-bit files become 8 bit by ``round(value / 257)``, so that 65535 becomes 255. Float files (TIFF, npy) stay float32
-  and are taken to be on the 0..255 scale.
+* Files of more than 8 bits become float32 (``pixel_values.py``).
 * Any other number of channels comes from ``.npy`` ([H, W] or [H, W, C]) or from TIFF (up to 4 interleaved channels, or
   one channel a page).
 * Boxes belong to the width and height that the annotations give: a file whose stored size is that one is taken as it is
@@ -14,17 +13,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import stat
 from pathlib import Path
-from typing import Protocol
 
 import cv2
 import numpy as np
 
 from densekit.data.decode import as_channels, decode, decode_npy, oriented
 from densekit.data.image_header import ImageHeader, read_header
-from densekit.data.pixel_values import Pixels, check_finite
+from densekit.data.pixel_values import Pixels, Range, on_scale
 from densekit.types import DensekitError, nearest
 
 cv2.setNumThreads(0)  # the loader runs one image a worker: OpenCV's own threads only get in each other's way
@@ -47,6 +46,7 @@ def read_image(
     size: tuple[int, int] | None = None,
     max_pixels: int = MAX_PIXELS,
     reduce: int = 1,
+    value_range: Range | None = None,
 ) -> Pixels:
     """Read one image file.
 
@@ -57,17 +57,17 @@ def read_image(
         max_pixels: refuse a larger image before decoding it.
         reduce: 1, 2, 4 or 8: decode a JPEG at this fraction of its size (sizes are rounded up), several times faster.
             Other formats ignore it and come at full size.
+        value_range: values of deep images that become black and white, see ``on_scale``.
 
     Returns:
-        [H, W, channels] uint8 RGB, or float32 on the 0..255 scale where the file holds floats.
+        [H, W, channels] uint8 RGB, or float32 in 0..255 where the file holds more than 8 bits.
 
     Raises:
         DensekitError: the file is missing, empty, cut off, no image, too large, of another size or channel count, or
             holds NaN or infinite values.
     """
     pixels = read_pixels(path, channels=channels, size=size, max_pixels=max_pixels, reduce=reduce)
-    check_finite(pixels, path)
-    return _eight_bit(pixels)
+    return on_scale(pixels, value_range, path)
 
 
 def read_pixels(
@@ -93,28 +93,32 @@ def read_pixels(
     return np.ascontiguousarray(image)
 
 
-def _eight_bit(image: Pixels) -> Pixels:
-    if image.dtype == np.uint16:
-        return ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    if image.dtype == np.bool_:
-        return image.astype(np.uint8) * 255
-    return image if image.dtype == np.uint8 else image.astype(np.float32)
+@dataclasses.dataclass(frozen=True, slots=True)
+class ImageReader:
+    """How a data set reads its image files; its attribute ``read_image`` is one.
 
+    Attributes:
+        channels: see ``read_image``, as for ``max_pixels`` and ``value_range``.
+        blank: give images of the right size without their pixels, where nobody looks at them.
+    """
 
-class ImageReader(Protocol):
-    """What data sets read an image file with: ``read_image``, or ``blank_image`` where nobody looks at the pixels."""
+    channels: int = 3
+    max_pixels: int = MAX_PIXELS
+    value_range: Range | None = None
+    blank: bool = False
 
-    def __call__(
-        self,
-        path: Path,
-        *,
-        channels: int = 3,
-        size: tuple[int, int] | None = None,
-        max_pixels: int = MAX_PIXELS,
-        reduce: int = 1,
-    ) -> Pixels:
+    def __call__(self, path: Path, *, size: tuple[int, int] | None = None, reduce: int = 1) -> Pixels:
         """As ``read_image``."""
-        ...
+        if self.blank:
+            return blank_image(path, channels=self.channels, size=size, max_pixels=self.max_pixels)
+        return read_image(
+            path,
+            channels=self.channels,
+            size=size,
+            max_pixels=self.max_pixels,
+            reduce=reduce,
+            value_range=self.value_range,
+        )
 
 
 def blank_image(
@@ -123,7 +127,6 @@ def blank_image(
     channels: int = 3,
     size: tuple[int, int] | None = None,
     max_pixels: int = MAX_PIXELS,
-    reduce: int = 1,
 ) -> Pixels:
     """An image of the right size without its pixels, for data sets whose feature maps are stored already.
 

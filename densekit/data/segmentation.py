@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from densekit.data.image_header import read_header
-from densekit.data.images import MAX_PIXELS, ImageReader, read_image
+from densekit.data.images import MAX_PIXELS, ImageReader
 from densekit.data.sampling import draw_seed, sample_random
 from densekit.data.transforms import Pipeline
 from densekit.types import IGNORE, Classes, DensekitError, Sample, Task
@@ -77,8 +77,7 @@ class SegmentationDataset:
         self.classes = source.classes
         self.transforms = transforms or Pipeline(())
         self.seed, self.training = seed, training
-        self.channels, self.max_pixels = channels, max_pixels
-        self.read_image: ImageReader = read_image
+        self.read_image = ImageReader(channels, max_pixels)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -117,13 +116,7 @@ class SegmentationDataset:
     def _image(self, index: int, size: tuple[int, int]) -> npt.NDArray[Any]:
         path = self.source.image_path(index)
         try:
-            return self.read_image(
-                path,
-                channels=self.channels,
-                size=size,
-                max_pixels=self.max_pixels,
-                reduce=self.transforms.reduction(size),
-            )
+            return self.read_image(path, size=size, reduce=self.transforms.reduction(size))
         except DensekitError:
             found = _size(path)
             if found is None or found == size:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pydantic
 
 from densekit.data.contrast import ContrastStretch
+from densekit.data.deep_transforms import in_eight_bits, with_fills_to_one
 from densekit.data.geometry import MIN_SIDE, keep_boxes, select_boxes
 from densekit.data.resize import HorizontalFlip, Resize, ScaleJitter, VerticalFlip
 from densekit.types import IGNORE, DensekitError, Sample, nearest
@@ -112,6 +113,11 @@ class Pipeline:
         target = self.stages[0].largest(size)
         fits = [r for r in (8, 4, 2) if -(-size[0] // r) >= target[0] and -(-size[1] // r) >= target[1]]
         return fits[0] if fits else 1
+
+    def in_eight_bits(self, channels: int = 3) -> list[str]:
+        """Names of its transforms that leave 256 values at most of an image of more than 8 bits."""
+        foreign = [t for stage in self.stages if isinstance(stage, _Albumentations) for t in stage.transforms]
+        return in_eight_bits(foreign, channels)
 
     def _flush(self, foreign: list[Any], path: str) -> None:
         if foreign:
@@ -238,26 +244,37 @@ class _Albumentations:
         self.path = path
         self.names = ", ".join(type(t).__name__ for t in transforms)
         self.moves = not all(isinstance(t, albumentations.ImageOnlyTransform) for t in transforms)
-        boxes = albumentations.BboxParams(
-            format="pascal_voc",
-            label_fields=["rows"],
-            clip=True,
-            filter_invalid_bboxes=True,  # without it, clip alone still raises
-            min_width=MIN_SIDE,
-            min_height=MIN_SIDE,
-        )
-        self.plain = albumentations.Compose(transforms, p=1.0)
-        self.with_boxes = albumentations.Compose(transforms, bbox_params=boxes, p=1.0) if self.moves else None
+        self.transforms = transforms
+        self._composed: dict[tuple[bool, bool], Any] = {}
+
+    def _compose(self, floats: bool, with_boxes: bool) -> Any:
+        """The run for a kind of sample, made when the first one comes."""
+        import albumentations
+
+        if (floats, with_boxes) not in self._composed:
+            boxes = albumentations.BboxParams(
+                format="pascal_voc",
+                label_fields=["rows"],
+                clip=True,
+                filter_invalid_bboxes=True,  # without it, clip alone still raises
+                min_width=MIN_SIDE,
+                min_height=MIN_SIDE,
+            )
+            transforms = with_fills_to_one(self.transforms) if floats else self.transforms
+            composed = albumentations.Compose(transforms, bbox_params=boxes if with_boxes else None, p=1.0)
+            self._composed[floats, with_boxes] = composed
+        return self._composed[floats, with_boxes]
 
     def __call__(self, sample: Sample, random: np.random.Generator) -> Sample:
         """Apply the run to image, mask and boxes."""
-        compose = self.plain if sample.boxes is None or self.with_boxes is None else self.with_boxes
-        compose.set_random_seed(int(random.integers(2**32)))
         floats = sample.image.dtype != np.uint8  # which albumentations wants on the 0..1 scale
+        with_boxes = sample.boxes is not None and self.moves
+        compose = self._compose(floats, with_boxes)
+        compose.set_random_seed(int(random.integers(2**32)))
         given: dict[str, Any] = {"image": sample.image / np.float32(255) if floats else sample.image}
         if sample.mask is not None and self.moves:
             given["mask"] = sample.mask if sample.mask.ndim == 2 else sample.mask.transpose(1, 2, 0)
-        if compose is self.with_boxes:
+        if with_boxes:
             given |= {"bboxes": sample.boxes, "rows": np.arange(len(sample.boxes))}  # type: ignore[arg-type]
         try:
             got = compose(**{k: np.ascontiguousarray(v) for k, v in given.items()})

@@ -13,6 +13,7 @@ from densekit.doctor.box_sets import SPOILT, findings, of_rows
 from densekit.doctor.boxes import box_defects, near_duplicates
 from densekit.doctor.coco_rows import CocoRows
 from densekit.doctor.consequences import without_consequences, without_sets_of_other_sizes
+from densekit.doctor.deep_images import deep_image_defects
 from densekit.doctor.defects import Defect, exit_code, in_order
 from densekit.doctor.duplicates import identical_images
 from densekit.doctor.identities import empty_images, identity_defects
@@ -86,6 +87,7 @@ def examine(path: Path, images: Path | None = None, *, processes: int | None = N
         found += image_defects(split, looks, channels)
         found += set_defects(split.masks, [masks[q.mask] for q in split.masks], looks)
         found += pixel_defects(split.masks, [masks[q.mask] for q in split.masks])
+    found += deep_image_defects(splits, looks, None if config is None else config.data.range)
     counts = {str(s.rows.path): len(s.images) for s in splits if s.rows is not None}
     found = without_consequences(without_sets_of_other_sizes(found, counts))
     found += identical_images([(s.name, _looks_of(s, looks)) for s in splits])

@@ -17,6 +17,7 @@ from PIL import Image
 from densekit.data.image_header import ImageHeader, read_header
 from densekit.data.images import read_bytes, read_pixels
 from densekit.data.pixel_values import count_not_finite, stretched
+from densekit.data.value_range import Values, values_of
 from densekit.doctor.coco_rows import folded_name
 from densekit.errors import DensekitError
 
@@ -32,7 +33,6 @@ _ENDINGS = {
     "WEBP": (".webp",),
 }
 _KNOWN = frozenset(ending for endings in _ENDINGS.values() for ending in endings)
-_DARK = 4096  # 16-bit values below this become less than 16 of 255
 
 Small = npt.NDArray[np.uint8]
 
@@ -46,6 +46,7 @@ class Look:
         problems: (code, message) of what is wrong with it.
         size: (width, height) as training sees it; None where it can't be read.
         kind: ``colour``, ``grey``, ``palette``, ``alpha``; empty where it can't be read.
+        values: of an image of more than 8 bits; None for others.
         digest: of its bytes.
         small: [SIDE, SIDE] grey picture.
         mean: RGB means of the small picture.
@@ -55,6 +56,7 @@ class Look:
     problems: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     size: tuple[int, int] | None = None
     kind: str = ""
+    values: Values | None = None
     digest: bytes = b""
     small: Small | None = None
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -98,9 +100,7 @@ def look(question: Question) -> Look:
         _look_inside(found, question, header)
         if found.size is not None:
             found.problems += _of_header(path, header)
-            found.kind, depth = kind_and_depth(data, header)
-            if depth:
-                found.problems += _of_depth(data)
+            found.kind = stored_kind(data, header)
     return found
 
 
@@ -129,6 +129,8 @@ def _look_inside(found: Look, question: Question, header: ImageHeader | None) ->
         message = f"{bad} of its {found.size[0] * found.size[1]} pixels are NaN, infinite or a no-data value"
         found.problems.append(("image_not_finite", message))
         return
+    if pixels.dtype not in (np.uint8, np.bool_):
+        found.values = values_of(pixels)
     small = cv2.resize(_first_three(pixels), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     found.mean = (float(small[..., 0].mean()), float(small[..., 1].mean()), float(small[..., 2].mean()))
     found.small = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
@@ -167,23 +169,13 @@ def _of_header(path: Path, header: ImageHeader) -> list[tuple[str, str]]:
     return found
 
 
-def _of_depth(data: bytes) -> list[tuple[str, str]]:
-    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if values is None or values.dtype != np.uint16:
-        return []
-    most = int(values.max(initial=0))
-    code = "image_dark_16_bit" if most < _DARK else "image_16_bit"
-    return [(code, f"16 bits a channel, values up to {most} of 65535")]
-
-
-def kind_and_depth(data: bytes, header: ImageHeader) -> tuple[str, bool]:
-    """What the file stores (``colour``, ``grey``, ``palette``, ``alpha``), and whether it may hold 16 bits."""
+def stored_kind(data: bytes, header: ImageHeader) -> str:
+    """What the file stores: ``colour``, ``grey``, ``palette`` or ``alpha``."""
     if header.format == "PNG" and len(data) > 26:
-        kind = {0: "grey", 2: "colour", 3: "palette", 4: "alpha", 6: "alpha"}.get(data[25], "colour")
-        return kind, data[24] == 16
+        return {0: "grey", 2: "colour", 3: "palette", 4: "alpha", 6: "alpha"}.get(data[25], "colour")
     mode = _mode(data)
-    kinds = {"L": "grey", "1": "grey", "I;16": "grey", "I;16B": "grey", "P": "palette"}
-    return kinds.get(mode, "alpha" if mode in ("RGBA", "RGBa", "LA", "La", "PA") else "colour"), header.format == "TIFF"
+    kinds = {"L": "grey", "1": "grey", "I": "grey", "F": "grey", "I;16": "grey", "I;16B": "grey", "P": "palette"}
+    return kinds.get(mode, "alpha" if mode in ("RGBA", "RGBa", "LA", "La", "PA") else "colour")
 
 
 def _mode(data: bytes) -> str:

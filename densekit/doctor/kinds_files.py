@@ -78,17 +78,23 @@ FILES: dict[str, Kind] = {
         "Alpha is dropped.",
         "blend it with its background if it matters",
     ),
-    "image_16_bit": Kind(
+    "image_deep": Kind(
         "note",
-        "16 bits become 8 bits by dividing by 257",
-        "It is read as 8 bits.",
-        "scale them yourself if it matters",
+        "files of more than 8 bits do not say which value is white",
+        "It takes one range for all of them, told at its start, and keeps every value as a float.",
+        "set data.range where other values are black and white",
     ),
-    "image_dark_16_bit": Kind(
+    "range_too_wide": Kind(
         "warning",
-        "its values use a small part of 16 bits, so 8 bits leave next to nothing of it",
+        "next to nothing of the range is used, so all images look alike: near-black, mostly",
+        "It learns from that.",
+        "set data.range to the values that are black and white",
+    ),
+    "image_dark": Kind(
+        "warning",
+        "its values are on another scale than those of the other images",
         "It is nearly black.",
-        "stretch the values to 0..65535, or save 8 bits",
+        "save it on the scale of the others",
     ),
     "image_no_annotation": Kind(
         "note",

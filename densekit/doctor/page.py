@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from densekit.data.image_header import read_header
-from densekit.data.images import read_bytes, read_image
+from densekit.data.images import read_bytes, read_pixels
+from densekit.data.pixel_values import stretched
 from densekit.doctor.defects import Box, Defect
 from densekit.doctor.examine import Report
 from densekit.doctor.report import summary
@@ -102,7 +103,7 @@ def _encoded(path: Path, boxes: Sequence[Box]) -> str:
         header = None if path.suffix.lower() == ".npy" else read_header(read_bytes(path, _MOST_PIXELS))
         # Boxes are in the pixels as stored, unless the size in the json says otherwise, which the page leaves open.
         size = None if header is None or not boxes else (header.height, header.width)
-        picture = drawn_box(as_rgb(read_image(path, size=size, max_pixels=_MOST_PIXELS)), boxes)
+        picture = drawn_box(as_rgb(stretched(read_pixels(path, size=size, max_pixels=_MOST_PIXELS))), boxes)
     except (DensekitError, OSError, ValueError, cv2.error, MemoryError):
         return ""
     done, data = cv2.imencode(".jpg", np.ascontiguousarray(picture[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 80])

@@ -34,8 +34,8 @@ class Recipe:
         levels: what is stored, as asked for: levels of backbone or neck, ``pooled``, ``roi``.
         dtype: of what is stored. precision: of the network's arithmetic. device: ``cpu`` or ``cuda``.
         file_format: of the shards.
-        images: number of images and a hash of their names, in order, and ``decode`` where the user asked for another
-            way than the usual. boxes: a hash of the boxes for ``roi``.
+        images: number of images and a hash of their names, in order; ``decode`` where the user asked for another way
+            than the usual; ``range`` of those that hold more than 8 bits. boxes: a hash of the boxes for ``roi``.
         shard_images: images a shard. batch_size: images in one pass of the network.
     """
 

@@ -16,6 +16,9 @@ from densekit.data.coco import CocoDataset
 from densekit.data.coco_file import open_coco
 from densekit.data.feature_set import stored_transform
 from densekit.data.feature_store import VIEWS
+from densekit.data.image_settings import find_range, read_as, read_on, unknown_range
+from densekit.data.images import ImageReader
+from densekit.data.pixel_values import Range
 from densekit.data.transforms import Pipeline
 from densekit.errors import DensekitError
 from densekit.features.export import images_per_shard
@@ -170,7 +173,29 @@ def plain_source(
         (names, note), root = names_in_folder(images), images
     else:
         raise DensekitError("say what to export: --images, --annotations, --list, or --split of a config or checkpoint")
-    return NamedImages(root, names, transforms=transforms, channels=channels, reduced=reduced, note=note)
+    return NamedImages(root, names, transforms=transforms, read_image=ImageReader(channels), reduced=reduced, note=note)
+
+
+def settle(source: ImageSource, config: Config | None, given: Range | None) -> list[str]:
+    """Let a source read images of more than 8 bits on the config's range, the given one, or the one measured over it.
+
+    Returns:
+        Lines that say what was found, and which files were left out.
+
+    Raises:
+        DensekitError: a range is given beside a config, or its ends are exchanged.
+    """
+    left_out = [note] if (note := getattr(source, "note", None)) else []
+    if config is not None and given is not None:
+        raise DensekitError("--range is for --backbone; a config or checkpoint takes data.range=[low,high]")
+    if config is not None:
+        read_as(config.data, source)
+        return [*left_out, *unknown_range(config.data, source)]
+    if given is not None and not given[0] < given[1]:
+        raise DensekitError(f"--range: black lies below white, not {given[0]:g} and {given[1]:g}; exchange them")
+    value_range, lines = (given, []) if given is not None else find_range(source)
+    read_on(value_range, source)
+    return [*left_out, *lines]
 
 
 @dataclasses.dataclass(slots=True)
@@ -234,6 +259,9 @@ class Export:
         images: dict[str, Any] = {"count": len(self.source), "sha256": hash_of_names(ids)}
         if getattr(self.source, "reduced", False):
             images["decode"] = "reduced"
+        reader = getattr(self.source, "read_image", ImageReader())
+        if reader.value_range is not None:
+            images["range"] = list(reader.value_range)
         return Recipe(
             backbone=backbone,
             channels=self.model.channels,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from densekit.data.image_files import list_images
-from densekit.data.images import MAX_PIXELS, blank_image, read_image
+from densekit.data.images import ImageReader
 from densekit.data.transforms import Pipeline
 from densekit.errors import DensekitError
 from densekit.files import read_names
@@ -47,8 +48,7 @@ class NamedImages:
         root: folder that the names are relative to.
         names: of the files.
         transforms: ``Resize`` or nothing.
-        channels: image channels.
-        max_pixels: a larger image is refused before it is decoded.
+        read_image: how the files are read.
         reduced: decode JPEGs at 1/2, 1/4 or 1/8 of their size where that is still no smaller than what ``transforms``
             makes of them: faster, and slightly other pixels. The data sets of a config always do so.
         note: a line on files that were left out.
@@ -60,13 +60,12 @@ class NamedImages:
         names: Sequence[str],
         *,
         transforms: Pipeline,
-        channels: int = 3,
-        max_pixels: int = MAX_PIXELS,
+        read_image: ImageReader,
         reduced: bool = False,
         note: str | None = None,
     ) -> None:
         self.root, self.names, self.reduced, self.note = root, names, reduced, note
-        self.transforms, self.channels, self.max_pixels = transforms, channels, max_pixels
+        self.transforms, self.read_image = transforms, read_image
 
     def __len__(self) -> int:
         return len(self.names)
@@ -74,6 +73,10 @@ class NamedImages:
     def image_id(self, index: int) -> str:
         """The path relative to the root."""
         return self.names[index]
+
+    def path(self, index: int) -> Path:
+        """The image file at ``index``."""
+        return self.root / self.names[index]
 
     def sample(self, epoch: int, index: int) -> Sample:
         """One image, resized.
@@ -84,9 +87,9 @@ class NamedImages:
         name = self.names[index]
         size, reduce = None, 1
         if self.reduced:
-            height, width = blank_image(self.root / name, max_pixels=self.max_pixels).shape[:2]
+            height, width = dataclasses.replace(self.read_image, blank=True)(self.root / name).shape[:2]
             size, reduce = (height, width), self.transforms.reduction((height, width))
-        image = read_image(self.root / name, channels=self.channels, max_pixels=self.max_pixels, reduce=reduce)
+        image = self.read_image(self.root / name, reduce=reduce)
         size = size or (int(image.shape[0]), int(image.shape[1]))
         return self.transforms(Sample(image, id=name, original_size=size, seed=0), np.random.default_rng(0))
 

@@ -56,15 +56,6 @@ def test_alpha_is_dropped_and_not_blended(tmp_path):
     assert np.array_equal(read_image(path, channels=4), alpha)
 
 
-def test_sixteen_bit_is_rounded_to_eight(tmp_path):
-    values = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
-    path = save(tmp_path / "a.png", Image.fromarray(values))
-    assert read_image(path, channels=1)[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255]
-    colour = np.dstack([values, values[:, ::-1], values])
-    cv2.imwrite(str(tmp_path / "b.png"), colour[:, :, ::-1])
-    assert read_image(tmp_path / "b.png")[0, :, 1].tolist() == [255, 128, 1, 1, 0, 0]
-
-
 @pytest.mark.parametrize("tag", range(1, 9))
 @pytest.mark.parametrize("kind", ["jpg", "png", "tif", "webp"])
 def test_exif_orientation_is_applied_as_pillow_does(tmp_path, tag, kind):

@@ -1,0 +1,109 @@
+"""The range of a set's deep images (those of more than 8 bits): measured once, from the images that are learned from.
+
+A range is a property of the whole set, never of one image: the same brightness must be the same number in every image,
+in training, evaluation and prediction.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from densekit import machine
+from densekit.data.images import ImageReader, read_pixels
+from densekit.data.pixel_values import Pixels, Range, check_finite
+from densekit.errors import DensekitError
+
+_FAINT = 1 / 16
+"""Images whose values use less of the range than this train near-black, or near-grey."""
+
+_SIDE = 256  # rows and columns that percentiles are taken from
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Values:
+    """The values of deep images.
+
+    Attributes:
+        kind: numpy's name of their type, or several with a slash between.
+        low: the least of all.
+        high: the greatest of all.
+        usual: (low, high) between which all but a thousandth at each end lie; of several images the median.
+        images: how many.
+    """
+
+    kind: str
+    low: float
+    high: float
+    usual: Range
+    images: int = 1
+
+    def range(self) -> Range:
+        """What is to be black and white: the whole of the smallest usual scale that holds all values.
+
+        Without values below 0 that is 0..1 (floats), or 0 to all ones of 8, 9, ... bits: the highest value that the
+        camera can give is a better white than the highest that happens to occur. With values below 0 there is no usual
+        scale, and it is the least and the greatest value.
+        """
+        if self.low < 0:
+            return self.low, self.high if self.high > self.low else self.low + 1
+        if self.high <= 1 and "float" in self.kind:
+            return 0.0, 1.0
+        return 0.0, 2.0 ** max(8, math.ceil(math.log2(self.high + 1))) - 1
+
+    def usual_option(self) -> str:
+        """``usual`` in three figures, as an option."""
+        return as_option((float(f"{self.usual[0]:.3g}"), float(f"{self.usual[1]:.3g}")))
+
+    def faint(self, value_range: Range) -> bool:
+        """Whether next to nothing of a range is used."""
+        return self.usual[1] - self.usual[0] < _FAINT * (value_range[1] - value_range[0])
+
+
+def values_of(pixels: Pixels) -> Values:
+    """The values of one image [H, W, C]."""
+    step = max(1, -(-max(pixels.shape[:2]) // _SIDE))
+    low, high = np.percentile(pixels[::step, ::step], (0.1, 99.9))
+    return Values(str(pixels.dtype), float(pixels.min()), float(pixels.max()), (float(low), float(high)))
+
+
+def pooled(values: Sequence[Values]) -> Values:
+    """The values of several images."""
+    return Values(
+        "/".join(sorted({v.kind for v in values})),
+        min(v.low for v in values),
+        max(v.high for v in values),
+        (float(np.median([v.usual[0] for v in values])), float(np.median([v.usual[1] for v in values]))),
+        len(values),
+    )
+
+
+def measure(paths: Sequence[Path], reader: ImageReader) -> Values | None:
+    """The values of deep images; those that cannot be read are left out, and None is left where none can.
+
+    Args:
+        paths: the files.
+        reader: for channels and the largest number of pixels.
+    """
+
+    def look(path: Path) -> Values | None:
+        try:
+            pixels = read_pixels(path, channels=reader.channels, max_pixels=reader.max_pixels)
+            check_finite(pixels, path)
+        except DensekitError:  # told by whoever comes to learn from it
+            return None
+        return values_of(pixels)
+
+    with ThreadPoolExecutor(min(8, machine.cores())) as pool:
+        found = [values for values in pool.map(look, paths) if values is not None]
+    return pooled(found) if found else None
+
+
+def as_option(value_range: Range) -> str:
+    """A range as it is written in a config or on the command line."""
+    return f"[{value_range[0]:g}, {value_range[1]:g}]"
