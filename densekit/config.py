@@ -250,16 +250,28 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Args:
         path: a YAML file, or the name of a config that comes with densekit; ``${NAME}`` and ``${NAME:-default}`` in
             values are replaced from the environment.
-        overrides: such as ``train.epochs=3`` or ``model.heads.boxes.neck=c5``; values are read as YAML.
+        overrides: such as ``train.epochs=3`` or ``model.heads.boxes.neck=c5``; values are read as YAML. ``train.steps``
+            takes the place of the file's ``train.epochs``, and the other way round.
 
     Raises:
         DensekitError: the file is missing or not YAML, a key is misspelt, a value is of the wrong type or range.
     """
     path = _found(Path(path))
     tree = read_yaml(path)
-    for override in overrides:
-        apply_override(tree, override)
+    _apply(tree, overrides)
     return parse(expand(tree, str(path)), str(path))
+
+
+def _apply(tree: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Apply overrides in their order; the length of a run is given once, so a new one takes the other's place."""
+    for text in overrides:
+        apply_override(tree, text)
+    named = {text.partition("=")[0].strip() for text in overrides}
+    train = tree.get("train")
+    for given, other in (("steps", "epochs"), ("epochs", "steps")):
+        replaces = f"train.{given}" in named and f"train.{other}" not in named
+        if replaces and isinstance(train, dict) and train.get(given) is not None:
+            train[other] = None
 
 
 def _found(path: Path) -> Path:
@@ -304,12 +316,38 @@ def _explain(error: pydantic.ValidationError, tree: Any) -> str:
     # A misspelt key often makes another one missing: tell the cause first.
     first = min(problems, key=lambda p: p["type"] != "extra_forbidden")
     path = ".".join(str(p) for p in first["loc"])
+    if first["type"] == "missing":
+        return _missing(
+            [".".join(str(p) for p in problem["loc"]) for problem in problems if problem["type"] == "missing"]
+        )
     if first["type"] == "extra_forbidden":
         return f"{path}: there is no such key; {nearest(str(first['loc'][-1]), _fields(first['loc'][:-1]))}"
     message = first["msg"].removeprefix("Value error, ")
-    shown = "" if first["type"] in ("missing", "value_error") else f", not {first['input']!r}"
+    shown = "" if first["type"] == "value_error" else f", not {first['input']!r}"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return f"{path}: {message[:1].lower()}{message[1:]}{shown}{more}"
+
+
+_LIKE = {
+    "model": "{backbone: {name: resnet50}, heads: {boxes: {name: faster_rcnn}}}",
+    "model.backbone": "{name: resnet50}",
+    "model.backbone.name": "resnet50",
+    "model.heads": "{boxes: {name: faster_rcnn}}",
+    "data": "{train: {name: coco, images: images, annotations: train.json}}",
+    "data.train": "{name: coco, images: images, annotations: train.json}",
+    "data.train.name": "coco",
+    "train": "{epochs: 12, optimizer: {lr: 0.01}}",
+    "train.optimizer": "{lr: 0.01}",
+    "train.optimizer.lr": "0.01",
+}
+"""What each required key may look like."""
+
+
+def _missing(paths: Sequence[str]) -> str:
+    """All required keys that a config lacks, each with a value to copy."""
+    examples = ", ".join(f"{path}: {_LIKE.get(path, '...')}" for path in paths)
+    what = "these required keys are" if len(paths) > 1 else "this required key is"
+    return f"{what} missing; add, for example, {examples}"
 
 
 def _fields(location: Sequence[str | int]) -> list[str]:
@@ -335,6 +373,5 @@ def _arguments(annotation: Any) -> tuple[Any, ...]:
 def override(config: Config, overrides: Sequence[str]) -> Config:
     """A copy of a config with ``key.path=value`` overrides applied, checked again."""
     tree = config.model_dump(mode="json")
-    for text in overrides:
-        apply_override(tree, text)
+    _apply(tree, overrides)
     return parse(expand(tree, "config"), "config") if overrides else config

@@ -1,4 +1,5 @@
 import pytest
+import yaml
 
 from densekit import config
 from densekit.errors import DensekitError
@@ -31,6 +32,37 @@ def test_overrides_replace_values_and_keep_the_rest(path):
     assert loaded.data.train.options["annotations"] == "a.json"
 
 
+@pytest.mark.parametrize(
+    ("overrides", "steps", "epochs"),
+    [
+        (["train.steps=5"], 5, None),
+        (["train.steps=5", "train.epochs=2", "train.steps=null"], None, 2),
+        (["train.epochs=2"], None, 2),
+    ],
+    ids=["steps", "both", "epochs"],
+)
+def test_steps_on_the_command_line_take_the_place_of_the_files_epochs(path, overrides, steps, epochs):
+    loaded = config.load(path, overrides)
+    assert (loaded.train.steps, loaded.train.epochs) == (steps, epochs)
+    back = config.override(config.load(path, ["train.steps=5"]), ["train.epochs=4"])
+    assert (back.train.steps, back.train.epochs) == (None, 4)
+
+
+def test_steps_and_epochs_together_on_the_command_line_are_refused(path):
+    with pytest.raises(DensekitError, match="give either epochs or steps"):
+        config.load(path, ["train.steps=4", "train.epochs=2"])
+
+
+def test_every_required_key_that_is_missing_is_named_with_a_value_that_can_be_copied(path):
+    path.write_text("model: {backbone: {}}")
+    with pytest.raises(DensekitError) as told:
+        config.load(path)
+    lines = str(told.value).partition("for example, ")[2]
+    for key in ("model.backbone.name: resnet50", "model.heads: {boxes", "data: {train", "train: {epochs"):
+        assert key in lines
+    config.parse(yaml.safe_load("\n".join(f"{k}: {v}" for k, v in config._LIKE.items() if "." not in k)), "copied")
+
+
 def test_a_number_in_exponent_form_is_a_number(path):
     assert config.load(path).train.optimizer.lr == 0.001
 
@@ -60,7 +92,6 @@ def test_a_variable_without_default_and_value_is_named(path, monkeypatch):
         ("trian.epochs=3", "trian: there is no such key; did you mean 'train'"),
         ("train.optimizer.lr=fast", "train.optimizer.lr: input should be a valid number.*not 'fast'"),
         ("train.batch_size=0", "train.batch_size: .*greater than or equal to 1, not 0"),
-        ("train.steps=4", "train: give either epochs or steps"),
         ("train.accumulate=3", "batch_size 8 must be a multiple of accumulate 3"),
         ("model.normalize.std=[0, 1, 1]", "std must be above 0"),
         ("model.heads={}", "model.heads: "),
