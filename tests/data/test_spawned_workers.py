@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from densekit.data.image_files import ImageFiles, list_images
+from densekit.data.image_files import ImageFiles
 from densekit.data.loader import eval_loader, train_loader
 from densekit.data.transforms import Pipeline
 from densekit.features.export import _Decoder
@@ -65,7 +65,7 @@ def test_a_data_set_gives_the_same_samples_in_another_process(name, shapes):
 
 
 def test_plain_images_travel_too(shapes):
-    paths = list_images([shapes / "images/val"])
+    paths = sorted((shapes / "images/val").glob("*.jpg"))
     files = ImageFiles(paths, task="detection", classes=Classes(("a",), (1,)), transforms=Pipeline(SPECS[3:]))
     source = plain_source(shapes / "images/val", None, None, specs=[{"name": "Resize", "short": 20}], channels=3)
     for data in (files, source):
