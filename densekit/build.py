@@ -43,7 +43,7 @@ def dataset(
         config: of the run.
         split: which of ``data.train``, ``data.val``, ``data.test``.
         training: with the training transforms; else with those of evaluation, and with what metrics need.
-        classes: what the data set's classes must be; None takes whatever it has.
+        classes: what the data set's classes must be, of which it may lack some; None takes whatever it has.
         match_names: ids and order may differ from ``classes`` where the names are the same; as ``data.match_names``.
 
     Raises:
@@ -68,9 +68,11 @@ def dataset(
     match_names |= config.data.match_names
     if classes is None and match_names and config.model.weights is not None:
         classes = checkpoint.classes_of(checkpoint.load(config.model.weights), config.model.weights)
-    if classes is not None and match_names:
-        return Relabelled(built, classes.names)
-    if classes is not None and (difference := classes.difference(built.classes)):
+    if classes is None or classes == built.classes:
+        return built
+    if match_names or getattr(built, "ids_are_positions", False) or built.classes.are_among(classes):
+        return Relabelled(built, classes, f"data.{split}")
+    if difference := classes.difference(built.classes):
         raise DensekitError(
             f"data.{split}: its classes are not those that the model learned: {difference}; "
             f"use the same classes, or add data.match_names=true where names are the same and ids or order differ"
@@ -92,12 +94,18 @@ def settle(config: Config, world: World, train_set: Dataset, val_set: Dataset | 
     if val_set is not None:
         lines += image_settings.unknown_range(data, val_set)
         lines += image_settings.rounding(data, val_set, "data.eval_transforms")
-    return config.model_copy(update={"data": data}), lines
+    return config.model_copy(update={"data": data}), [*notes(train_set, val_set), *lines]
 
 
 def settle_alone(config: Config, world: World) -> tuple[Config, list[str]]:
     """As ``settle``, where nothing is learned: the training set is opened for this alone."""
     return settle(config, world, dataset(with_pixels(config), "train", training=True), None)
+
+
+def notes(*datasets: Dataset | None) -> list[str]:
+    """Lines on what data sets read although it is written otherwise, or leave out."""
+    lines = [line for data in datasets for line in getattr(data, "notes", ())]
+    return [f"data: {line}" for line in dict.fromkeys(lines)]
 
 
 def transforms(config: DataConfig, training: bool) -> Pipeline:
@@ -320,11 +328,11 @@ def metric(config: Config, built: DenseModel, data: Dataset) -> Metric:
 
         if not isinstance(data, CocoDataset):
             raise DensekitError("COCO's numbers need a COCO json to compare with; use a COCO data set for a detector")
-        return CocoMetric(data, max_detections=config.evaluation.max_detections)
+        return CocoMetric(data, classes=built.classes, max_detections=config.evaluation.max_detections)
     if built.task == "segmentation":
         from densekit.metrics.segmentation import SegmentationMetric
 
-        return SegmentationMetric(data.classes)
+        return SegmentationMetric(built.classes)
     from densekit.metrics.accuracy import AccuracyMetric
 
     return AccuracyMetric(data.classes)

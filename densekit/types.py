@@ -72,6 +72,10 @@ class Classes:
     def __len__(self) -> int:
         return len(self.names)
 
+    def are_among(self, others: Classes) -> bool:
+        """Whether each of these classes is one of the others, by name and id."""
+        return set(zip(self.names, self.ids)) <= set(zip(others.names, others.ids))
+
     def difference(self, other: Classes) -> str | None:
         """Explain in one phrase how ``other`` differs from these classes, or return None where they are equal."""
         if self == other:

@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from densekit.model import build_model
 
     data = build.dataset(config, "train", training=True)
+    for line in build.notes(data):
+        say(line)
     heads = build_model(config.model, data.classes).heads  # checks the options that are added to
     counts = count_pixels(data, lambda indices: track(indices, "counting", len(indices)))
     losses = {

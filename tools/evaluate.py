@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     build.check_stores(config, model, data, training=False)
     batches = build.eval_batches(config, data, world)
     metric = build.metric(config, model, data)
-    for line in unknown_range(config.data, data):
+    for line in [*unknown_range(config.data, data), *build.notes(data)]:
         say(line, world.is_first)
     say(f"{args.checkpoint} on {args.data}: {len(data)} images, {len(data.classes)} classes", world.is_first)
     numbers = evaluate(

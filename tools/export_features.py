@@ -122,7 +122,7 @@ def prepare(args: argparse.Namespace, world: Any) -> tuple[Any, dict[str, Any]]:
     levels, views = args.levels.split(",") if args.levels else None, setup.views_of(views)
     export = setup.Export(model.to(world.device), source, levels, views, specs, **options)
     network = f"network in {export.precision}, {args.dtype} stored{', JPEGs decoded reduced' * args.reduced}"
-    say("\n".join([*lines, *told, *setup.settle(source, config, args.range), network]), world.is_first)
+    say("\n".join(dict.fromkeys([*lines, *told, *setup.settle(source, config, args.range), network])), world.is_first)
     return export, setup.made_from(args.weights or args.checkpoint or (config and config.model.backbone.weights))
 
 

@@ -8,13 +8,15 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from densekit.data.coco_file import CocoFile, open_coco
+from densekit.data.coco_file import CocoFile
+from densekit.data.coco_images import CocoImages
+from densekit.data.coco_merge import open_annotations
 from densekit.data.geometry import xywh_to_xyxy
-from densekit.data.images import MAX_PIXELS, ImageReader, inside
+from densekit.data.images import MAX_PIXELS, ImageReader
 from densekit.data.sampling import draw_seed, sample_random
 from densekit.data.transforms import Pipeline
 from densekit.registry import DATASETS
-from densekit.types import Classes, DensekitError, Sample, Task
+from densekit.types import Classes, Sample, Task
 
 
 class CocoDataset:
@@ -41,9 +43,7 @@ class CocoDataset:
         channels: int = 3,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        if not folder.is_dir():
-            raise DensekitError(f"{folder}: there is no such image folder; correct the path of the images")
-        self.folder = folder
+        self.files = CocoImages(folder, file)
         self.file = file
         self.transforms = transforms or Pipeline(())
         self.seed = seed
@@ -53,6 +53,16 @@ class CocoDataset:
     def classes(self) -> Classes:
         """The categories of the file."""
         return self.file.classes
+
+    @property
+    def folder(self) -> Path:
+        """The images."""
+        return self.files.folder
+
+    @property
+    def notes(self) -> list[str]:
+        """See ``CocoImages``."""
+        return self.files.notes
 
     @property
     def max_objects(self) -> int:
@@ -68,7 +78,7 @@ class CocoDataset:
         Raises:
             DensekitError: the name leaves the image folder.
         """
-        return inside(self.folder, self.file.file_names[index], self.file.path)
+        return self.files.path(index)
 
     def image_id(self, index: int) -> int | str:
         """The id in the json."""
@@ -106,7 +116,7 @@ class CocoDataset:
 def coco(
     *,
     images: Path,
-    annotations: Path,
+    annotations: Path | tuple[Path, ...],
     classes: tuple[str, ...] | None = None,
     on_bad_box: Literal["error", "drop"] = "error",
     transforms: Pipeline | None = None,
@@ -115,11 +125,11 @@ def coco(
     channels: int = 3,
     max_pixels: int = MAX_PIXELS,
 ) -> CocoDataset:
-    """Images and boxes of a COCO json.
+    """Images and boxes of a COCO json, or of several.
 
     Args:
         images: the image folder.
-        annotations: the json file.
+        annotations: the json file, or a list of several as one data set: see ``coco_merge``.
         classes: names of the categories to use, in label order; None: all, by id.
         on_bad_box: a box without area, with NaN, or outside its image is an error, or dropped.
         transforms: see ``CocoDataset``.
@@ -128,5 +138,5 @@ def coco(
         channels: see ``CocoDataset``.
         max_pixels: see ``CocoDataset``.
     """
-    file = open_coco(annotations, on_bad_box=on_bad_box, classes=classes)
+    file = open_annotations(annotations, on_bad_box=on_bad_box, classes=classes)
     return CocoDataset(images, file=file, transforms=transforms, seed=seed, channels=channels, max_pixels=max_pixels)

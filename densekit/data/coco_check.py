@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from densekit.data.coco_columns import CocoColumns, Ids
+from densekit.data.coco_numbers import ByNumber
 from densekit.data.images import leaves_folder
 from densekit.types import DensekitError, nearest
 
@@ -23,6 +24,9 @@ Mask = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.int64]
 
 REMEDY = "correct it (tools/doctor.py names all defects, --fix writes a corrected file)"
+
+OTHER_KIND = "annotations have an image_id that is a number where the image's id is a text, or the other way round"
+"""The word for it in ``AnnotationColumns.odd``."""
 
 BOX_RULES = {
     "box_not_finite": "holds NaN or infinity",
@@ -71,8 +75,12 @@ def check_images(columns: CocoColumns) -> None:
             )
 
 
-def check_annotations(columns: CocoColumns) -> tuple[Indices, Indices]:
-    """Look up each annotation's image and category.
+def check_annotations(columns: CocoColumns, labelled: bool = True) -> tuple[Indices, Indices]:
+    """Look up each annotation's image and category; an ``image_id`` that is 1 also finds an image "1", and vice versa.
+
+    Args:
+        columns: of the file.
+        labelled: whether there must be a category.
 
     Returns:
         For each annotation the position of its image and of its category in the file.
@@ -81,14 +89,18 @@ def check_annotations(columns: CocoColumns) -> tuple[Indices, Indices]:
         DensekitError: an id occurs twice or is unknown, or ``iscrowd`` is neither 0 nor 1.
     """
     path, annotations = columns.path, columns.annotations
-    if not columns.category_ids:
-        raise DensekitError(f"{path}: 'categories' is empty; name at least one category")
-    _unique(path, columns.category_ids, "category")
+    _unique(path, columns.categories.ids, "category")
     _unique(path, annotations.ids, "annotation")
-    categories = _positions(columns.category_ids, annotations.category_ids)
+    if not columns.categories.ids and (labelled or len(annotations.ids)):
+        raise DensekitError(f"{path}: 'categories' is empty; name at least one category")
+    if not len(annotations.ids):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    categories = _positions(columns.categories.ids, annotations.category_ids)
     images = _positions(columns.images.ids, annotations.image_ids)
+    if (images < 0).any():
+        _find_by_number(columns, images)
     for what, found, wanted, known in (
-        ("category", categories, annotations.category_ids, columns.category_ids),
+        ("category", categories, annotations.category_ids, columns.categories.ids),
         ("image", images, annotations.image_ids, columns.images.ids),
     ):
         unknown = np.flatnonzero(found < 0)
@@ -101,6 +113,18 @@ def check_annotations(columns: CocoColumns) -> tuple[Indices, Indices]:
             )
     _check_crowd(columns)
     return images, categories
+
+
+def _find_by_number(columns: CocoColumns, images: Indices) -> None:
+    """Fill in, where they are -1, the positions of images whose id is the same number in another kind."""
+    known = columns.images.ids.tolist() if isinstance(columns.images.ids, np.ndarray) else columns.images.ids
+    place = {image: i for i, image in enumerate(known)}
+    by_number = ByNumber(known)
+    for i in np.flatnonzero(images < 0).tolist():
+        found = by_number.find(_plain(columns.annotations.image_ids[i]))
+        if found is not None:
+            images[i] = place[found]
+            columns.annotations.odd.append(OTHER_KIND)
 
 
 def bad_box_message(path: Path, code: str, annotation: Any, box: Sequence[float], name: str, count: int) -> str:

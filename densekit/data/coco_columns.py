@@ -11,12 +11,17 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from densekit.data.coco_numbers import one_kind
 from densekit.types import DensekitError
 
 Id = int | str
 
 _SEGMENTATION = b'"segmentation"'
-_ABSENT = msgspec.Raw()
+ABSENT = msgspec.Raw()
+"""Where an annotation has no segmentation."""
+
+NUMBER_AS_TEXT = "numbers written as text are read as numbers"
+"""The word for it in ``odd``."""
 
 
 class ImageRow(msgspec.Struct, gc=False):
@@ -44,7 +49,7 @@ class AnnotationRow(msgspec.Struct, gc=False):
     bbox: tuple[float, float, float, float]
     iscrowd: int | bool | None = 0
     area: float | None = None
-    segmentation: msgspec.Raw = _ABSENT
+    segmentation: msgspec.Raw = ABSENT
 
 
 Ids = npt.NDArray[np.int64] | list[Id]
@@ -53,12 +58,22 @@ Ids = npt.NDArray[np.int64] | list[Id]
 
 @dataclasses.dataclass(slots=True)
 class ImageColumns:
-    """The ``images`` of a file, in file order."""
+    """The ``images`` of a file, in file order; ``odd`` has a word for each value that was written unlike COCO's own."""
 
     ids: Ids
     file_names: list[str]
     widths: npt.NDArray[np.int64]
     heights: npt.NDArray[np.int64]
+    odd: list[str]
+
+
+@dataclasses.dataclass(slots=True)
+class CategoryColumns:
+    """The ``categories`` of a file, in file order; ``odd`` as for images."""
+
+    ids: list[int]
+    names: list[str]
+    odd: list[str]
 
 
 @dataclasses.dataclass(slots=True)
@@ -73,6 +88,7 @@ class AnnotationColumns:
         areas: [n]; NaN where the file gives none.
         crowd: [n] ``iscrowd`` as written; 0 where absent.
         segmentations: [n] position in the file just behind the key (or at the value); -1 where there is none.
+        odd: a word for each value that was written unlike COCO's own.
     """
 
     ids: Ids
@@ -82,6 +98,7 @@ class AnnotationColumns:
     areas: npt.NDArray[np.float64]
     crowd: npt.NDArray[np.int64]
     segmentations: npt.NDArray[np.int64]
+    odd: list[str]
 
 
 @dataclasses.dataclass(slots=True)
@@ -90,18 +107,22 @@ class CocoColumns:
 
     path: Path
     images: ImageColumns
-    category_ids: list[int]
-    category_names: list[str]
+    categories: CategoryColumns
     annotations: AnnotationColumns
 
 
-def image_columns(rows: list[ImageRow]) -> ImageColumns:
+def image_columns(rows: list[ImageRow], odd: list[str], *_: Any) -> ImageColumns:
     """Columns of rows."""
-    widths, heights = ([getattr(r, side) for r in rows] for side in ("width", "height"))
-    return ImageColumns(_ids([r.id for r in rows]), [r.file_name for r in rows], _integers(widths), _integers(heights))
+    widths, heights = (_integers([getattr(r, side) for r in rows]) for side in ("width", "height"))
+    return ImageColumns(_ids([r.id for r in rows]), [r.file_name for r in rows], widths, heights, odd)
 
 
-def annotation_columns(rows: list[AnnotationRow], piece: bytes, at: int) -> AnnotationColumns:
+def category_columns(rows: list[CategoryRow], odd: list[str], *_: Any) -> CategoryColumns:
+    """Columns of rows."""
+    return CategoryColumns([r.id for r in rows], [r.name for r in rows], odd)
+
+
+def annotation_columns(rows: list[AnnotationRow], odd: list[str], piece: bytes, at: int) -> AnnotationColumns:
     """Columns of rows, with the bytes that they were decoded from and where in the file these stand."""
     return AnnotationColumns(
         ids=_ids([r.id for r in rows]),
@@ -113,13 +134,14 @@ def annotation_columns(rows: list[AnnotationRow], piece: bytes, at: int) -> Anno
         areas=np.array([np.nan if r.area is None else r.area for r in rows], np.float64),
         crowd=_integers([r.iscrowd or 0 for r in rows]),
         segmentations=_segmentations(rows, piece, at),
+        odd=odd,
     )
 
 
 def _segmentations(rows: list[AnnotationRow], piece: bytes, at: int) -> npt.NDArray[np.int64]:
     """Where each row's segmentation stands in the file; ``at`` is the position of the piece's first byte."""
     parts = piece.split(_SEGMENTATION)
-    given = [r.segmentation is not _ABSENT for r in rows]
+    given = [r.segmentation is not ABSENT for r in rows]
     if len(parts) == len(rows) + 1 and all(given):  # one key a row, so each is the row's own
         lengths = np.fromiter(map(len, parts[:-1]), np.int64, len(rows))
         return at + np.cumsum(lengths + len(_SEGMENTATION))
@@ -144,15 +166,22 @@ def _integers(values: list[Any]) -> npt.NDArray[np.int64]:
         raise DensekitError(f"the number {large} is too large for 64 bits; correct the file") from None
 
 
-Columns = TypeVar("Columns", ImageColumns, AnnotationColumns)
+def unmixed(images: ImageColumns) -> ImageColumns:
+    """The same with ids of one kind, where numbers and texts are mixed and the texts are numbers too."""
+    if isinstance(images.ids, list) and (ids := one_kind(images.ids)) != images.ids:
+        texts = sum(isinstance(i, str) for i in images.ids)
+        return dataclasses.replace(images, ids=_ids(ids), odd=[*images.odd, *[NUMBER_AS_TEXT] * texts])
+    return images
 
 
-def joined(kind: type[Columns], parts: list[Columns]) -> Columns:
-    """One set of columns of those of several pieces."""
-    if not parts:
-        return kind(*(_EMPTY[f.name] for f in dataclasses.fields(kind)))
-    if len(parts) == 1:
-        return parts[0]
+Columns = TypeVar("Columns", ImageColumns, CategoryColumns, AnnotationColumns)
+
+
+def joined(parts: list[Columns], none: Columns) -> Columns:
+    """One set of columns of those of several pieces; ``none`` are the columns of no row."""
+    if len(parts) < 2:
+        return parts[0] if parts else none
+    kind = type(none)
     return kind(*(_concatenated([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(kind)))
 
 
@@ -160,12 +189,3 @@ def _concatenated(columns: list[Any]) -> Any:
     if all(isinstance(c, np.ndarray) for c in columns):
         return np.concatenate(columns)
     return [v for c in columns for v in (c.tolist() if isinstance(c, np.ndarray) else c)]
-
-
-_INTEGERS = np.zeros(0, np.int64)
-_EMPTY: dict[str, Any] = {
-    **dict.fromkeys(("ids", "image_ids", "category_ids", "widths", "heights", "crowd", "segmentations"), _INTEGERS),
-    "file_names": [],
-    "boxes": np.zeros((0, 4)),
-    "areas": np.zeros(0),
-}

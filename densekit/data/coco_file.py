@@ -12,6 +12,7 @@ import functools
 import hashlib
 import mmap
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -19,7 +20,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from densekit.data.coco_check import bad_box_message, box_defects, check_annotations, check_images
+from densekit.data.coco_check import REMEDY, bad_box_message, box_defects, check_annotations, check_images
 from densekit.data.coco_columns import CocoColumns, Id, Ids
 from densekit.data.coco_parse import parse_coco, read_segmentation
 from densekit.data.column_store import Strings, cache_folder, fingerprint, map_columns, write_columns
@@ -28,7 +29,7 @@ from densekit.types import Classes, DensekitError, nearest
 CACHE_FROM = 1 << 22
 """Size in bytes from which on a file's columns are cached; smaller ones are parsed faster than a cache is kept tidy."""
 
-_VERSION = "densekit-coco-1"
+_VERSION = "densekit-coco-2"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,8 +49,11 @@ class CocoFile:
         areas: [A] float64; width x height of the box where the file gives none.
         crowd: [A] bool.
         segmentations: [A] int64, where in the file each segmentation stands; -1 for none. See ``segmentation``.
+        notes: one line for each kind of value that is read although COCO would write it otherwise.
         dropped: one line for each rule that boxes were dropped by (``on_bad_box="drop"``).
         store: the cache file that the columns are mapped from, where there is one.
+        parts: of several jsons that are one data set: each one's path, and where its text starts among the positions in
+            ``segmentations``. ``path`` is then their common folder.
     """
 
     path: Path
@@ -64,8 +68,10 @@ class CocoFile:
     areas: npt.NDArray[np.float64]
     crowd: npt.NDArray[np.bool_]
     segmentations: npt.NDArray[np.int64]
+    notes: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     store: Path | None = None
+    parts: tuple[tuple[Path, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.file_names)
@@ -107,13 +113,23 @@ class CocoFile:
         at = int(self.segmentations[annotation])
         if at < 0:
             return None
+        path, start = self._part(at)
         try:
-            return read_segmentation(_mapped(self.path), at)
+            return read_segmentation(_mapped(path), at - start)
         except (ValueError, OSError) as error:
             raise DensekitError(
-                f"{self.path}: the segmentation of annotation {self.annotation_id(annotation)!r} cannot be read "
+                f"{path}: the segmentation of annotation {self.annotation_id(annotation)!r} cannot be read "
                 f"({error}); if the file was changed since it was opened, start again"
             ) from None
+
+    def source(self, annotation: int) -> Path:
+        """The json that an annotation's segmentation is in; of one without, the file, or the folder of several."""
+        at = int(self.segmentations[annotation])
+        return self.path if at < 0 else self._part(at)[0]
+
+    def _part(self, at: int) -> tuple[Path, int]:
+        """The json that a position is in, and where its text starts."""
+        return next((part for part in reversed(self.parts) if part[1] <= at), (self.path, 0))
 
     def keep(self, annotations: npt.NDArray[np.bool_], classes: Classes | None = None) -> Self:
         """The same images with fewer annotations.
@@ -154,6 +170,7 @@ def open_coco(
     *,
     on_bad_box: Literal["error", "drop"] = "error",
     classes: Sequence[str] | None = None,
+    labelled: bool = True,
     cache: bool = True,
 ) -> CocoFile:
     """Open a COCO json file.
@@ -163,6 +180,7 @@ def open_coco(
         on_bad_box: a box that is not finite, has no area, or lies wholly outside its image is an error, or is dropped
             (``CocoFile.dropped`` says so).
         classes: names of the categories to keep, in label order; None: all of them, by id.
+        labelled: False takes a file without ``annotations`` and ``categories`` too, for its images.
         cache: keep the columns of a large file in the user's cache folder (``$DENSEKIT_CACHE`` moves it; ``off``).
 
     Raises:
@@ -171,9 +189,9 @@ def open_coco(
     path = Path(path)
     if not path.is_file():
         raise DensekitError(_missing(path))
-    file = _opened(path, cache)
+    file = _opened(path, cache, labelled)
     file = _with_good_boxes(file, on_bad_box)
-    return file if classes is None else _only(file, classes)
+    return file if classes is None else only_classes(file, classes)
 
 
 def _missing(path: Path) -> str:
@@ -184,10 +202,10 @@ def _missing(path: Path) -> str:
     return f"{path}: there is no such file, nor any json in its folder; correct the path"
 
 
-def _opened(path: Path, cache: bool) -> CocoFile:
-    folder = cache_folder() if cache and path.stat().st_size >= CACHE_FROM else None
+def _opened(path: Path, cache: bool, labelled: bool) -> CocoFile:
+    folder = cache_folder() if cache and labelled and path.stat().st_size >= CACHE_FROM else None
     if folder is None:
-        return _from_columns(parse_coco(path))
+        return _from_columns(parse_coco(path, labelled=labelled), labelled)
     same_path = f"{path.stem}-{hashlib.blake2b(str(path.resolve()).encode()).hexdigest()[:12]}"
     store = folder / "coco" / f"{same_path}-{fingerprint(path, _VERSION)}.safetensors"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # absent or damaged: parse and write it anew
@@ -202,40 +220,49 @@ def _opened(path: Path, cache: bool) -> CocoFile:
     return file
 
 
-def _from_columns(columns: CocoColumns) -> CocoFile:
+def _from_columns(columns: CocoColumns, labelled: bool = True) -> CocoFile:
     check_images(columns)
-    images, categories = check_annotations(columns)
+    images, categories = check_annotations(columns, labelled)
     annotations, order = columns.annotations, np.argsort(images, kind="stable")
-    by_id = np.argsort(np.array(columns.category_ids, np.int64), kind="stable")
-    classes = Classes(
-        names=tuple(columns.category_names[i] for i in by_id), ids=tuple(columns.category_ids[i] for i in by_id)
-    )
+    ids, names = columns.categories.ids, columns.categories.names
+    by_id = np.argsort(np.array(ids, np.int64), kind="stable")
+    classes = Classes(names=tuple(names[i] for i in by_id), ids=tuple(ids[i] for i in by_id))
     boxes, areas = annotations.boxes[order], annotations.areas[order]
     with np.errstate(all="ignore"):
         areas = np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas)
     return CocoFile(
         path=columns.path,
         classes=classes,
-        image_ids=_packed(columns.path, columns.images.ids, None),
+        image_ids=_packed_images(columns.path, columns.images.ids),
         file_names=Strings.pack(columns.images.file_names),
         sizes=np.stack((columns.images.heights, columns.images.widths), 1),
         first=np.concatenate(([0], np.cumsum(np.bincount(images, minlength=len(columns.images.ids))))),
-        annotation_ids=_packed(columns.path, annotations.ids, order),
+        annotation_ids=_packed(annotations.ids, order),
         labels=np.argsort(by_id, kind="stable")[categories[order]],
         boxes=boxes,
         areas=areas,
         crowd=annotations.crowd[order] == 1,
         segmentations=annotations.segmentations[order],
+        notes=_notes(columns),
     )
 
 
-def _packed(path: Path, ids: Ids, order: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64] | Strings:
-    if isinstance(ids, np.ndarray):
-        return ids if order is None else ids[order]
-    numbers = [i for i in ids if not isinstance(i, str)]
+def _notes(columns: CocoColumns) -> tuple[str, ...]:
+    """How often each kind of odd value was read."""
+    odd = Counter([*columns.images.odd, *columns.categories.odd, *columns.annotations.odd])
+    return tuple(f"{columns.path}: {count} {words}" for words, count in odd.items())
+
+
+def _packed_images(path: Path, ids: Ids) -> npt.NDArray[np.int64] | Strings:
+    numbers = [] if isinstance(ids, np.ndarray) else [i for i in ids if not isinstance(i, str)]
     if numbers:
-        raise DensekitError(f"{path}: ids are numbers ({numbers[0]}) and strings mixed; use one kind")
-    return Strings.pack([str(i) for i in (ids if order is None else (ids[k] for k in order))])
+        raise DensekitError(f"{path}: ids of images are numbers ({numbers[0]}) and texts mixed; use one kind; {REMEDY}")
+    return _packed(ids, np.arange(len(ids)))
+
+
+def _packed(ids: Ids, order: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | Strings:
+    """Ids in an order; numbers and texts mixed become texts."""
+    return ids[order] if isinstance(ids, np.ndarray) else Strings.pack([str(ids[i]) for i in order])
 
 
 _TEXT_COLUMNS = ("image_ids", "file_names", "annotation_ids")
@@ -250,7 +277,7 @@ def _write_store(file: CocoFile, store: Path) -> None:
             columns |= {f"{name}.letters": column.letters, f"{name}.ends": column.ends}
         else:
             columns[name] = column
-    about = {"version": _VERSION, "names": file.classes.names, "ids": file.classes.ids}
+    about = {"version": _VERSION, "names": file.classes.names, "ids": file.classes.ids, "notes": file.notes}
     write_columns(store, columns, about)
 
 
@@ -265,7 +292,8 @@ def _from_store(path: Path, store: Path, dropped: tuple[str, ...]) -> CocoFile:
         for name in _COLUMNS
     }
     classes = Classes(names=tuple(about["names"]), ids=tuple(about["ids"]))
-    return CocoFile(path=path, classes=classes, dropped=dropped, store=store, **fields)
+    notes = tuple(about["notes"])
+    return CocoFile(path=path, classes=classes, notes=notes, dropped=dropped, store=store, **fields)
 
 
 def _rebuilt(fields: dict[str, Any]) -> CocoFile:
@@ -288,7 +316,8 @@ def _with_good_boxes(file: CocoFile, on_bad_box: Literal["error", "drop"]) -> Co
     return dataclasses.replace(file.keep(good), dropped=tuple(lines))
 
 
-def _only(file: CocoFile, names: Sequence[str]) -> CocoFile:
+def only_classes(file: CocoFile, names: Sequence[str]) -> CocoFile:
+    """The same images with the annotations of some categories, in the label order given."""
     for name in names:
         if name not in file.classes.names:
             raise DensekitError(f"{file.path}: there is no category {name!r}; {nearest(name, file.classes.names)}")

@@ -8,8 +8,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from densekit.data.coco_file import CocoFile, open_coco
-from densekit.data.images import MAX_PIXELS, inside
+from densekit.data.coco_file import CocoFile
+from densekit.data.coco_images import CocoImages
+from densekit.data.coco_merge import open_annotations
+from densekit.data.images import MAX_PIXELS
 from densekit.data.rle import SegmentationError, segmentation_mask
 from densekit.data.segmentation import Labels, SegmentationDataset
 from densekit.data.transforms import Pipeline
@@ -40,9 +42,8 @@ class CocoMasks:
         layers: bool,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        if not folder.is_dir():
-            raise DensekitError(f"images: there is no folder {folder}; correct the path")
-        self.folder, self.file, self.crowd, self.layers = folder, file, crowd, layers
+        self.files = CocoImages(folder, file)
+        self.file, self.crowd, self.layers = file, crowd, layers
         self.max_pixels = max_pixels
         self.offset = 0 if background is None or layers else 1
         self.fill = 0 if self.offset else IGNORE
@@ -61,7 +62,17 @@ class CocoMasks:
 
     def image_path(self, index: int) -> Path:
         """The image file; its name may not leave the folder."""
-        return inside(self.folder, self.file.file_names[index], self.file.path)
+        return self.files.path(index)
+
+    @property
+    def folder(self) -> Path:
+        """The images."""
+        return self.files.folder
+
+    @property
+    def notes(self) -> list[str]:
+        """See ``CocoImages``."""
+        return self.files.notes
 
     def mask_name(self, index: int) -> str:
         """The annotations, for messages."""
@@ -99,7 +110,8 @@ class CocoMasks:
             return segmentation_mask(self.file.segmentation(annotation), height, width)
         except SegmentationError as error:
             raise DensekitError(
-                f"{self.file.path}: annotation {self.file.annotation_id(annotation)!r}: {error}; correct or remove it"
+                f"{self.file.source(annotation)}: annotation {self.file.annotation_id(annotation)!r}: {error}; "
+                f"correct or remove it"
             ) from None
 
 
@@ -107,7 +119,7 @@ class CocoMasks:
 def coco_masks(
     *,
     images: Path,
-    annotations: Path,
+    annotations: Path | tuple[Path, ...],
     classes: tuple[str, ...] | None = None,
     background: str | None = "background",
     crowd: Literal["class", "ignore"] = "class",
@@ -123,7 +135,8 @@ def coco_masks(
 
     Args:
         images: the image folder.
-        annotations: the json file; polygons, run lengths and compressed run lengths.
+        annotations: the json file, or a list of several: see ``coco_merge``; polygons, run lengths and compressed run
+            lengths.
         classes: names of the categories to use, in label order; None: all, by id. What the others cover is background.
         background: name of the class of all pixels that nothing covers; null ignores them.
         crowd: regions of many objects count as their class, or are ignored.
@@ -135,7 +148,7 @@ def coco_masks(
         channels: see ``SegmentationDataset``.
         max_pixels: see ``SegmentationDataset``.
     """
-    file = open_coco(annotations, on_bad_box=on_bad_box, classes=classes)
+    file = open_annotations(annotations, on_bad_box=on_bad_box, classes=classes)
     source = CocoMasks(images, file=file, background=background, crowd=crowd, layers=multi_label, max_pixels=max_pixels)
     return SegmentationDataset(
         source, transforms=transforms, seed=seed, training=training, channels=channels, max_pixels=max_pixels

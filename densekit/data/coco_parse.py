@@ -22,16 +22,27 @@ import msgspec
 import numpy as np
 
 from densekit import machine
+from densekit.data.coco_check import REMEDY
 from densekit.data.coco_columns import (
     AnnotationColumns,
     AnnotationRow,
     CategoryRow,
     CocoColumns,
-    ImageColumns,
     ImageRow,
     annotation_columns,
+    category_columns,
     image_columns,
     joined,
+    unmixed,
+)
+from densekit.data.coco_spellings import (
+    AnyAnnotation,
+    AnyCategory,
+    AnyImage,
+    annotation_row,
+    category_row,
+    image_row,
+    spelled_rows,
 )
 from densekit.data.json_scan import (
     Text,
@@ -62,12 +73,13 @@ _STOOD_FOR = {7e9: np.nan, 8e9: np.inf, -8e9: -np.inf}
 _TRAILING = re.compile(r"trailing characters \(byte (\d+)\)")
 
 
-def parse_coco(path: Path, processes: int | None = None) -> CocoColumns:
+def parse_coco(path: Path, processes: int | None = None, *, labelled: bool = True) -> CocoColumns:
     """Parse a COCO file.
 
     Args:
         path: the json file.
         processes: how many share a large file; None: one a core, at most 8.
+        labelled: whether annotations and categories are needed; else a file of images alone will do.
 
     Raises:
         DensekitError: the file cannot be read, is not JSON, or is not COCO (a key is missing, a value of another type).
@@ -77,14 +89,14 @@ def parse_coco(path: Path, processes: int | None = None) -> CocoColumns:
             if os.fstat(file.fileno()).st_size == 0:
                 raise DensekitError(f"{path}: the file is empty; a COCO json with images and annotations is needed")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _parse(path, data, processes or min(8, machine.cores()))
+                return _parse(path, data, processes or min(8, machine.cores()), labelled)
     except (OSError, ValueError) as error:
         if isinstance(error, DensekitError):
             raise
         raise DensekitError(f"{path}: cannot be read ({error}); give a COCO json file") from None
 
 
-def _parse(path: Path, data: mmap.mmap, processes: int) -> CocoColumns:
+def _parse(path: Path, data: mmap.mmap, processes: int, labelled: bool) -> CocoColumns:
     parts: dict[str, list[Any]] = {}
     at, others = open_object(path, data), set()
     while (entry := next_key(path, data, at)) is not None:
@@ -99,15 +111,13 @@ def _parse(path: Path, data: mmap.mmap, processes: int) -> CocoColumns:
             at = skip_value(path, data, at)
         at = after_value(path, data, at)
     for key in _READERS:
-        if key not in parts:
+        if key not in parts and (labelled or key == "images"):
             raise DensekitError(f"{path}: not a COCO file: the key {key!r} is missing; {_hint(others | set(parts))}")
-    categories = [row for rows in parts["categories"] for row in rows]
     return CocoColumns(
         path=path,
-        images=joined(ImageColumns, parts["images"]),
-        category_ids=[row.id for row in categories],
-        category_names=[row.name for row in categories],
-        annotations=joined(AnnotationColumns, parts["annotations"]),
+        images=unmixed(joined(parts["images"], image_columns([], []))),
+        categories=joined(parts.get("categories", []), category_columns([], [])),
+        annotations=joined(parts.get("annotations", []), annotation_columns([], [], b"", 0)),
     )
 
 
@@ -115,19 +125,30 @@ def _hint(found: set[str]) -> str:
     return "it has " + (", ".join(repr(k) for k in sorted(found)[:8]) or "no key at all")
 
 
-_Piece = tuple[list[Any], bytes, int, bool]
-"""Rows, the bytes that they were decoded from, where the next row starts, whether the array ended instead."""
+_Decoded = tuple[list[Any], list[str]]
+"""Rows, and a word for each of their values that was written unlike COCO's own."""
+
+_Piece = tuple[_Decoded, bytes, int, bool]
+"""What was decoded, from which bytes, where the next row starts, whether the array ended instead."""
 
 
 @dataclasses.dataclass(slots=True)
 class _Rows(Generic[Row]):
-    """Reads one array of objects of the file, piece by piece."""
+    """Reads one array of objects of the file, piece by piece.
+
+    Attributes:
+        row: an object as COCO writes it.
+        any_row: an object whatever its values, and ``spelled`` makes of it the row that it stands for.
+        columns: of rows, their words, the bytes that they came from and where these stand in the file.
+    """
 
     path: Path
     data: mmap.mmap
     key: str
     row: type[Row]
-    columns: Callable[[list[Row], bytes, int], Any]
+    any_row: type[msgspec.Struct]
+    spelled: Callable[[Any, list[str]], Row]
+    columns: Callable[[list[Row], list[str], bytes, int], Any]
 
     def read_all(self, at: int) -> tuple[list[Any], int]:
         """Columns of each piece from ``at`` (behind the bracket) and the position behind the closing bracket."""
@@ -142,8 +163,8 @@ class _Rows(Generic[Row]):
         decoder = msgspec.json.Decoder(list[self.row])  # type: ignore[name-defined]
         parts, ended = [], False
         while not ended and at < stop:
-            rows, piece, end, ended = self._guessed_piece(decoder, at, stop) or self._measured_piece(decoder, at, stop)
-            parts.append(self.columns(rows, piece, at - 1))
+            found, piece, end, ended = self._guessed_piece(decoder, at, stop) or self._measured_piece(decoder, at, stop)
+            parts.append(self.columns(*found, piece, at - 1))
             self._let_go(at, end)
             at = end
         return parts, at, ended
@@ -185,36 +206,44 @@ class _Rows(Generic[Row]):
         end, ended = end_of_rows(self.data, at, min(at + PIECE, stop))
         piece = self._text(at, end, b"" if ended else b"]")
         try:
-            rows = self._decoded(decoder, piece)
+            found = self._decoded(decoder, piece)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise DensekitError(f"{self.path}: not valid JSON: {error} of {self.key!r} from byte {at}") from None
         if ended:
-            return rows, piece, end, True
+            return found, piece, end, True
         following = skip_space(self.data, end)
         if self.data[following : following + 1] != b",":
             raise DensekitError(f"{self.path}: not valid JSON: no comma at byte {following}; correct the file")
-        return rows, piece, skip_space(self.data, following + 1), False
+        return found, piece, skip_space(self.data, following + 1), False
 
-    def _decoded(self, decoder: msgspec.json.Decoder[list[Row]], piece: bytes) -> list[Row]:
+    def _decoded(self, decoder: msgspec.json.Decoder[list[Row]], piece: bytes) -> _Decoded:
         try:
-            return decoder.decode(piece)
+            return self._spelled(decoder, piece)
         except msgspec.ValidationError as error:
             raise DensekitError(self._explained(piece, str(error))) from None
         except msgspec.DecodeError:
             if self.row is not AnnotationRow or not _NOT_FINITE.search(piece):
                 raise
         try:
-            rows = decoder.decode(_NOT_FINITE.sub(lambda m: _STAND_INS[m[0]], piece))
+            rows, odd = self._spelled(decoder, _NOT_FINITE.sub(lambda m: _STAND_INS[m[0]], piece))
         except msgspec.ValidationError as error:
             raise DensekitError(self._explained(piece, str(error))) from None
-        return [_with_not_finite(row) for row in rows]  # type: ignore[misc, arg-type]
+        return [_with_not_finite(row) for row in rows], odd
+
+    def _spelled(self, decoder: msgspec.json.Decoder[list[Row]], piece: bytes) -> _Decoded:
+        """Rows of a piece as COCO writes it, which is fast, or else as other programs do."""
+        try:
+            return decoder.decode(piece), []
+        except msgspec.ValidationError:
+            rows = msgspec.json.decode(piece, type=list[self.any_row])  # type: ignore[name-defined]
+        return spelled_rows(rows, self.spelled)
 
     def _explained(self, piece: bytes, reason: str) -> str:
         """Name the row that has a value of the wrong type."""
         where = re.search(r"\$\[(\d+)\](?:\.([^\s`]+))?", reason)
         what = reason.split(" - at")[0]
         if where is None:
-            return f"{self.path}: {self.key}: {what}; correct the file"
+            return f"{self.path}: {self.key}: {what}; {REMEDY}"
         try:
             row = json.loads(piece)[int(where[1])]
             name = f"{self.key[:-1]} {row['id']!r}" if isinstance(row, dict) and "id" in row else repr(row)[:80]
@@ -223,7 +252,7 @@ class _Rows(Generic[Row]):
         except (ValueError, LookupError, TypeError, RecursionError):
             name, value = f"entry {where[1]} of {self.key!r}", ""
         field = f": {where[2]}{value}" if where[2] else ""
-        return f"{self.path}: {name}{field}: {what[:1].lower()}{what[1:]}; correct the file"
+        return f"{self.path}: {name}{field}: {what[:1].lower()}{what[1:]}; {REMEDY}"
 
 
 def _with_not_finite(row: AnnotationRow) -> AnnotationRow:
@@ -232,12 +261,16 @@ def _with_not_finite(row: AnnotationRow) -> AnnotationRow:
     return row
 
 
+def _rows_of_annotations(path: Path, data: mmap.mmap) -> _Rows[AnnotationRow]:
+    return _Rows(path, data, "annotations", AnnotationRow, AnyAnnotation, annotation_row, annotation_columns)
+
+
 def _read_images(path: Path, data: mmap.mmap, at: int, processes: int) -> tuple[list[Any], int]:
-    return _Rows(path, data, "images", ImageRow, lambda rows, piece, at: image_columns(rows)).read_all(at)
+    return _Rows(path, data, "images", ImageRow, AnyImage, image_row, image_columns).read_all(at)
 
 
 def _read_categories(path: Path, data: mmap.mmap, at: int, processes: int) -> tuple[list[Any], int]:
-    return _Rows(path, data, "categories", CategoryRow, lambda rows, piece, at: rows).read_all(at)
+    return _Rows(path, data, "categories", CategoryRow, AnyCategory, category_row, category_columns).read_all(at)
 
 
 def _read_annotations(path: Path, data: mmap.mmap, at: int, processes: int) -> tuple[list[Any], int]:
@@ -257,7 +290,7 @@ def _read_annotations(path: Path, data: mmap.mmap, at: int, processes: int) -> t
                 parts.append(part)
                 if ended:
                     return parts, at
-    rest, at = _Rows(path, data, "annotations", AnnotationRow, annotation_columns).read_all(at)
+    rest, at = _rows_of_annotations(path, data).read_all(at)
     return parts + rest, at
 
 
@@ -279,10 +312,10 @@ def _read_share(job: tuple[Path, int, int]) -> tuple[AnnotationColumns, int, boo
     path, start, stop = job
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
-            parts, at, ended = _Rows(path, data, "annotations", AnnotationRow, annotation_columns).read(start, stop)
+            parts, at, ended = _rows_of_annotations(path, data).read(start, stop)
         except DensekitError:
             return None  # the reader of the whole says what is wrong, unless this was no row at all
-    return joined(AnnotationColumns, parts), at, ended
+    return joined(parts, annotation_columns([], [], b"", 0)), at, ended
 
 
 _BEFORE_VALUE = re.compile(rb"[ \t\r\n]*:?[ \t\r\n]*")

@@ -11,7 +11,7 @@ import math
 import mmap
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,13 @@ class Strings(Sequence[str]):
         index = range(len(self.ends))[index]
         start = int(self.ends[index - 1]) if index else 0
         return self.letters[start : int(self.ends[index])].tobytes().decode("utf-8", "surrogatepass")
+
+    def __iter__(self) -> Iterator[str]:
+        """All of them, many times faster than one by one."""
+        text, start = self.letters.tobytes(), 0
+        for end in self.ends.tolist():
+            yield text[start:end].decode("utf-8", "surrogatepass")
+            start = end
 
 
 def cache_folder() -> Path | None:

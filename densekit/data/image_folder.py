@@ -34,6 +34,8 @@ class ImageFolder:
     """
 
     task: Task = "classification"
+    ids_are_positions = True
+    """A class is told by the name of its folder; its id says nothing beside it."""
 
     def __init__(
         self,

@@ -1,8 +1,9 @@
-"""A data set seen through another one's label order: classes matched by name."""
+"""A data set seen through a model's label order: classes matched by name."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
@@ -13,30 +14,39 @@ from densekit.types import IGNORE, Classes, Dataset, Sample, Task
 
 
 class Relabelled:
-    """The samples of a data set, with labels in the order of ``names``; ids stay the data set's own.
+    """The samples of a data set, with labels in the order of the model's classes.
+
+    Its classes have the model's names and the data set's own ids. A class that the data set lacks keeps the model's id
+    where the data set has not given it to another one.
 
     Args:
-        inner: the data set.
-        names: the same class names as the data set's, in the order that a model learned them.
+        inner: the data set; it may lack some of the model's classes, such as those that a small split has no object of.
+        learned: the model's classes.
+        where: the data set's place in the config, for messages.
 
     Raises:
-        DensekitError: the names are not the same.
+        DensekitError: the data set has a class that the model did not learn, or none that it did.
     """
 
-    def __init__(self, inner: Dataset, names: tuple[str, ...]) -> None:
+    def __init__(self, inner: Dataset, learned: Classes, where: str = "the data set") -> None:
         own = dict(zip(inner.classes.names, inner.classes.ids))
-        for name in names:
-            if name not in own:
-                raise DensekitError(f"the data set has no class {name!r} that the model learned; {nearest(name, own)}")
         for name in own:
-            if name not in names:
-                raise DensekitError(f"the data set has a class {name!r} that the model did not learn; leave it out")
+            if name not in learned.names:
+                raise DensekitError(
+                    f"{where} has a class {name!r} that the model did not learn ({nearest(name, learned.names)}); "
+                    f"rename it, or leave it out by the data set's option classes"
+                )
         self.inner = inner
         self.task: Task = inner.task
-        self.classes = Classes(names, tuple(own[name] for name in names))
+        self.classes = Classes(learned.names, _ids(own, learned))
+        self.notes = list(getattr(inner, "notes", ()))
+        if lacking := [name for name in learned.names if name not in own]:
+            more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+            named = ", ".join(map(repr, lacking[:5])) + more
+            self.notes.append(f"{where} does not have all of the model's classes: nothing is measured for {named}")
+        self._count = len(own)
         self._table = np.arange(max(256, len(own)), dtype=np.int64)
-        self._table[: len(own)] = [names.index(name) for name in inner.classes.names]
-        self._order = np.argsort(self._table[: len(own)])
+        self._table[: len(own)] = [learned.names.index(name) for name in inner.classes.names]
 
     def __len__(self) -> int:
         return len(self.inner)
@@ -60,8 +70,22 @@ class Relabelled:
         return self.inner.aspect_ratios()
 
     def _mask(self, mask: npt.NDArray[np.uint8] | None) -> npt.NDArray[np.uint8] | None:
-        if mask is None or mask.ndim == 3:  # a layer a class: the layers change places
-            return None if mask is None else np.ascontiguousarray(mask[self._order])
+        if mask is None:
+            return None
+        if mask.ndim == 3:  # a layer a class: the layers change places, those of lacking classes are empty
+            layers = np.zeros((len(self.classes), *mask.shape[1:]), mask.dtype)
+            layers[self._table[: self._count]] = mask
+            return layers
         table = self._table[:256].astype(np.uint8)
         table[IGNORE] = IGNORE
         return table[mask]
+
+
+def _ids(own: dict[str, int], learned: Classes) -> tuple[int, ...]:
+    used = set(own.values())
+    free = (i for i in itertools.count(max([*used, *learned.ids], default=0) + 1))
+    ids = []
+    for name, learned_id in zip(learned.names, learned.ids):
+        taken = name not in own and learned_id in used
+        ids.append(next(free) if taken else own.get(name, learned_id))
+    return tuple(ids)

@@ -13,6 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 Mask = npt.NDArray[np.bool_]
+Runs = npt.NDArray[np.int64]
+Box = tuple[float, float, float, float]
+"""(x, y, width, height)."""
 
 
 class SegmentationError(ValueError):
@@ -55,7 +58,9 @@ def run_lengths(counts: Any) -> npt.NDArray[np.int64]:
     """
     if isinstance(counts, str):
         return _uncompressed(counts)
-    if not isinstance(counts, list) or not all(type(c) is int and 0 <= c < 2**40 for c in counts):
+    if not isinstance(counts, list) or not all(
+        type(c) in (int, float) and 0 <= c < 2**40 and c % 1 == 0 for c in counts
+    ):
         raise SegmentationError("its run lengths are neither a string nor a list of whole numbers")
     return np.array(counts, np.int64)
 
@@ -91,11 +96,57 @@ def polygons_runs(polygons: Sequence[Any], height: int, width: int) -> npt.NDArr
     return run_lengths(coco.merge(runs)["counts"].decode())
 
 
-def _check_polygon(polygon: Any, height: int, width: int) -> None:
+def segmentation_box(segmentation: Any) -> Box:
+    """The box around a segmentation, for annotations that have none of their own.
+
+    Returns:
+        Around the points of polygons, or around the pixels of run lengths.
+
+    Raises:
+        SegmentationError: it is empty or breaks the format.
+    """
+    if isinstance(segmentation, dict):
+        size, runs = segmentation.get("size"), run_lengths(segmentation.get("counts"))
+        if not isinstance(size, list) or len(size) != 2 or not all(type(side) in (int, float) for side in size):
+            raise SegmentationError(f"the size of its run lengths is {size!r}"[:120])
+        if (runs < 0).any() or size[0] * size[1] != runs.sum():
+            raise SegmentationError(f"its run lengths add up to {runs.sum()}, which is not {size[0]} x {size[1]}")
+        box = extent(runs, int(size[0]))
+        if box is None:
+            raise SegmentationError("its run lengths fill nothing")
+        return box
+    if not isinstance(segmentation, list) or not segmentation:
+        raise SegmentationError("it has no segmentation")
+    for polygon in segmentation:
+        _check_points(polygon)
+    points = np.concatenate([np.array(polygon, np.float64).reshape(-1, 2) for polygon in segmentation])
+    (x, y), (width, height) = points.min(0), np.ptp(points, 0)
+    return float(x), float(y), float(width), float(height)
+
+
+def extent(runs: Runs, height: int) -> Box | None:
+    """The box around what the runs, column by column, fill; None where that is nothing."""
+    ends = runs.cumsum()
+    filled = np.flatnonzero(runs[1::2]) * 2 + 1
+    if not len(filled):
+        return None
+    first, last = ends[filled] - runs[filled], ends[filled] - 1
+    x, right = int(first[0] // height), int(last[-1] // height) + 1
+    y, bottom = 0, height
+    if (first // height == last // height).all():  # a run that goes on in the next column spans all rows
+        y, bottom = int((first % height).min()), int((last % height).max()) + 1
+    return float(x), float(y), float(right - x), float(bottom - y)
+
+
+def _check_points(polygon: Any) -> None:
     if not isinstance(polygon, list) or not all(isinstance(v, int | float) and math.isfinite(v) for v in polygon):
         raise SegmentationError("a polygon is not a list of numbers")
     if len(polygon) < 6 or len(polygon) % 2:
         raise SegmentationError(f"a polygon has {len(polygon)} numbers; it needs x and y of three points or more")
+
+
+def _check_polygon(polygon: Any, height: int, width: int) -> None:
+    _check_points(polygon)
     # Such points draw nothing, and the time that COCO's code takes grows with their distance.
     limit = 10 * max(height, width)
     if any(abs(v) > limit for v in polygon):

@@ -79,6 +79,11 @@ class SegmentationDataset:
         self.seed, self.training = seed, training
         self.read_image = ImageReader(channels, max_pixels)
 
+    @property
+    def notes(self) -> list[str]:
+        """One line for each kind of thing that the source reads although it is written otherwise, or leaves out."""
+        return list(getattr(self.source, "notes", ()))
+
     def __len__(self) -> int:
         return len(self.source)
 

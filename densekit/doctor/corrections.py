@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from densekit.data.rle import extent
 from densekit.doctor.coco_rows import AnnotationRow, CocoRows, ImageRow, folded_name, which_row
 from densekit.doctor.defects import Box, Defect
 from densekit.doctor.image_checks import Question, look
-from densekit.doctor.segmentations import Mask, Runs, drawn, extent
+from densekit.doctor.segmentations import Mask, Runs, drawn
 from densekit.doctor.set_corrections import write_areas, write_as_coco, write_polygons
 
 

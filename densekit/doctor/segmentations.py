@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densekit.data.rle import SegmentationError, polygons_runs, run_lengths, segmentation_mask
+from densekit.data.rle import SegmentationError, extent, polygons_runs, run_lengths, segmentation_mask
 from densekit.doctor.box_layouts import ALL, PARTS
 from densekit.doctor.boxes import ROUNDING, judge, overlaps, written
 from densekit.doctor.coco_rows import AnnotationRow, CocoRows, ImageRow, annotation_defect
@@ -133,20 +133,6 @@ def mask_extent(annotation: AnnotationRow, image: ImageRow) -> Box | None:
         return extent(runs_of(annotation.segmentation, image.height, image.width), image.height)
     except (SegmentationError, OverflowError):
         return None
-
-
-def extent(runs: Runs, height: int) -> Box | None:
-    """The box around what the runs, column by column, fill; None where that is nothing."""
-    ends = runs.cumsum()
-    filled = np.flatnonzero(runs[1::2]) * 2 + 1
-    if not len(filled):
-        return None
-    first, last = ends[filled] - runs[filled], ends[filled] - 1
-    x, right = int(first[0] // height), int(last[-1] // height) + 1
-    y, bottom = 0, height
-    if (first // height == last // height).all():  # a run that goes on in the next column spans all rows
-        y, bottom = int((first % height).min()), int((last % height).max()) + 1
-    return float(x), float(y), float(right - x), float(bottom - y)
 
 
 def _against_mask(annotation: AnnotationRow, image: ImageRow, runs: Runs) -> tuple[str, str] | None:

@@ -34,7 +34,7 @@ def count_pixels(
         raise DensekitError(f"data.train: pixels are counted in masks, and this data set is for {data.task}")
     counts = class_counts(inner, progress(range(len(inner))))
     by_name = dict(zip(inner.classes.names, counts))
-    return np.array([by_name[name] for name in data.classes.names])
+    return np.array([by_name.get(name, 0) for name in data.classes.names])
 
 
 def balanced_losses(

@@ -165,7 +165,8 @@ def plain_source(
     if annotations is not None:
         if images is None or listing is not None:
             raise DensekitError("--annotations takes the folder of its images as --images, and no --list")
-        return CocoDataset(images, file=open_coco(annotations), transforms=transforms, channels=channels)
+        file = open_coco(annotations, labelled=False)
+        return CocoDataset(images, file=file, transforms=transforms, channels=channels)
     note = None
     if listing is not None:
         names, root = names_in_list(listing), images if images is not None else listing.parent
@@ -173,29 +174,30 @@ def plain_source(
         (names, note), root = names_in_folder(images), images
     else:
         raise DensekitError("say what to export: --images, --annotations, --list, or --split of a config or checkpoint")
-    return NamedImages(root, names, transforms=transforms, read_image=ImageReader(channels), reduced=reduced, note=note)
+    notes, read_image = [note] if note else [], ImageReader(channels)
+    return NamedImages(root, names, transforms=transforms, read_image=read_image, reduced=reduced, notes=notes)
 
 
 def settle(source: ImageSource, config: Config | None, given: Range | None) -> list[str]:
     """Let a source read images of more than 8 bits on the config's range, the given one, or the one measured over it.
 
     Returns:
-        Lines that say what was found, and which files were left out.
+        Lines that say what was found, what is read in another spelling, and which files were left out.
 
     Raises:
         DensekitError: a range is given beside a config, or its ends are exchanged.
     """
-    left_out = [note] if (note := getattr(source, "note", None)) else []
+    notes = [f"data: {line}" for line in getattr(source, "notes", ())]
     if config is not None and given is not None:
         raise DensekitError("--range is for --backbone; a config or checkpoint takes data.range=[low,high]")
     if config is not None:
         read_as(config.data, source)
-        return [*left_out, *unknown_range(config.data, source)]
+        return [*notes, *unknown_range(config.data, source)]
     if given is not None and not given[0] < given[1]:
         raise DensekitError(f"--range: black lies below white, not {given[0]:g} and {given[1]:g}; exchange them")
     value_range, lines = (given, []) if given is not None else find_range(source)
     read_on(value_range, source)
-    return [*left_out, *lines]
+    return [*notes, *lines]
 
 
 @dataclasses.dataclass(slots=True)

@@ -51,7 +51,7 @@ class NamedImages:
         read_image: how the files are read.
         reduced: decode JPEGs at 1/2, 1/4 or 1/8 of their size where that is still no smaller than what ``transforms``
             makes of them: faster, and slightly other pixels. The data sets of a config always do so.
-        note: a line on files that were left out.
+        notes: lines on files that were left out.
     """
 
     def __init__(
@@ -62,9 +62,9 @@ class NamedImages:
         transforms: Pipeline,
         read_image: ImageReader,
         reduced: bool = False,
-        note: str | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
-        self.root, self.names, self.reduced, self.note = root, names, reduced, note
+        self.root, self.names, self.reduced, self.notes = root, names, reduced, notes
         self.transforms, self.read_image = transforms, read_image
 
     def __len__(self) -> int:

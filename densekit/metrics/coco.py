@@ -86,13 +86,17 @@ class CocoMetric:
 
     Args:
         data: the data set that is evaluated on.
+        classes: of the model, whose ids the predictions have; matched by name with those of the data set, which may
+            lack some. None: the data set's own.
         max_detections: best detections of each image and class that count; COCO's own numbers take 100.
     """
 
-    def __init__(self, data: CocoDataset, *, max_detections: int = 100) -> None:
+    def __init__(self, data: CocoDataset, *, classes: Classes | None = None, max_detections: int = 100) -> None:
         if max_detections < 1:
             raise DensekitError(f"max_detections must be at least 1, not {max_detections}; COCO takes 100")
         self.truth = data.file
+        self.classes = classes or self.truth.classes
+        self._places = np.array([self.classes.names.index(name) for name in self.truth.classes.names], np.int64)
         self.max_detections = max_detections
         self._positions = {self.truth.image_id(i): i for i in range(len(self.truth))}
         self._found: dict[int | str, tuple[Floats, Floats, npt.NDArray[np.int64]]] = {}
@@ -101,7 +105,7 @@ class CocoMetric:
         """Add one batch; an image that was added before does not count again.
 
         Args:
-            predictions: boxes in the original pixels, labels as the data set's own category ids.
+            predictions: boxes in the original pixels, labels as ids of ``classes``.
             batch: whose ids are image ids of the data set.
 
         Raises:
@@ -152,19 +156,20 @@ class CocoMetric:
         images = [self._positions[i] for i in ids]
         rows = np.concatenate([np.arange(truth.first[i], truth.first[i + 1]) for i in images])
         owners = np.repeat(np.arange(1, len(images) + 1), [truth.first[i + 1] - truth.first[i] for i in images])
+        labels = self._places[truth.labels[rows]]
         annotated = hotcoco.COCO.from_arrays(
             images=_image_entries(len(images)),
-            categories=_category_entries(truth.classes.names),
+            categories=_category_entries(self.classes.names),
             image_ids=owners,
-            category_ids=truth.labels[rows] + 1,
+            category_ids=labels + 1,
             boxes=truth.boxes[rows],
             area=truth.areas[rows],
             iscrowd=truth.crowd[rows].astype(np.int64),
         )
         detected = annotated.load_res(self._detection_rows(ids))
-        numbers = _count(annotated, detected, "bbox", self.max_detections, truth.classes.names)
-        objects = np.bincount(truth.labels[rows][~truth.crowd[rows]], minlength=len(truth.classes))
-        for name, count in zip(truth.classes.names, objects):
+        numbers = _count(annotated, detected, "bbox", self.max_detections, self.classes.names)
+        objects = np.bincount(labels[~truth.crowd[rows]], minlength=len(self.classes))
+        for name, count in zip(self.classes.names, objects):
             numbers["per_class"][name]["objects"] = int(count)
         return {**numbers, "images": len(images)}
 
@@ -177,13 +182,13 @@ class CocoMetric:
         return np.concatenate(parts) if parts else np.zeros((0, 7))
 
     def _labels(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        known = np.array(self.truth.classes.ids, np.int64)
+        known = np.array(self.classes.ids, np.int64)
         order = np.argsort(known)
         at = order[np.minimum(np.searchsorted(known, ids, sorter=order), len(known) - 1)]
         if (known[at] != ids).any():
             wrong = ids[known[at] != ids][0]
             raise DensekitError(
-                f"{self.truth.path}: category id {wrong} was predicted but is not in the file; "
+                f"{self.truth.path}: category id {wrong} was predicted but is none of {list(self.classes.ids)[:20]}; "
                 "evaluate on data with the classes that the model learned"
             )
         return at

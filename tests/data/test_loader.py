@@ -89,7 +89,7 @@ class TestDataset:
         images = tmp_path / "images"
         (images / "train").mkdir(parents=True)
         data = make(shapes)
-        data.folder = images
+        data.files.folder = images
         with pytest.raises(DensekitError, match="no such image"):
             data.sample(0, 0)
         name = data.file.file_names[0]
@@ -276,7 +276,7 @@ class TestTrainLoader:
 
     def test_when_no_image_can_be_read_skipping_gives_up(self, shapes, tmp_path):
         data = make(shapes)
-        data.folder = tmp_path
+        data.files.folder = tmp_path
         with pytest.raises(DensekitError, match="22 images in a row cannot be read"):
             take(1, train_loader(data, batch_size=4, seed=0, on_bad_image="skip"))
 
@@ -320,7 +320,7 @@ def spoiled(shapes, tmp_path) -> CocoDataset:
     for name in data.file.file_names:
         content = (shapes / "images" / name).read_bytes()
         (tmp_path / name).write_bytes(content[:-200] if name.endswith("000003.jpg") else content)
-    data.folder = tmp_path
+    data.files.folder = tmp_path
     return data
 
 
@@ -355,7 +355,7 @@ class TestEvalLoader:
 
     def test_when_no_image_can_be_read_it_is_an_error(self, shapes, tmp_path):
         data = make(shapes)
-        data.folder = tmp_path
+        data.files.folder = tmp_path
         with pytest.raises(DensekitError, match="not one image could be read"):
             list(eval_loader(data, batch_size=4, on_bad_image="skip"))
 

@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 
+from densekit.data.rle import extent
 from densekit.doctor.corrections import _run_lengths
 from densekit.doctor.examine import examine
-from densekit.doctor.segmentations import extent
 from tests.doctor.conftest import bad, found
 
 

@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 
 from densekit.data.coco_file import open_coco
 from densekit.metrics.coco import CocoMetric, detections_to_coco, evaluate_coco
-from densekit.types import Batch, DensekitError, Detections
+from densekit.types import Batch, Classes, DensekitError, Detections
 
 TWELVE = ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"]
 TWELVE += ["AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large"]
@@ -181,6 +181,24 @@ def test_the_metric_over_batches_equals_pycocotools(tmp_path, seed):
         theirs = pycocotools_numbers(one, [d for d in exact if d["category_id"] == category], "bbox")
         assert [numbers["AP"], numbers["AP50"], numbers["AP75"], numbers["AR"]] == [*theirs[:3], theirs[8]]
         assert numbers["objects"] == sum(not a["iscrowd"] for a in one["annotations"])
+
+
+def test_a_class_that_the_file_lacks_is_not_measured_and_its_predictions_change_nothing(tmp_path):
+    truth, found = generated(2)
+    truth["categories"] = [c for c in truth["categories"] if c["id"] != 7]
+    truth["annotations"] = [a for a in truth["annotations"] if a["category_id"] != 7]
+    learned = Classes(("new", "c90", "c3"), (7, 91, 4))  # the model numbers them in its own way
+    theirs_of = {91: 90, 4: 3}
+    metric, exact = CocoMetric(Data(tmp_path, truth), classes=learned), []
+    renumbered = [{**d, "category_id": {90: 91, 3: 4, 7: 7}[d["category_id"]]} for d in found]
+    for predictions, batch in as_batches(truth, renumbered):
+        metric.update(predictions, batch)
+        exact += detections_to_coco(predictions, batch.ids)
+    ours = metric.compute()
+    theirs = [{**d, "category_id": theirs_of[d["category_id"]]} for d in exact if d["category_id"] != 7]
+    assert [ours[n] for n in TWELVE] == pycocotools_numbers(truth, theirs, "bbox")
+    assert ours["per_class"]["new"]["objects"] == 0
+    assert ours["per_class"]["c3"]["objects"] > 0
 
 
 def test_string_image_ids_and_annotation_id_zero_count_like_numbers(tmp_path):

@@ -118,19 +118,30 @@ def train_detector(images: Path, annotations: Path) -> None:
     if tree is None:
         return
     assert len(data) == len(tree["images"])
-    names = {int(c["id"]): c["name"] for c in tree["categories"]}
+    names = {int(float(c["id"])): str(c.get("name") or int(float(c["id"]))) for c in tree["categories"]}
     assert dict(zip(data.classes.ids, data.classes.names)) == names
     for image, sample in zip(tree["images"], samples):
-        wanted = [_learned(a, image, data.classes) for a in tree["annotations"] if a["image_id"] == image["id"]]
+        wanted = [_learned(a, image, data.classes) for a in tree["annotations"] if _same(a["image_id"], image["id"])]
         found = [(*map(float, b), int(n)) for b, n in zip(sample.boxes, sample.labels)]
         assert np.allclose(sorted(found), sorted(wanted), atol=1e-3), (found, wanted)
 
 
+def _same(one: Any, other: Any) -> bool:
+    """Ids are the same as they are written, or as numbers."""
+    with contextlib.suppress(TypeError, ValueError):
+        return one == other or float(one) == float(other)
+    return False
+
+
 def _learned(annotation: dict[str, Any], image: dict[str, Any], classes: Classes) -> tuple[float, ...]:
-    x, y, width, height = annotation["bbox"]
-    limits = [image["width"], image["height"]] * 2
+    if annotation.get("bbox"):
+        x, y, width, height = map(float, annotation["bbox"])
+    else:
+        points = np.concatenate([np.array(p, float).reshape(-1, 2) for p in annotation["segmentation"]])
+        (x, y), (width, height) = points.min(0), np.ptp(points, 0)
+    limits = [float(image["width"]), float(image["height"])] * 2
     box = [min(max(v, 0), limit) for v, limit in zip((x, y, x + width, y + height), limits)]
-    return (*box, classes.ids.index(int(annotation["category_id"])))
+    return (*box, classes.ids.index(int(float(annotation["category_id"]))))
 
 
 def _strict_json(path: Path) -> Any:

@@ -190,9 +190,11 @@ def test_balanced_losses_of_one_logit_weigh_the_object_against_the_rest():
 
 
 def test_counting_follows_the_order_of_classes_matched_by_name(shapes):
-    names = (shapes / "classes.txt").read_text().split()
     data = masks_data(images=shapes / "images/train", masks=shapes / "masks/train", classes=shapes / "classes.txt")
-    assert count_pixels(Relabelled(data, tuple(names[::-1]))).tolist() == count_pixels(data).tolist()[::-1]
+    assert (
+        count_pixels(Relabelled(data, Classes(data.classes.names[::-1], data.classes.ids[::-1]))).tolist()
+        == count_pixels(data).tolist()[::-1]
+    )
 
 
 def test_a_coco_json_trains_the_same_head(shapes, tmp_path):
