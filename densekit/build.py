@@ -201,13 +201,13 @@ def check_stores(config: Config, built: DenseModel, *datasets: Dataset | None, t
     """Refuse data sets of stored features that do not belong to the model's backbone; others pass.
 
     Raises:
-        DensekitError: other weights, precision or range of pixel values, a backbone that is to learn, or a level that a
+        DensekitError: other weights, precision or reading of the images, a backbone that is to learn, or a level that a
             head needs and the store lacks.
     """
     for data in datasets:
         if data is not None:
             weights, precision = config.model.backbone.weights, config.train.precision
-            image_settings.check_store_range(config.data, data)
+            image_settings.check_store_reading(config.data, data)
             check_store(built, data, weights=weights, precision=precision, learning=training)
 
 
@@ -376,8 +376,9 @@ def image_files(config: Config, built: DenseModel, inputs: Sequence[str]) -> tup
         task=built.task,
         classes=built.classes,
         transforms=transforms(config.data, training=False),
-        read_image=ImageReader(config.model.channels, config.data.max_pixels, config.data.range),
+        read_image=ImageReader(config.model.channels, config.data.max_pixels),
     )
+    image_settings.read_as(config.data, images)
     note = listing.note()
     return images, [*([] if note is None else [note]), *image_settings.unknown_range(config.data, images)]
 

@@ -100,6 +100,8 @@ class DataConfig(_Model):
         max_pixels: a larger image is refused before it is decoded.
         range: (low, high) values that become black and white in images of more than 8 bits, which are cut off there;
             null measures it once over ``train``. 8-bit images are 0 to 255 always.
+        orientation: ``exif`` turns images by their EXIF tag, ``stored`` takes them as stored, where the annotated size
+            fits both or there is none; null takes what the sizes of ``train`` show, else ``exif``.
     """
 
     train: Part
@@ -115,6 +117,7 @@ class DataConfig(_Model):
     match_names: bool = False
     max_pixels: int = Field(default=2**28, ge=1)
     range: tuple[float, float] | None = None
+    orientation: Literal["exif", "stored"] | None = None
 
     @pydantic.field_validator("range")
     @classmethod

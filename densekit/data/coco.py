@@ -94,12 +94,16 @@ class CocoDataset:
         sample = self._read(index, draw_seed(random))
         return self.transforms(sample, random)
 
+    def annotated_size(self, index: int) -> tuple[int, int]:
+        """(height, width) that the json gives."""
+        return int(self.file.sizes[index, 0]), int(self.file.sizes[index, 1])
+
     def aspect_ratios(self) -> npt.NDArray[np.float32]:
         """[len] width / height, from the json."""
         return (self.file.sizes[:, 1] / self.file.sizes[:, 0]).astype(np.float32)
 
     def _read(self, index: int, seed: int) -> Sample:
-        size = (int(self.file.sizes[index, 0]), int(self.file.sizes[index, 1]))
+        size = self.annotated_size(index)
         rows = self.file.annotations(index)
         return Sample(
             image=self.read_image(self.path(index), size=size, reduce=self.transforms.reduction(size)),

@@ -95,6 +95,7 @@ class FeatureStore:
         _check_manifest(self.path, self.manifest)
         self.levels: tuple[str, ...] = tuple(self.manifest["tensors"])
         self.views: tuple[str, ...] = tuple(recipe["views"])
+        self.orientation: str = recipe["images"].get("orientation", "exif")
         given = recipe["images"].get("range")
         self.value_range: tuple[float, float] | None = None if given is None else (float(given[0]), float(given[1]))
         self._read_index()

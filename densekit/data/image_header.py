@@ -48,6 +48,16 @@ class ImageHeader:
     bits: int = 8
     deep: bool = False
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) as stored."""
+        return self.height, self.width
+
+    @property
+    def turned_size(self) -> tuple[int, int]:
+        """(height, width) after the EXIF orientation."""
+        return (self.width, self.height) if self.orientation >= 5 else self.size
+
 
 def read_header(data: bytes) -> ImageHeader | None:
     """Read the header of an encoded image; None where the bytes are no image that we know or stop inside the header."""

@@ -7,8 +7,8 @@ from typing import Any
 
 from densekit.config import DataConfig
 from densekit.data.feature_set import store_of
-from densekit.data.image_survey import survey
-from densekit.data.images import ImageReader
+from densekit.data.image_survey import Survey, survey
+from densekit.data.images import ImageReader, Orientation
 from densekit.data.pixel_values import Range
 from densekit.data.transforms import Pipeline
 from densekit.data.value_range import Values, as_option, measure
@@ -16,55 +16,70 @@ from densekit.errors import DensekitError
 
 
 def settle(data: DataConfig, train_set: Any) -> tuple[DataConfig, list[str]]:
-    """Fill in ``data.range`` where the config leaves it open and the training set has deep images.
+    """Fill in ``data.range`` and ``data.orientation`` where the config leaves them to the training set.
 
     Args:
         data: of the run.
-        train_set: the data set to learn from; stored features bring the range that they were made with.
+        train_set: the data set to learn from; stored features bring what they were made with.
 
     Returns:
         The config to go on with, to be stored with the run, and lines that say what was found.
     """
-    store = store_of(train_set)
-    if data.range is not None:
-        return data, [] if store is not None else _of_declared(data.range, train_set)
-    found, lines = find_range(train_set) if store is None else (store.value_range, [])
-    return data.model_copy(update={"range": found}), lines
+    if (store := store_of(train_set)) is not None:
+        found = {"range": store.value_range, "orientation": "stored" if store.orientation == "stored" else None}
+        return data.model_copy(update={k: v for k, v in found.items() if getattr(data, k) is None}), []
+    seen = survey(train_set)
+    value_range, lines = (data.range, _of_declared(data.range, seen)) if data.range else _measured(train_set, seen)
+    if data.orientation is None:
+        data = data.model_copy(update={"orientation": "stored" if seen.stored > seen.turned else None})
+        lines += _of_orientation(seen)
+    return data.model_copy(update={"range": value_range}), lines
 
 
 def read_as(data: DataConfig, dataset: Any) -> None:
-    """Let a data set read its images as the config says."""
-    read_on(data.range, dataset)
+    """Let a data set read its images as the config says; data sets without image files are left alone."""
+    _read(dataset, value_range=data.range, orientation=data.orientation or "exif")
 
 
 def read_on(value_range: Range | None, dataset: Any) -> None:
-    """Let a data set read its deep images on a range; data sets without image files are left alone."""
+    """Let a data set read its deep images on a range."""
+    _read(dataset, value_range=value_range, orientation="exif")
+
+
+def _read(dataset: Any, *, value_range: Range | None, orientation: Orientation) -> None:
     inner = getattr(dataset, "inner", dataset)  # matched by name: the data set behind it reads the files
     reader = getattr(inner, "read_image", None)
     if isinstance(reader, ImageReader):
-        inner.read_image = dataclasses.replace(reader, value_range=value_range)
+        inner.read_image = dataclasses.replace(reader, value_range=value_range, orientation=orientation)
 
 
-def check_store_range(data: DataConfig, dataset: Any) -> None:
-    """Refuse stored features of images that were read on another range; data sets of pixels pass.
+def check_store_reading(data: DataConfig, dataset: Any) -> None:
+    """Refuse stored features of images that were read in another way; data sets of pixels pass.
 
     Raises:
-        DensekitError: the two ranges differ.
+        DensekitError: the range or the orientation differs.
     """
     store = store_of(dataset)
-    if store is not None and store.value_range != data.range:
-        own, theirs = (None if r is None else as_option(r) for r in (data.range, store.value_range))
-        raise DensekitError(
-            f"{store.path} was exported with data.range {theirs}, the config has {own}; export again, or set "
-            f"data.range to what the store has"
-        )
+    if store is None:
+        return
+    own, theirs = (None if r is None else as_option(r) for r in (data.range, store.value_range))
+    ours = {"range": own, "orientation": data.orientation or "exif"}
+    for key, value in {"range": theirs, "orientation": store.orientation}.items():
+        if value != ours[key]:
+            raise DensekitError(
+                f"{store.path} was exported with data.{key} {value}, the config has {ours[key]}; export again, or set "
+                f"data.{key} to what the store has"
+            )
 
 
 def find_range(dataset: Any) -> tuple[Range | None, list[str]]:
     """The range of a data set's deep images, and lines on it; None where there are none."""
-    deep = survey(dataset).deep
+    return _measured(dataset, survey(dataset))
+
+
+def _measured(dataset: Any, seen: Survey) -> tuple[Range | None, list[str]]:
     reader = getattr(dataset, "read_image", ImageReader())
-    values = measure(deep, reader) if deep else None
+    values = measure(seen.deep, reader) if seen.deep else None
     if values is None:
         return None, []
     return values.range(), [describe(values), *_too_wide(values, values.range())]
@@ -112,10 +127,31 @@ def _too_wide(values: Values, value_range: Range) -> list[str]:
     ]
 
 
-def _of_declared(value_range: Range, train_set: Any) -> list[str]:
-    found = survey(train_set)
-    if found.deep or not found.looked_at:
+def _of_declared(value_range: Range, seen: Survey) -> list[str]:
+    if seen.deep or not seen.looked_at:
         return []
     return [
         f"data: data.range {as_option(value_range)} is for images of more than 8 bits, and the training set has none"
     ]
+
+
+def _of_orientation(seen: Survey) -> list[str]:
+    """A line where sizes do not show that all annotations follow the EXIF orientation."""
+    if seen.stored > seen.turned:
+        others = f" ({seen.turned} were annotated turned, and are turned)" if seen.turned else ""
+        return [
+            f"data: {seen.stored} images were annotated as stored, by their size, against their EXIF orientation"
+            f"{others}: so all are taken where the size fits both, and in prediction; data.orientation=exif turns them"
+        ]
+    if seen.stored:
+        return [
+            f"data: by their size {seen.turned} images were annotated as their EXIF orientation turns them, and "
+            f"{seen.stored} as stored; each is taken as annotated, predictions turn all"
+        ]
+    if seen.open and not seen.turned:
+        return [
+            f"data: {seen.open} of {seen.looked_at} images have an EXIF orientation, and a size that fits it and the "
+            f"pixels as stored: they are turned, as viewers do, in training and prediction; set "
+            f"data.orientation=stored if the annotations were drawn on the pixels as stored"
+        ]
+    return []

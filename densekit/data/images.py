@@ -6,9 +6,9 @@
 * Files of more than 8 bits become float32 (``pixel_values.py``).
 * Any other number of channels comes from ``.npy`` ([H, W] or [H, W, C]) or from TIFF (up to 4 interleaved channels, or
   one channel a page).
-* Boxes belong to the width and height that the annotations give: a file whose stored size is that one is taken as it is
-  stored, whatever its EXIF tag says; else the tag is applied and the size must fit then. Without annotations the tag
-  is applied.
+* Boxes belong to the width and height that the annotations give: where that is the size as stored and not as turned by
+  the EXIF tag, the file is taken as stored; where it is the turned size alone, it is turned. Where it is both (half
+  turns, mirrors, squares), and without annotations, the data set's convention decides.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import dataclasses
 import os
 import stat
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -31,6 +32,9 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are 
 
 MAX_PIXELS = 2**28
 """Width x height that an image may have unless the caller says otherwise (16384 x 16384, 0.8 GB as RGB)."""
+
+Orientation = Literal["exif", "stored"]
+"""A data set's convention: images are turned by their EXIF tag, or taken as stored."""
 
 IMAGE_SUFFIXES = frozenset({
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".npy"),
@@ -47,17 +51,19 @@ def read_image(
     max_pixels: int = MAX_PIXELS,
     reduce: int = 1,
     value_range: Range | None = None,
+    orientation: Orientation = "exif",
 ) -> Pixels:
     """Read one image file.
 
     Args:
         path: the file.
         channels: channels to give: 1, 3, or exactly what the file holds.
-        size: (height, width) that the annotations give; settles the orientation. None: the EXIF tag does.
+        size: (height, width) that the annotations give; settles the orientation where it can.
         max_pixels: refuse a larger image before decoding it.
         reduce: 1, 2, 4 or 8: decode a JPEG at this fraction of its size (sizes are rounded up), several times faster.
             Other formats ignore it and come at full size.
         value_range: values of deep images that become black and white, see ``on_scale``.
+        orientation: settles the orientation where ``size`` does not.
 
     Returns:
         [H, W, channels] uint8 RGB, or float32 in 0..255 where the file holds more than 8 bits.
@@ -66,7 +72,9 @@ def read_image(
         DensekitError: the file is missing, empty, cut off, no image, too large, of another size or channel count, or
             holds NaN or infinite values.
     """
-    pixels = read_pixels(path, channels=channels, size=size, max_pixels=max_pixels, reduce=reduce)
+    pixels = read_pixels(
+        path, channels=channels, size=size, max_pixels=max_pixels, reduce=reduce, orientation=orientation
+    )
     return on_scale(pixels, value_range, path)
 
 
@@ -77,6 +85,7 @@ def read_pixels(
     size: tuple[int, int] | None = None,
     max_pixels: int = MAX_PIXELS,
     reduce: int = 1,
+    orientation: Orientation = "exif",
 ) -> Pixels:
     """As ``read_image``, with the values that the file stores: [H, W, channels] of its own type."""
     data = read_bytes(path, max_pixels)
@@ -86,8 +95,8 @@ def read_pixels(
             raise DensekitError(_size_message(path, image.shape[1], image.shape[0], size))
     else:
         header = _checked_header(path, data, max_pixels)
-        orientation = _orientation(path, header, size)
-        image = oriented(decode(path, data, header, channels, reduce if header.format == "JPEG" else 1), orientation)
+        tag = _tag_to_apply(path, header, size, orientation)
+        image = oriented(decode(path, data, header, channels, reduce if header.format == "JPEG" else 1), tag)
     if image.shape[2] != channels:
         raise DensekitError(_channels_message(path, image.shape[2], channels))
     return np.ascontiguousarray(image)
@@ -98,19 +107,20 @@ class ImageReader:
     """How a data set reads its image files; its attribute ``read_image`` is one.
 
     Attributes:
-        channels: see ``read_image``, as for ``max_pixels`` and ``value_range``.
+        channels: see ``read_image``, as for ``max_pixels``, ``value_range`` and ``orientation``.
         blank: give images of the right size without their pixels, where nobody looks at them.
     """
 
     channels: int = 3
     max_pixels: int = MAX_PIXELS
     value_range: Range | None = None
+    orientation: Orientation = "exif"
     blank: bool = False
 
     def __call__(self, path: Path, *, size: tuple[int, int] | None = None, reduce: int = 1) -> Pixels:
         """As ``read_image``."""
         if self.blank:
-            return blank_image(path, channels=self.channels, size=size, max_pixels=self.max_pixels)
+            return blank_image(path, self, size)
         return read_image(
             path,
             channels=self.channels,
@@ -118,26 +128,21 @@ class ImageReader:
             max_pixels=self.max_pixels,
             reduce=reduce,
             value_range=self.value_range,
+            orientation=self.orientation,
         )
 
 
-def blank_image(
-    path: Path,
-    *,
-    channels: int = 3,
-    size: tuple[int, int] | None = None,
-    max_pixels: int = MAX_PIXELS,
-) -> Pixels:
+def blank_image(path: Path, reader: ImageReader, size: tuple[int, int] | None = None) -> Pixels:
     """An image of the right size without its pixels, for data sets whose feature maps are stored already.
 
     The file is opened only where ``size`` is not known, and then only its header is looked at.
     """
     if size is None and path.suffix.lower() == ".npy":
-        size = decode_npy(path, read_bytes(path, max_pixels), max_pixels).shape[:2]
+        size = decode_npy(path, read_bytes(path, reader.max_pixels), reader.max_pixels).shape[:2]
     if size is None:
-        header = _checked_header(path, read_bytes(path, max_pixels), max_pixels)
-        size = (header.height, header.width) if header.orientation < 5 else (header.width, header.height)
-    return np.broadcast_to(np.uint8(0), (*size, channels))
+        header = _checked_header(path, read_bytes(path, reader.max_pixels), reader.max_pixels)
+        size = header.turned_size if reader.orientation == "exif" else header.size
+    return np.broadcast_to(np.uint8(0), (*size, reader.channels))
 
 
 def read_bytes(path: Path, max_pixels: int = MAX_PIXELS) -> bytes:
@@ -214,14 +219,13 @@ def _checked_header(path: Path, data: bytes, max_pixels: int) -> ImageHeader:
     return header
 
 
-def _orientation(path: Path, header: ImageHeader, size: tuple[int, int] | None) -> int:
+def _tag_to_apply(path: Path, header: ImageHeader, size: tuple[int, int] | None, convention: Orientation) -> int:
     """EXIF orientation to apply, so that the image has the size that the annotations give."""
-    stored = (header.height, header.width)
-    if size is None:
-        return header.orientation
-    if stored == tuple(size):
+    if size is None or header.size == tuple(size) == header.turned_size:
+        return header.orientation if convention == "exif" else 1
+    if header.size == tuple(size):
         return 1
-    if header.orientation >= 5 and stored == (size[1], size[0]):
+    if header.turned_size == tuple(size):
         return header.orientation
     raise DensekitError(_size_message(path, header.width, header.height, size))
 

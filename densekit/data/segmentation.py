@@ -118,6 +118,11 @@ class SegmentationDataset:
         """Width / height of each image where known without decoding."""
         return self.source.aspect_ratios()
 
+    def annotated_size(self, index: int) -> tuple[int, int]:
+        """(height, width) of the mask."""
+        shape = self.source.mask(index).shape
+        return int(shape[-2]), int(shape[-1])
+
     def _image(self, index: int, size: tuple[int, int]) -> npt.NDArray[Any]:
         path = self.source.image_path(index)
         try:
@@ -186,4 +191,4 @@ def _size(path: Path) -> tuple[int, int] | None:
         return None
     if header is None:
         return None
-    return (header.width, header.height) if header.orientation >= 5 else (header.height, header.width)
+    return header.turned_size

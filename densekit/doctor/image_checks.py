@@ -99,7 +99,7 @@ def look(question: Question) -> Look:
     else:
         _look_inside(found, question, header)
         if found.size is not None:
-            found.problems += _of_header(path, header)
+            found.problems += _of_header(question, header)
             found.kind = stored_kind(data, header)
     return found
 
@@ -159,14 +159,26 @@ def _size(found: tuple[int, int], said: tuple[int, int], header: ImageHeader | N
     return f"the file is {found[0]} x {found[1]}, its annotations say {said[0]} x {said[1]} (width x height)"
 
 
-def _of_header(path: Path, header: ImageHeader) -> list[tuple[str, str]]:
+def _of_header(question: Question, header: ImageHeader) -> list[tuple[str, str]]:
     found = []
-    ending = path.suffix.lower()
+    ending = question.path.suffix.lower()
     if ending in _KNOWN and header.format in _ENDINGS and ending not in _ENDINGS[header.format]:
-        found.append(("image_extension", f"its name ends in {path.suffix}, but it is a {header.format}"))
+        found.append(("image_extension", f"its name ends in {question.path.suffix}, but it is a {header.format}"))
     if header.orientation != 1:
-        found.append(("image_orientation", f"its EXIF orientation is {header.orientation}, not 1 (as stored)"))
+        message = (
+            f"its EXIF orientation is {header.orientation}, not 1 (as stored); {_annotated(question.size, header)}"
+        )
+        found.append(("image_orientation", message))
     return found
+
+
+def _annotated(size: tuple[int, int] | None, header: ImageHeader) -> str:
+    """What an annotated (width, height) says of an EXIF orientation."""
+    if size is None:
+        return "it is turned"
+    if header.size == header.turned_size:
+        return "its annotated size fits both"
+    return "its annotated size is the turned one" if size[::-1] == header.turned_size else "it was annotated as stored"
 
 
 def stored_kind(data: bytes, header: ImageHeader) -> str:

@@ -57,8 +57,8 @@ FILES: dict[str, Kind] = {
     "image_orientation": Kind(
         "warning",
         "some viewers turn it and some do not, so annotations may be for either",
-        "It is taken as it is where its stored size is that of the json, else turned.",
-        "turn the pixels and remove the tag, then look at its boxes",
+        "Its annotated size decides; where that fits both, the other images of the set do, else it is turned.",
+        "look at its boxes (--html); where they were drawn on the pixels as stored, set data.orientation: stored",
     ),
     "image_grey": Kind(
         "note", "it is grey in a set of colour images", "Its channel is repeated.", "nothing, if it is meant"

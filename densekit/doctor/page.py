@@ -6,7 +6,7 @@ import base64
 import html
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -42,6 +42,7 @@ figcaption { overflow-wrap: anywhere } img { border: 1px solid #ccc; max-width: 
 """
 
 Picture = npt.NDArray[np.uint8]
+Sizes = Mapping[Path, tuple[int, int]]
 
 
 def write_page(report: Report, path: Path) -> None:
@@ -53,7 +54,8 @@ def page(report: Report) -> str:
     """The page's HTML; every text from the data is escaped."""
     title = f"densekit doctor: {html.escape(str(report.path))}"
     codes = Counter(d.code for d in report.defects)
-    sections = [_section([d for d in report.defects if d.code == code]) for code in codes]
+    sizes = {e.path: e.size for split in report.splits for e in split.images if e.size is not None}
+    sections = [_section([d for d in report.defects if d.code == code], sizes) for code in codes]
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{_STYLE}</style></head><body><h1>{title}</h1><p>{html.escape(summary(report))}</p>"
@@ -73,9 +75,10 @@ def _contents(defects: Sequence[Defect], codes: Counter[str]) -> str:
     return f"<table><tr><th>code</th><th>severity</th><th>count</th><th>remedy</th></tr>{''.join(rows)}</table>"
 
 
-def _section(defects: Sequence[Defect]) -> str:
+def _section(defects: Sequence[Defect], sizes: Sizes) -> str:
     kind, code = defects[0].kind, defects[0].code
-    shown = [figure for d in [d for d in defects if d.picture is not None][:PICTURES] if (figure := _figure(d))]
+    pictured = [d for d in defects if d.picture is not None]
+    shown = [figure for d in pictured[:PICTURES] if (figure := _figure(d, sizes))]
     lines = [f"<li>{html.escape(_line(d))}</li>" for d in defects[:LINES]]
     more = f"<p>and {len(defects) - LINES} more</p>" if len(defects) > LINES else ""
     return (
@@ -91,18 +94,19 @@ def _line(defect: Defect) -> str:
     return f"{printable(defect.file)}:{annotation} {printable(defect.message)}"
 
 
-def _figure(defect: Defect) -> str:
+def _figure(defect: Defect, sizes: Sizes) -> str:
     """The defect's picture with its boxes, or nothing where the file can't be shown."""
-    pictures = [_encoded(p, defect.boxes) for p in (defect.picture, defect.other) if p is not None]
+    pictures = [_encoded(p, defect.boxes, sizes.get(p)) for p in (defect.picture, defect.other) if p is not None]
     images = "".join(f'<img alt="" src="data:image/jpeg;base64,{p}">' for p in pictures if p)
     return f"<figure>{images}<figcaption>{html.escape(_line(defect))}</figcaption></figure>" if images else ""
 
 
-def _encoded(path: Path, boxes: Sequence[Box]) -> str:
+def _encoded(path: Path, boxes: Sequence[Box], annotated: tuple[int, int] | None) -> str:
     try:
         header = None if path.suffix.lower() == ".npy" else read_header(read_bytes(path, _MOST_PIXELS))
-        # Boxes are in the pixels as stored, unless the size in the json says otherwise, which the page leaves open.
-        size = None if header is None or not boxes else (header.height, header.width)
+        # The annotated size tells whether the boxes are in the pixels as stored or turned, unless it is wrong itself.
+        size = None if annotated is None else annotated[::-1]
+        size = size if header is not None and size in (header.size, header.turned_size) else None
         picture = drawn_box(as_rgb(stretched(read_pixels(path, size=size, max_pixels=_MOST_PIXELS))), boxes)
     except (DensekitError, OSError, ValueError, cv2.error, MemoryError):
         return ""

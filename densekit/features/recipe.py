@@ -35,7 +35,8 @@ class Recipe:
         dtype: of what is stored. precision: of the network's arithmetic. device: ``cpu`` or ``cuda``.
         file_format: of the shards.
         images: number of images and a hash of their names, in order; ``decode`` where the user asked for another way
-            than the usual; ``range`` of those that hold more than 8 bits. boxes: a hash of the boxes for ``roi``.
+            than the usual; ``range`` of those that hold more than 8 bits; ``orientation`` where it is not ``exif``.
+        boxes: a hash of the boxes for ``roi``.
         shard_images: images a shard. batch_size: images in one pass of the network.
     """
 

@@ -264,6 +264,8 @@ class Export:
         reader = getattr(self.source, "read_image", ImageReader())
         if reader.value_range is not None:
             images["range"] = list(reader.value_range)
+        if reader.orientation != "exif":
+            images["orientation"] = reader.orientation
         return Recipe(
             backbone=backbone,
             channels=self.model.channels,

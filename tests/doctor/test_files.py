@@ -279,3 +279,16 @@ def test_a_set_that_uses_next_to_nothing_of_its_range_is_one_warning_with_the_ra
     report = examine(tmp_path, processes=1, shown=False)
     assert bad(report) == {"range_too_wide": 1}
     assert found(report, "range_too_wide")[0].message.endswith("[100, 299] would show them")
+
+
+@pytest.mark.parametrize(
+    ("tag", "turned", "said"),
+    [(3, False, "fits both"), (6, False, "annotated as stored"), (6, True, "is the turned one")],
+)
+def test_an_orientation_is_told_with_what_the_annotated_size_says_of_it(planted, tag, turned, said):
+    path, exif = planted.image_file(4), Image.Exif()
+    exif[0x0112] = tag
+    image = Image.open(path).resize((64, 40))
+    image.save(path, exif=exif)
+    planted.images[4].update({"width": 40, "height": 64} if turned else {"width": 64, "height": 40})
+    assert said in found(planted.examine(), "image_orientation")[0].message
