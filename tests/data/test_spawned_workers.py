@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from densekit.data.image_files import ImageFiles
+from densekit.data.images import ImageReader
 from densekit.data.loader import eval_loader, train_loader
 from densekit.data.transforms import Pipeline
 from densekit.features.export import _Decoder
@@ -66,7 +67,8 @@ def test_a_data_set_gives_the_same_samples_in_another_process(name, shapes):
 
 def test_plain_images_travel_too(shapes):
     paths = sorted((shapes / "images/val").glob("*.jpg"))
-    files = ImageFiles(paths, task="detection", classes=Classes(("a",), (1,)), transforms=Pipeline(SPECS[3:]))
+    given = {"task": "detection", "classes": Classes(("a",), (1,)), "transforms": Pipeline(SPECS[3:])}
+    files = ImageFiles(paths, read_image=ImageReader(3), **given)
     source = plain_source(shapes / "images/val", None, None, specs=[{"name": "Resize", "short": 20}], channels=3)
     for data in (files, source):
         assert same(pickle.loads(pickle.dumps(data)).sample(0, 2), data.sample(0, 2))
