@@ -78,6 +78,15 @@ def explain_os_error(error: OSError, path: Path) -> str:
     return f"{path} could not be written: {error.strerror or error}; the old file, if there was one, is whole"
 
 
+def mistaken_for(start: bytes) -> str | None:
+    """What a file is that was fetched in vain, by its first bytes; None where it may be what its name says."""
+    if start.startswith(b"version https://git-lfs"):
+        return "it is the pointer of a Git LFS file, which git lfs pull fetches"
+    if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "it is a web page, not the file that was to be downloaded"
+    return None
+
+
 def remove_leftovers(folder: Path, name: str = "") -> None:
     """Remove temporary files that a process killed in ``whole_file`` left behind, of files whose name begins so."""
     for path in folder.glob(f".{name}*.tmp"):

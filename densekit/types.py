@@ -17,7 +17,7 @@ Letters: B images in a batch, C channels, H height, W width, N padded boxes an i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -64,10 +64,21 @@ class Classes:
     def __post_init__(self) -> None:
         if len(self.names) != len(self.ids):
             raise DensekitError(f"{len(self.names)} class names but {len(self.ids)} class ids; give one id per name")
-        for what, values in (("name", self.names), ("id", self.ids)):
-            twice = sorted({str(v) for v in values if values.count(v) > 1})
-            if twice:
-                raise DensekitError(f"class {what} {twice[0]!r} occurs twice; class {what}s must be unique")
+        for what, values, others in (("name", self.names, self.ids), ("id", self.ids, self.names)):
+            if len(set(values)) < len(values):
+                raise DensekitError(_twice(what, values, others))
+
+    @classmethod
+    def named_in(cls, source: object, names: Iterable[str], ids: Iterable[int]) -> Classes:
+        """The classes that a file or an option gives.
+
+        Raises:
+            DensekitError: they break a rule; names ``source``.
+        """
+        try:
+            return cls(tuple(names), tuple(ids))
+        except DensekitError as error:
+            raise DensekitError(f"{source}: {error}") from None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -89,6 +100,16 @@ class Classes:
         if moved := [n for n in mine if n in others and mine[n] != others[n]]:
             parts.append("other ids " + ", ".join(f"{n!r} {mine[n]} -> {others[n]}" for n in moved[:5]))
         return "; ".join(parts) or "the same classes in another order"
+
+
+def _twice(what: str, values: Sequence[object], others: Sequence[object]) -> str:
+    value = next(v for v in values if values.count(v) > 1)
+    first, second = [repr(other) for v, other in zip(values, others) if v == value][:2]
+    other = "id" if what == "name" else "name"
+    return (
+        f"class {what} {value!r} occurs twice ({other}s {first} and {second}), and {what}s must be unique: give one of "
+        f"the classes another {what}, or remove the one that no object is of"
+    )
 
 
 @dataclasses.dataclass(slots=True)

@@ -13,6 +13,7 @@ LAYERS = {
     "errors": 0,
     "files": 0,
     "machine": 0,
+    "pickles": 0,
     "types": 0,
     "config_file": 0,
     "config": 0,

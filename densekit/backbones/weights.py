@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from densekit import pickles
 from densekit.backbones.pretrained import is_name, resolve
 from densekit.errors import DensekitError
 
@@ -225,7 +225,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise DensekitError(_unreadable(path, _first_line(error))) from None
+        raise DensekitError(_unreadable(path, pickles.why(path, error))) from None
 
 
 def _load_pickle(path: Path) -> Any:
@@ -234,14 +234,23 @@ def _load_pickle(path: Path) -> Any:
             with zipfile.ZipFile(path) as file:  # torch does not compare the checksums that the zip holds
                 if (damaged := file.testzip()) is not None:
                     raise zipfile.BadZipFile(f"the checksum of {damaged} differs")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise DensekitError(
-            f"weights {path} are damaged or hold more than tensors and plain values, which could run code when read "
-            f"({_first_line(error)}); save only module.state_dict() in the program that wrote them"
-        ) from None
+        return pickles.load(path)
     except Exception as error:  # garbage makes torch's unpickler fail in any way
-        raise DensekitError(_unreadable(path, _first_line(error))) from None
+        if pickles.foreign(error) is None:
+            raise DensekitError(_unreadable(path, pickles.why(path, error))) from None
+        raise DensekitError(f"weights {path} can't be read: {pickles.why(path, error)}; {_extract(path)}") from None
+
+
+def _extract(path: Path) -> str:
+    """How to get at the weights of a file that is not safe to read."""
+    key = pickles.names_in(path, WRAPPERS)
+    if key is None:
+        return "save module.state_dict() alone in the program that wrote them"
+    target = str(path.with_name(f"{path.stem}_weights.pth"))
+    return (
+        f"where you trust it, save its weights alone: "
+        f"torch.save(torch.load({str(path)!r}, weights_only=False)[{key!r}], {target!r})"
+    )
 
 
 def _unreadable(path: Path, why: str) -> str:
@@ -273,7 +282,3 @@ def _listed(what: str, names: Sequence[str]) -> list[str]:
     if not names:
         return []
     return [f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

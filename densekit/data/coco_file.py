@@ -226,7 +226,7 @@ def _from_columns(columns: CocoColumns, labelled: bool = True) -> CocoFile:
     annotations, order = columns.annotations, np.argsort(images, kind="stable")
     ids, names = columns.categories.ids, columns.categories.names
     by_id = np.argsort(np.array(ids, np.int64), kind="stable")
-    classes = Classes(names=tuple(names[i] for i in by_id), ids=tuple(ids[i] for i in by_id))
+    classes = Classes.named_in(columns.path, (names[i] for i in by_id), (ids[i] for i in by_id))
     boxes, areas = annotations.boxes[order], annotations.areas[order]
     with np.errstate(all="ignore"):
         areas = np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas)
@@ -323,7 +323,7 @@ def only_classes(file: CocoFile, names: Sequence[str]) -> CocoFile:
             raise DensekitError(f"{file.path}: there is no category {name!r}; {nearest(name, file.classes.names)}")
     ids = tuple(file.classes.ids[file.classes.names.index(n)] for n in names)
     wanted = np.isin(np.array(file.classes.ids), ids)
-    return file.keep(wanted[file.labels], Classes(names=tuple(names), ids=ids))
+    return file.keep(wanted[file.labels], Classes.named_in("classes", names, ids))
 
 
 def _index(values: Sequence[int], value: int) -> int:

@@ -148,7 +148,7 @@ def _classes(labels: npt.NDArray[np.uint8], names: tuple[str, ...] | None) -> Cl
     names = names or tuple(str(number) for number in range(highest + 1))
     if highest >= len(names):
         raise DensekitError(f"classes: {len(names)} names, but the labels go up to {highest}; name them all from 0")
-    return Classes(names, tuple(range(len(names))))
+    return Classes.named_in("classes", names, range(len(names)))
 
 
 @DATASETS.register

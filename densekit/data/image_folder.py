@@ -49,7 +49,7 @@ class ImageFolder:
     ) -> None:
         self.folder = folder
         names = _class_folders(folder, classes)
-        self.classes = Classes(names, tuple(range(len(names))))
+        self.classes = Classes.named_in("classes", names, range(len(names)))
         self.transforms = transforms or Pipeline(())
         self.seed = seed
         self.read_image = ImageReader(channels, max_pixels)

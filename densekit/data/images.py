@@ -25,6 +25,7 @@ import numpy as np
 from densekit.data.decode import as_channels, decode, decode_npy, oriented
 from densekit.data.image_header import ImageHeader, read_header
 from densekit.data.pixel_values import Pixels, Range, on_scale
+from densekit.files import mistaken_for
 from densekit.types import DensekitError, nearest
 
 cv2.setNumThreads(0)  # the loader runs one image a worker: OpenCV's own threads only get in each other's way
@@ -208,6 +209,8 @@ def _unreadable(path: Path, error: OSError) -> str:
 def _checked_header(path: Path, data: bytes, max_pixels: int) -> ImageHeader:
     header = read_header(data)
     if header is None or header.width < 1 or header.height < 1:
+        if (what := mistaken_for(data[:512])) is not None:
+            raise DensekitError(f"{path}: not an image: {what}; put the image there, or remove it")
         raise DensekitError(f"{path}: not an image that can be read; convert it to PNG or JPEG, or remove it")
     if header.width * header.height > max_pixels:
         raise DensekitError(

@@ -186,13 +186,14 @@ def read_classes(classes: Path | Sequence[str] | Mapping[str, int]) -> Classes:
     Raises:
         DensekitError: the file can't be read or holds no name.
     """
+    source = f"classes: {classes}" if isinstance(classes, Path) else "classes"
     if isinstance(classes, Path):
         classes = _lines(classes, "classes", "a file with a name a line")
         if not classes:
             raise DensekitError("classes: the file holds no name; write one a line, in the order of the masks' values")
     if isinstance(classes, Mapping):
-        return Classes(tuple(classes), tuple(classes.values()))
-    return Classes(tuple(classes), tuple(range(len(classes))))
+        return Classes.named_in(source, classes, classes.values())
+    return Classes.named_in(source, classes, range(len(classes)))
 
 
 def read_colour_table(path: Path) -> dict[str, Colour]:

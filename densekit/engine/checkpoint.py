@@ -14,9 +14,15 @@ from typing import Any
 
 import torch
 
+from densekit import pickles
 from densekit.errors import DensekitError
 from densekit.files import explain_os_error, whole_file
 from densekit.types import Classes
+
+_OURS = (
+    "give a best.pt or last.pt of a run folder (another program's weights can start a training: model.weights, or "
+    "model.backbone.weights)"
+)
 
 FORMAT = 1
 """Rises when a checkpoint of an older densekit can no longer be read as it is."""
@@ -40,8 +46,8 @@ def save(path: Path, content: dict[str, Any], keep_previous: bool = False) -> No
             if "DataLoader worker" in str(error):  # raised by a signal handler, wherever the process happens to be
                 raise
             raise DensekitError(
-                f"{path} could not be written: {_first_line(error)}; is the disk full? Free some space and run again "
-                f"with --resume (the old checkpoint is whole)"
+                f"{path} could not be written: {pickles.first_line(error)}; is the disk full? Free some space and run "
+                f"again with --resume (the old checkpoint is whole)"
             ) from None
         file.flush()
         os.fsync(file.fileno())
@@ -81,14 +87,13 @@ def load(path: str | Path) -> dict[str, Any]:
         raise DensekitError(f"checkpoint {path} does not exist; give a best.pt or last.pt of a run folder")
     _verify(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = pickles.load(path)
     except Exception as error:  # a pickle made by someone else can raise anything
         raise DensekitError(
-            f"checkpoint {path} can't be loaded without running code in it ({_first_line(error)}); only files written "
-            f"by densekit are read"
+            f"checkpoint {path} can't be loaded without running code in it ({pickles.why(path, error)}); {_OURS}"
         ) from None
     if not isinstance(content, dict) or not {"format", "config", "classes", "model"} <= content.keys():
-        raise DensekitError(f"{path} is not a densekit checkpoint; give a best.pt or last.pt of a run folder")
+        raise DensekitError(f"{path} is not a densekit checkpoint; {_OURS}")
     if not isinstance(content["format"], int) or content["format"] > FORMAT:
         raise DensekitError(
             f"checkpoint {path} has format {reprlib.repr(content['format'])}, this densekit reads up to {FORMAT}; "
@@ -127,19 +132,18 @@ def _verify(path: Path) -> None:
         with zipfile.ZipFile(path) as file:
             # torch never compresses; a small file that unpacks into gigabytes is an attack.
             packed = next((i.filename for i in file.infolist() if i.compress_type != zipfile.ZIP_STORED), None)
-            damaged = packed or file.testzip()
+            damaged = None if packed else file.testzip()
     except Exception as error:  # whatever a flipped bit makes zipfile and its helpers raise
         raise DensekitError(
-            f"checkpoint {path} is damaged or not a checkpoint ({_first_line(error)}); use last.previous.pt or best.pt"
+            f"checkpoint {path} is damaged or not a checkpoint ({pickles.why(path, error)}); use last.previous.pt or "
+            f"best.pt"
         ) from None
+    if packed is not None:
+        raise DensekitError(f"checkpoint {path} is damaged or not one (its record {packed} is compressed); {_OURS}")
     if damaged is not None:
         raise DensekitError(
             f"checkpoint {path} is damaged (checksum of {damaged} differs); use last.previous.pt or best.pt"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def classes_of(content: dict[str, Any], path: str | Path) -> Classes:
