@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from densekit.data.image_header import ImageHeader
 from densekit.data.pixel_values import Pixels
 from densekit.errors import DensekitError
 
+_BY_OPENCV = ("JPEG", "PNG", "BMP", "WEBP", "PPM")
+_BY_PILLOW = ("GIF", "TGA", "ICO")  # OpenCV gives transparent pixels of a GIF another colour, and does not read others
 _REDUCED = {
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
@@ -36,6 +40,8 @@ def decode(path: Path, data: bytes, header: ImageHeader, channels: int, reduce: 
     Raises:
         DensekitError: it cannot be decoded.
     """
+    if header.format in _BY_PILLOW:
+        return _by_pillow(path, data, header, channels)
     buffer = np.frombuffer(data, np.uint8)
     try:
         if channels not in (1, 3) and header.format == "TIFF":
@@ -48,10 +54,33 @@ def decode(path: Path, data: bytes, header: ImageHeader, channels: int, reduce: 
     except cv2.error:
         image = None
     if image is None:
-        raise DensekitError(f"{path}: the {header.format} is damaged and cannot be decoded; copy it again or remove it")
+        raise DensekitError(f"{path}: {_why_not(header)}")
     if header.format == "TIFF" and header.bits in (10, 12, 14) and image.max() >= 2**header.bits:
         image = image >> (16 - header.bits)  # OpenCV moves them up to 16 bits
     return as_channels(image, channels)
+
+
+def _by_pillow(path: Path, data: bytes, header: ImageHeader, channels: int) -> Pixels:
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
+            warnings.simplefilter("ignore")
+            alpha = image.has_transparency_data
+            mode = {1: "L", 3: "RGB"}.get(channels, "RGBA" if alpha else "RGB")
+            return as_channels(np.asarray(image.convert(mode)), channels)
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise DensekitError(f"{path}: the {header.format} is damaged ({reason}); copy it again or remove it") from None
+
+
+def _why_not(header: ImageHeader) -> str:
+    """Why OpenCV gives nothing."""
+    if header.format == "JPEG" and header.bits != 8:
+        return f"a JPEG of {header.bits} bits is not among the formats that are read; save it as PNG or TIFF of 16 bits"
+    if header.format == "TIFF":
+        return "the TIFF is damaged, or its compression or its type of values is none that is read; save it anew"
+    if header.format in _BY_OPENCV:
+        return f"the {header.format} is damaged and cannot be decoded; copy it again or remove it"
+    return f"{header.format} is not among the formats that are read; convert it to PNG or JPEG"
 
 
 def _flags(channels: int, reduce: int) -> int:

@@ -49,6 +49,45 @@ def test_palette_gives_the_palettes_colours(tmp_path):
     assert np.array_equal(read_image(path), np.asarray(Image.open(path).convert("RGB")))
 
 
+@pytest.mark.parametrize("transparent", [None, 0, 3])
+def test_a_gif_has_the_colours_that_pillow_gives_it(tmp_path, transparent):
+    options = {} if transparent is None else {"transparency": transparent}
+    path = save(tmp_path / "a.gif", Image.fromarray(PICTURE).quantize(8), **options)
+    with Image.open(path) as image:
+        assert np.array_equal(read_image(path), np.asarray(image.convert("RGB")))
+        assert np.array_equal(read_image(path, channels=1)[..., 0], np.asarray(image.convert("L")))
+        if options:
+            assert np.array_equal(read_image(path, channels=4), np.asarray(image.convert("RGBA")))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+@pytest.mark.parametrize("kind", ["tga", "ico"])
+def test_tga_and_ico_are_read_as_pillow_reads_them(tmp_path, kind, mode):
+    path = save(tmp_path / f"a.{kind}", Image.fromarray(PICTURE).resize((16, 16)).convert(mode))
+    with Image.open(path) as image:
+        expected = np.asarray(image.convert("RGB"))
+    assert np.array_equal(read_image(path), expected)
+    path.write_bytes(path.read_bytes()[:-60])
+    with pytest.raises(DensekitError, match=r"damaged|not an image"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("kind", ["pcx", "sgi", "dds", "im"])
+def test_formats_that_are_not_read_are_called_so_and_not_damaged(tmp_path, kind):
+    path = save(tmp_path / f"a.{kind}", Image.fromarray(PICTURE))
+    with pytest.raises(DensekitError, match=f"{kind.upper()} is not among the formats that are read; convert it"):
+        read_image(path)
+
+
+def test_a_jpeg_of_twelve_bits_is_called_so(tmp_path):
+    path = save(tmp_path / "a.jpg", Image.fromarray(PICTURE))
+    data = path.read_bytes()
+    at = data.index(b"\xff\xc0")  # the frame: marker, length, bits a value
+    path.write_bytes(data[: at + 4] + b"\x0c" + data[at + 5 :])
+    with pytest.raises(DensekitError, match="a JPEG of 12 bits is not among the formats"):
+        read_image(path)
+
+
 def test_alpha_is_dropped_and_not_blended(tmp_path):
     alpha = np.dstack([PICTURE, np.zeros((12, 16), np.uint8)])
     path = save(tmp_path / "a.png", Image.fromarray(alpha))
