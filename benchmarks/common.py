@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -10,7 +11,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,25 @@ def check(name: str, ours: Any, theirs: Any, *, atol: float, rtol: float = 0.0) 
         difference = (a - b).abs().max().item() if a.shape == b.shape else f"shapes {tuple(a.shape)}, {tuple(b.shape)}"
         sys.exit(f"{name} of densekit and of the peer differ by {difference}: nothing is timed")
     return f"{name} within {(a - b).abs().max().item() if a.numel() else 0.0:.1g}"
+
+
+@contextlib.contextmanager
+def whole_float32() -> Iterator[None]:
+    """Comparisons in float32 as such: by default a GPU rounds what its convolutions read to TF32, 10 bits."""
+    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for switch, value in zip(switches, before):
+            switch.allow_tf32 = value
+
+
+def compared_on(device: torch.device) -> str:
+    """What is to be said beside a comparison in float32."""
+    return " (TF32 off)" if device.type == "cuda" else ""
 
 
 def machine(device: torch.device) -> dict[str, Any]:

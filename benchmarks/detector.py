@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import torch
 import torchvision
-from common import Row, arguments, check, device_of, in_turn, report
+from common import Row, arguments, check, compared_on, device_of, in_turn, report, whole_float32
 from torch import Tensor, nn
 from torchvision.models import detection
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
@@ -115,11 +115,13 @@ def random_batch(count: int, size: tuple[int, int], device: torch.device) -> Bat
 @torch.inference_mode()
 def compare(ours: DenseModel, theirs: nn.Module, batch: Batch) -> str:
     """Detections of both in fp32."""
-    found, expected = ours.eval().predict(batch), theirs.eval()(their_images(batch))[0]
+    with whole_float32():
+        found, expected = ours.eval().predict(batch), theirs.eval()(their_images(batch))[0]
     count = int(found.valid[0].sum())
     check("the number of detections", count, len(expected["scores"]), atol=0)
     assert count > 10, "the random weights find nothing to compare"
-    return check(f"{count} scores", found.scores[0, :count].cpu(), expected["scores"].cpu(), atol=1e-3)
+    agreement = check(f"{count} scores", found.scores[0, :count].cpu(), expected["scores"].cpu(), atol=1e-3)
+    return agreement + compared_on(batch.images.device)
 
 
 def their_images(batch: Batch) -> list[Tensor]:

@@ -28,7 +28,18 @@ import numpy as np
 import timm
 import torch
 import torch.utils.data
-from common import Row, Table, arguments, check, device_of, in_turn, report, report_tables
+from common import (
+    Row,
+    Table,
+    arguments,
+    check,
+    compared_on,
+    device_of,
+    in_turn,
+    report,
+    report_tables,
+    whole_float32,
+)
 from PIL import Image
 from torch import Tensor, nn
 
@@ -181,16 +192,17 @@ def their_loop(model: nn.Module, folder: Path, level: str, device: torch.device)
 
 def compare(job: Job, theirs: nn.Module, peer: Tensor, level: str) -> str:
     """Stop where the plain path differs from timm's network, or the fast path's vectors are not the peer's."""
-    plain = Job(job.model, job.folder, level, precision="fp32", dtype="float32").result()
+    device = job.model.mean.device
     paths = sorted((job.folder / "images").iterdir())[:8]
-    pixels = torch.stack([decoded(path) for path in paths]).to(job.model.mean.device)
-    with torch.inference_mode():
+    pixels = torch.stack([decoded(path) for path in paths]).to(device)
+    with torch.inference_mode(), whole_float32():
+        plain = Job(job.model, job.folder, level, precision="fp32", dtype="float32").result()
         normal = job.model.normalize(pixels).contiguous()
         expected = (theirs.forward_features if level == "c5" else theirs)(normal).cpu()
     same = check("fp32 features of the same pixels", plain[: len(paths)], expected, atol=1e-4, rtol=1e-4)
     found = correlation(job.result(), peer)
     check("correlation", min(found, LEAST_CORRELATION), LEAST_CORRELATION, atol=0)
-    return f"{same}; all of the fast path: correlation {found:.3f}"
+    return f"{same}{compared_on(device)}; all of the fast path: correlation {found:.3f}"
 
 
 def correlation(a: Tensor, b: Tensor) -> float:

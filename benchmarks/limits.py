@@ -18,13 +18,15 @@ from __future__ import annotations
 import collections
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import detector
 import torch
 import unet
 from common import Action, Table, all_in_turn, arguments, check, device_of, report_tables
 from torch import Tensor, nn
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEventAvg
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -141,9 +143,15 @@ def by_kind(step: Action, device: torch.device) -> list[list[str | float]]:
     gpu = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as profiler:
         step()
+    return shares_of(profiler.key_averages(), gpu)
+
+
+def shares_of(events: Iterable[FunctionEventAvg], gpu: bool) -> list[list[str | float]]:
+    """Percent of the time by kind of operation; a GPU's kernels count for the operators that start them."""
     shares: collections.Counter[str] = collections.Counter()
-    for event in profiler.key_averages():
-        shares[kind_of(event.key)] += event.self_device_time_total if gpu else event.self_cpu_time_total
+    for event in events:
+        if event.device_type == DeviceType.CPU:  # else a kernel, told again on its own
+            shares[kind_of(event.key)] += event.self_device_time_total if gpu else event.self_cpu_time_total
     whole = sum(shares.values())
     return [[kind, round(100 * time / whole, 1)] for kind, time in shares.most_common()]
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import segmentation_models_pytorch as smp
 import torch
-from common import Row, arguments, check, device_of, in_turn, report
+from common import Row, arguments, check, compared_on, device_of, in_turn, report, whole_float32
 from torch import Tensor, nn
 
 from densekit.engine.optim import make_optimizer, parameter_groups
@@ -81,8 +81,10 @@ def normalised(batch: Batch) -> Tensor:
 
 @torch.inference_mode()
 def compare(ours: DenseModel, theirs: nn.Module, batch: Batch) -> str:
-    found = torch.stack(ours.eval().predict(batch).probabilities)
-    return check("probabilities", found.cpu(), theirs.eval()(normalised(batch)).softmax(1).cpu(), atol=1e-4)
+    with whole_float32():
+        found = torch.stack(ours.eval().predict(batch).probabilities).cpu()
+        expected = theirs.eval()(normalised(batch)).softmax(1).cpu()
+    return check("probabilities", found, expected, atol=1e-4) + compared_on(batch.images.device)
 
 
 def our_step(model: DenseModel, batch: Batch) -> Callable[[], object]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from densekit.config import ModelConfig
 from densekit.errors import DensekitError
+from densekit.ops.deterministic import deterministic_backward
 from densekit.registry import BACKBONES, HEADS
 from densekit.types import Batch, Classes, Classification, Detections, Head, Level, Predictions, Segmentation, Task
 
@@ -135,11 +136,12 @@ class DenseModel(nn.Module):
                     "mixup blends images before the backbone, so stored features can't follow; set it to 0"
                 )
             batch = mixed
-        maps = self.features(batch)
         losses = {}
-        for name in self.heads:
-            for key, value in self.head(name).losses(maps, batch).items():
-                losses[key if len(self.heads) == 1 else f"{name}.{key}"] = value
+        with deterministic_backward(batch.images.device):
+            maps = self.features(batch)
+            for name in self.heads:
+                for key, value in self.head(name).losses(maps, batch).items():
+                    losses[key if len(self.heads) == 1 else f"{name}.{key}"] = value
         return losses
 
     def predict(self, batch: Batch, head: str | None = None) -> Predictions:

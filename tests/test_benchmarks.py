@@ -8,9 +8,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import DeviceType
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from densekit.features.setup import bare_model
 from densekit.types import Batch
@@ -112,6 +115,88 @@ def test_profiled_operations_are_sorted_into_kinds(load):
     assert limits.kind_of("aten::addmm") == "matrix products"
     assert limits.kind_of("aten::_fused_sgd_") == "optimiser"
     assert limits.kind_of("aten::mul").startswith("elementwise")
+
+
+def test_the_time_of_a_gpu_counts_once_for_the_operators_that_start_its_kernels(load):
+    def event(key, kind, device_time, cpu_time):
+        times = {"self_device_time_total": device_time, "self_cpu_time_total": cpu_time}
+        return SimpleNamespace(key=key, device_type=kind, **times)
+
+    events = [
+        event("aten::cudnn_convolution", DeviceType.CPU, 30, 1),
+        event("aten::addmm", DeviceType.CPU, 10, 3),
+        event("void kernel_of_the_convolution()", DeviceType.CUDA, 30, 0),
+        event("void kernel_of_the_product()", DeviceType.CUDA, 10, 0),
+    ]
+    limits = load("limits")
+    assert limits.shares_of(events, gpu=True) == [["convolutions", 75.0], ["matrix products", 25.0]]
+    assert limits.shares_of(events, gpu=False) == [["matrix products", 75.0], ["convolutions", 25.0]]
+
+
+@pytest.mark.parametrize("before", [(False, True), (True, False)])
+def test_comparisons_run_without_tf32_which_is_said_and_timings_as_they_were(load, before):
+    common, switches = load("common"), (torch.backends.cuda.matmul, torch.backends.cudnn)
+    start = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch, value in zip(switches, before):
+            switch.allow_tf32 = value
+        with common.whole_float32():
+            assert [switch.allow_tf32 for switch in switches] == [False, False]
+        assert tuple(switch.allow_tf32 for switch in switches) == before
+    finally:
+        for switch, value in zip(switches, start):
+            switch.allow_tf32 = value
+    assert common.compared_on(torch.device("cuda")) == " (TF32 off)"
+    assert common.compared_on(torch.device("cpu")) == ""
+
+
+@pytest.mark.parametrize(("name", "function"), [("detector", "compare"), ("unet", "compare"), ("roi_align", "compare")])
+def test_what_is_compared_was_computed_without_tf32(load, monkeypatch, name, function):
+    module, seen = load(name), []
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+
+    def stop(*_, **__):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        raise InterruptedError
+
+    run = SimpleNamespace(eval=stop)
+    monkeypatch.setattr(module, "roi_align", stop, raising=False)
+    given = ([], torch.zeros(1), (8, 8)) if name == "roi_align" else (run, run, None)
+    with pytest.raises(InterruptedError):
+        getattr(module, function)(*given)
+    assert seen == [False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_peers_roi_align_gets_maps_and_boxes_of_one_type_that_its_kernel_takes(load, dtype):
+    module = load("roi_align")
+    maps, boxes = module.inputs(1, 2, (64, 64), torch.device("cpu"))
+    seen = []
+    ours, theirs = module.sides(maps, boxes, (64, 64), dtype)
+
+    class Types(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.torchvision.roi_align.default:
+                seen.append({t.dtype for t in args[:2]})
+            return func(*args, **(kwargs or {}))
+
+    with Types():
+        assert [gradient.dtype for gradient in theirs()] == [torch.float32] * 4
+    assert seen == [{torch.float32}] * len(seen)
+    assert seen
+    assert [gradient.dtype for gradient in ours()] == [dtype] * 4
+
+
+def test_what_is_timed_and_counted_stays_on_the_device_that_is_asked_for(load, monkeypatch):
+    meta = torch.device("meta")
+    growth, limits = load("growth"), load("limits")
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # which meta does not know
+    case = growth.Case("resnet18", batch=1, side=64, objects=2, classes=3, proposals=50)
+    model, batch = growth.detector(case).to(meta), growth.random_batch(case).to(meta)
+    assert growth.our_inference(model, batch)().boxes.device == meta
+    assert {loss.device for loss in model.train()(batch).values()} == {meta}
+    assert limits.check_count(model.eval(), batch)
+    assert limits.pooling(batch)[1]().device == meta
 
 
 def test_multiply_adds_count_the_backward_too(load):

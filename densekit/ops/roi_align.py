@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from densekit.errors import DensekitError
 from densekit.ops import boxes as box_ops
 
 Method = Literal["auto", "table", "kernel"]
@@ -72,7 +73,12 @@ def roi_align(
         [B * R, C, P, P] in the precision of the maps; coordinates are float32 throughout.
     """
     levels = box_levels(boxes, strides)
-    method = best_method(maps[0].device) if method == "auto" else method
+    best = best_method(maps[0].device)
+    method = best if method == "auto" else method
+    if method == "kernel" and best == "table" and maps[0].requires_grad and maps[0].device.type != "cpu":
+        raise DensekitError(
+            "roi_align: 'kernel' gives other bits on each run on this device, and train.deterministic is set; use auto"
+        )
     pool = _pool_from_table if method == "table" else _pool_by_kernel
     return pool(maps, boxes.float(), levels, strides, output_size, sampling_ratio, aligned)
 

@@ -173,7 +173,9 @@ def cross_entropy(logits: Tensor, masks: Tensor, weights: Tensor | None = None, 
         weights: [K] or None.
         smoothing: part of the target that is spread over all classes.
     """
-    total = F.cross_entropy(logits, masks, weights, ignore_index=IGNORE, label_smoothing=smoothing, reduction="sum")
+    # Summed here: torch's own sum on a GPU has other bits on each run.
+    pixels = F.cross_entropy(logits, masks, weights, ignore_index=IGNORE, label_smoothing=smoothing, reduction="none")
+    total = pixels.sum()
     valid = masks != IGNORE
     counted = valid if weights is None else weights[masks.where(valid, 0)] * valid
     return _over_count(total, counted.sum())
