@@ -88,18 +88,20 @@ def settle(config: Config, world: World, train_set: Dataset, val_set: Dataset | 
     """
     settled = image_settings.settle(config.data, train_set) if world.is_first else None
     data, lines = next(found for found in gather(settled) if found is not None)
-    for one in (train_set, val_set):
+    for one, where in ((train_set, "data.train_transforms"), (val_set, "data.eval_transforms")):
         image_settings.read_as(data, one)
-    lines += image_settings.rounding(data, train_set, "data.train_transforms")
-    if val_set is not None:
-        lines += image_settings.unknown_range(data, val_set)
-        lines += image_settings.rounding(data, val_set, "data.eval_transforms")
+        lines += image_settings.rounding(data, one, where)
+    lines += image_settings.unknown_range(data, val_set)
     return config.model_copy(update={"data": data}), [*notes(train_set, val_set), *lines]
 
 
-def settle_alone(config: Config, world: World) -> tuple[Config, list[str]]:
-    """As ``settle``, where nothing is learned: the training set is opened for this alone."""
-    return settle(config, world, dataset(with_pixels(config), "train", training=True), None)
+def settle_alone(config: Config, world: World, split: Split | None) -> tuple[Config, list[str]]:
+    """As ``settle`` for one split, where nothing is learned; the training set is opened where it has to decide."""
+    pixels = with_pixels(config)
+    data = dataset(pixels, split, training=split == "train") if split is not None else None
+    if data is None or not image_settings.leaves_open(config.data, data):
+        return config, []
+    return settle(config, world, data if split == "train" else dataset(pixels, "train", training=True), None)
 
 
 def notes(*datasets: Dataset | None) -> list[str]:

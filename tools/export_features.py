@@ -104,7 +104,7 @@ def prepare(args: argparse.Namespace, world: Any) -> tuple[Any, dict[str, Any]]:
         (model, config), lines = build.from_checkpoint(args.checkpoint, args.overrides), []
     else:
         config = configs.load(args.config, args.overrides)
-        config, told = build.settle_alone(config, world)
+        config, told = build.settle_alone(config, world, args.split)
         model, lines = setup.model_of(config)
     specs = setup.resize_specs(args.size, args.short, args.long)
     if args.split:

@@ -36,6 +36,12 @@ def settle(data: DataConfig, train_set: Any) -> tuple[DataConfig, list[str]]:
     return data.model_copy(update={"range": value_range}), lines
 
 
+def leaves_open(data: DataConfig, dataset: Any) -> bool:
+    """Whether a data set has images whose reading the config leaves to the training set."""
+    seen = survey(dataset)
+    return (data.range is None and bool(seen.deep)) or (data.orientation is None and seen.open > 0)
+
+
 def read_as(data: DataConfig, dataset: Any) -> None:
     """Let a data set read its images as the config says; data sets without image files are left alone."""
     _read(dataset, value_range=data.range, orientation=data.orientation or "exif")

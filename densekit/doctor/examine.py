@@ -81,7 +81,7 @@ def examine(path: Path, images: Path | None = None, *, processes: int | None = N
             found += of_rows_alone + _refused_by_training(split.rows, [*split.defects, *of_rows_alone])
     found += differing_classes(splits)
     channels = None if config is None else config.model.channels
-    looks = _look_at_images(splits, processes, shown)
+    looks = _look_at_images(splits, processes, shown, max(3, channels or 3))
     masks = _look_at_masks(splits, processes, shown)
     for split in splits:
         found += image_defects(split, looks, channels)
@@ -134,9 +134,11 @@ def _refused_by_training(rows: CocoRows, found: Sequence[Defect]) -> list[Defect
     return []
 
 
-def _look_at_images(splits: Sequence[Split], processes: int | None, shown: bool) -> dict[Path, Look]:
+def _look_at_images(splits: Sequence[Split], processes: int | None, shown: bool, channels: int) -> dict[Path, Look]:
     questions = {
-        entry.path: Question(entry.path, entry.size, split.max_pixels) for split in splits for entry in split.images
+        entry.path: Question(entry.path, entry.size, split.max_pixels, channels)
+        for split in splits
+        for entry in split.images
     }
     looks = over_files(look, list(questions.values()), "images", _died, processes=processes, shown=shown)
     return {found.path: found for found in looks}

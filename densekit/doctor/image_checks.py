@@ -64,11 +64,19 @@ class Look:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Question:
-    """A file to look at, with the (width, height) that the annotations give, and the largest number of pixels."""
+    """A file to look at.
+
+    Attributes:
+        path: the file.
+        size: (width, height) that the annotations give.
+        max_pixels: a larger image is not decoded.
+        channels: as which it is looked at; for more than three the file must hold them.
+    """
 
     path: Path
     size: tuple[int, int] | None
     max_pixels: int
+    channels: int = 3
 
 
 def look(question: Question) -> Look:
@@ -118,7 +126,7 @@ def _missing(path: Path) -> tuple[str, str]:
 
 def _look_inside(found: Look, question: Question, header: ImageHeader | None) -> None:
     try:
-        pixels = read_pixels(question.path, channels=_channels(question.path), max_pixels=question.max_pixels)
+        pixels = read_pixels(question.path, channels=_channels(question), max_pixels=question.max_pixels)
     except (DensekitError, cv2.error, ValueError, MemoryError) as error:
         found.problems.append(("image_unreadable", _without_path(error, question.path)))
         return
@@ -136,11 +144,11 @@ def _look_inside(found: Look, question: Question, header: ImageHeader | None) ->
     found.small = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
 
 
-def _channels(path: Path) -> int:
-    if path.suffix.lower() != ".npy":
-        return 3
+def _channels(question: Question) -> int:
+    if question.path.suffix.lower() != ".npy":
+        return question.channels
     try:
-        shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+        shape = np.load(question.path, mmap_mode="r", allow_pickle=False).shape
     except (OSError, ValueError, EOFError):
         return 3
     return int(shape[2]) if len(shape) == 3 else 3

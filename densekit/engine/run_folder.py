@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import platform
 import time
@@ -14,6 +15,7 @@ import torch
 import yaml
 
 import densekit
+from densekit.config import parse
 from densekit.engine import checkpoint
 from densekit.engine.distributed import World, barrier, gather
 from densekit.engine.optim import restore
@@ -116,6 +118,8 @@ class RunFolder:
             before = None
         if not isinstance(before, dict):
             raise DensekitError(f"{saved} is not a config any more; restore it or give another --out")
+        with contextlib.suppress(DensekitError):  # keys that came later have their defaults
+            before = parse(before, str(saved)).model_dump(mode="json")
         changed = [k for k in _differences(before, self.config) if not k.startswith(_MAY_CHANGE)]
         if changed:
             key = changed[0]

@@ -14,6 +14,7 @@ from PIL import Image
 
 from densekit.data.shapes import generate_shapes
 from densekit.doctor.examine import examine
+from densekit.doctor.image_checks import Question, look
 from densekit.doctor.parallel import over_files
 from tests.doctor.conftest import bad, found
 
@@ -292,3 +293,12 @@ def test_an_orientation_is_told_with_what_the_annotated_size_says_of_it(planted,
     image.save(path, exif=exif)
     planted.images[4].update({"width": 40, "height": 64} if turned else {"width": 64, "height": 40})
     assert said in found(planted.examine(), "image_orientation")[0].message
+
+
+def test_all_pages_of_an_image_are_looked_at_where_the_model_takes_them(tmp_path):
+    pages = [Image.fromarray(np.full((8, 8), v, np.float32)) for v in (1, 2, 3, np.nan)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    assert look(Question(tmp_path / "a.tif", (8, 8), 100)).problems == []
+    assert [code for code, _ in look(Question(tmp_path / "a.tif", (8, 8), 100, channels=4)).problems] == [
+        "image_not_finite"
+    ]

@@ -12,6 +12,7 @@ import torch
 import yaml
 from torch import nn
 
+from densekit import config as configs
 from densekit.engine import guard
 from densekit.engine.distributed import World
 from densekit.engine.guard import Stop, pack_batch, unpack_batch
@@ -283,3 +284,17 @@ def test_a_batch_packed_and_unpacked_is_the_same():
         assert str(unpack_batch(pack_batch(batch))) == str(batch)
     with pytest.raises(DensekitError, match="not of this densekit's form"):
         unpack_batch({"images": 3})
+
+
+def test_a_run_from_before_a_key_existed_goes_on_with_its_default(tmp_path):
+    written = {
+        "model": {"backbone": {"name": "resnet18"}, "heads": {"main": {"name": "classifier"}}},
+        "data": {"train": {"name": "image_folder"}},
+        "train": {"steps": 1, "optimizer": {"lr": 0.1}},
+    }
+    full = yaml.safe_load(configs.dump(configs.parse(written, "a.yaml")))
+    older = {**full, "data": {key: value for key, value in full["data"].items() if key != "range"}}
+    open_folder(tmp_path, older)
+    open_folder(tmp_path, full, resume=True)
+    with pytest.raises(DensekitError, match=r"data.range was None and is now \[0.0, 4095.0\]"):
+        open_folder(tmp_path, {**full, "data": {**full["data"], "range": [0.0, 4095.0]}}, resume=True)

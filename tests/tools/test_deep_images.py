@@ -6,10 +6,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from densekit import build
+from densekit import config as configs
 from densekit.data.feature_store import FeatureStore
+from densekit.engine.distributed import World
 from tests.tools import runs
 
 
@@ -103,3 +106,17 @@ def test_a_head_on_stored_features_takes_their_range(folder, tmp_path):
     assert build.from_checkpoint(tmp_path / "run" / "best.pt")[1].data.range == (0, 4095)
     line = runs.refused("train", config, "--out", tmp_path / "other", "data.range=[0,65535]")
     assert "was exported with data.range [0, 4095], the config has [0, 65535]" in line
+
+
+def test_a_split_is_exported_on_the_range_of_the_training_images_and_photographs_need_none(folder, tmp_path):
+    tree = runs.config_of("classification", folder)
+    config = runs.write_config(tmp_path / "c.yaml", tree)
+    loaded = configs.load(config)
+    world = World(0, 1, 1, torch.device("cpu"))
+    assert build.settle_alone(loaded, world, "val")[0].data.range == (0, 4095)
+    assert build.settle_alone(loaded, world, None) == (loaded, [])
+    bytes_only = configs.override(loaded, [f"data.val.images={folder / 'photos'}", "data.train.images=nowhere"])
+    for kind in ("dim", "bright"):
+        (folder / "photos" / kind).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((32, 32), np.uint8)).save(folder / "photos" / kind / "a.png")
+    assert build.settle_alone(bytes_only, world, "val") == (bytes_only, [])  # the training set need not be there
