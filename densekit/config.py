@@ -19,7 +19,7 @@ import yaml
 from pydantic import Field
 
 from densekit.config_file import apply_override, expand, read_yaml
-from densekit.errors import DensekitError, nearest
+from densekit.errors import DensekitError, nearest, plain_words
 from densekit.shipped import configs
 
 
@@ -112,7 +112,7 @@ class DataConfig(_Model):
     pad_to: int = Field(default=32, ge=1)
     aspect_grouping: bool = True
     fixed_size: tuple[int, int] | None = None
-    workers: int | None = Field(default=None, ge=0)
+    workers: int | None = Field(default=None, ge=0, le=1024)
     on_bad_image: Literal["error", "skip"] = "error"
     match_names: bool = False
     max_pixels: int = Field(default=2**28, ge=1)
@@ -325,10 +325,10 @@ def _explain(error: pydantic.ValidationError, tree: Any) -> str:
         )
     if first["type"] == "extra_forbidden":
         return f"{path}: there is no such key; {nearest(str(first['loc'][-1]), _fields(first['loc'][:-1]))}"
-    message = first["msg"].removeprefix("Value error, ")
+    message = plain_words(first["msg"])
     shown = "" if first["type"] == "value_error" else f", not {first['input']!r}"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{path}: {message[:1].lower()}{message[1:]}{shown}{more}"
+    return f"{path}: {message}{shown}{more}"
 
 
 _LIKE = {

@@ -54,17 +54,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
         siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         hint = nearest(path.name, siblings) if siblings else "give the path of a YAML file, such as one in configs/"
         raise DensekitError(f"config {path} does not exist; {hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DensekitError(f"config {path} can't be read: {error}; give a readable YAML file") from None
+    except UnicodeDecodeError:
+        raise DensekitError(f"config {path} is no text in UTF-8; give a YAML file, saved as UTF-8") from None
+    except OSError as error:
+        raise DensekitError(f"config {path} can't be read: {error.strerror}; give a readable YAML file") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DensekitError(f"config {path} is not valid YAML: {_one_line(error)}; mend the file there") from None
     if not isinstance(tree, dict):
-        raise DensekitError(f"config {path} holds {type(tree).__name__}, not a mapping of keys; see configs/")
+        held = "nothing" if tree is None else f"a {type(tree).__name__}"
+        raise DensekitError(f"config {path} holds {held}, not keys and values such as 'seed: 0'; see configs/")
     return tree
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    mark, tab = error.problem_mark, "; indent by blanks, not by tabs" if "'\\t'" in str(error.problem) else ""
+    return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}{tab}"
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:

@@ -13,6 +13,15 @@ class DensekitError(ValueError):
     """
 
 
+def plain_words(message: str) -> str:
+    """A message of pydantic in the words of a YAML file, to stand behind a colon."""
+    message = message.removeprefix("Value error, ")
+    for theirs, ours in (("a valid dictionary or instance of Part", "keys and values"), ("a valid tuple", "a list"),
+                         ("a valid dictionary", "keys and values"), ("a valid list", "a list")):  # fmt: skip
+        message = message.replace(theirs, ours)
+    return message[:1].lower() + message[1:]
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """Say which of the ``known`` names are nearest to ``name``, as the end of an error message."""
     known = [str(k) for k in known]

@@ -112,7 +112,7 @@ def only_process(folder: Path) -> IO[Any] | None:
         folder.mkdir(parents=True, exist_ok=True)
         file = path.open("wb")
     except OSError as error:
-        raise DensekitError(explain_os_error(error, path)) from None
+        raise DensekitError(explain_os_error(error, folder)) from None
     try:
         # A record lock, which loader workers do not inherit: they may outlive a killed run by seconds.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

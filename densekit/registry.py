@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import pydantic
 
-from densekit.errors import DensekitError, nearest
+from densekit.errors import DensekitError, nearest, plain_words
 
 Builder = TypeVar("Builder", bound=Callable[..., Any])
 
@@ -134,7 +134,7 @@ def _explained(error: pydantic.ValidationError, value: Any, annotation: Any, pat
         kinds = [k for k in (annotation, *typing.get_args(annotation)) if dataclasses.is_dataclass(k)]
         known = [field.name for kind in kinds for field in dataclasses.fields(kind)]
         return f"{path}: there is no such option; {nearest(path.rpartition('.')[2], known)}"
-    return f"{path}: {problem['msg'][:1].lower()}{problem['msg'][1:]}, not {value!r}"
+    return f"{path}: {plain_words(problem['msg'])}, not {value!r}"
 
 
 BACKBONES = Registry("backbone", "densekit.backbones")

@@ -112,6 +112,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         DensekitError: the file is missing, damaged, not safe to read, or holds no tensors.
     """
     path = Path(path)
+    if path.is_dir():
+        raise DensekitError(f"weights {path} is a folder; give the .pth, .pt or .safetensors file in it")
     if not path.is_file():
         raise DensekitError(
             f"weights {path} do not exist; give a .pth, .pt or .safetensors file, or a name such as "

@@ -195,6 +195,8 @@ def open_coco(
 
 
 def _missing(path: Path) -> str:
+    if path.is_dir():
+        return f"{path}: is a folder; give the json file in it"
     folder = path.parent
     names = [p.name for p in folder.glob("*.json")] if folder.is_dir() else []
     if names:

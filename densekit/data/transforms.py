@@ -21,6 +21,7 @@ from densekit.data.contrast import ContrastStretch
 from densekit.data.deep_transforms import in_eight_bits, with_fills_to_one
 from densekit.data.geometry import MIN_SIDE, keep_boxes, select_boxes
 from densekit.data.resize import HorizontalFlip, Resize, ScaleJitter, VerticalFlip
+from densekit.errors import plain_words
 from densekit.types import IGNORE, DensekitError, Sample, nearest
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks the package index over the network at import
@@ -38,7 +39,6 @@ _REFUSED = {
     "ToTensor3D": "the loader makes the tensors",
     "Lambda": "a config cannot hold code",
     "Compose": "a pipeline is a composition already; use Sequential",
-    "Mosaic": "it needs other images than the sample's own",
 }
 
 
@@ -125,6 +125,7 @@ class Pipeline:
             foreign.clear()
 
 
+_NEEDS_OTHERS = "has no place in a pipeline: it needs other images or texts than the sample's own"
 _NOT_IN_EVALUATION = "cannot be undone on the predictions; evaluation takes Resize to one size, and fixed colours"
 
 
@@ -184,7 +185,13 @@ def _foreign(name: str, options: dict[str, Any], where: str) -> Any:
     _check_options(name, options, list(parameters), where)
     if "fill_mask" in parameters and parameters["fill_mask"].default is not None:
         options.setdefault("fill_mask", IGNORE)
+    if "metadata_key" in parameters:
+        raise DensekitError(f"{where}: {name} {_NEEDS_OTHERS}; remove it")
     if issubclass(kind, albumentations.BaseCompose):
+        if not options.get("transforms"):
+            raise DensekitError(
+                f"{where}.transforms: {name} needs a list of at least one transform; give it, or leave it"
+            )
         inner = [_read(s, f"{where}.transforms[{i}]") for i, s in enumerate(options.get("transforms", ()))]
         options["transforms"] = [_inner(*entry) for entry in inner]
     return _built(kind, options, where)
@@ -220,19 +227,16 @@ def _built(kind: Callable[..., Any], options: dict[str, Any], where: str) -> Any
     except (UserWarning, ValueError, TypeError, AttributeError, KeyError) as error:
         if isinstance(error.__cause__, pydantic.ValidationError):
             raise DensekitError(_invalid(error.__cause__, where)) from None
-        raise DensekitError(f"{where}: {_decapitalised(str(error))}; correct its options") from None
+        reason = plain_words(str(error).splitlines()[0]) if str(error) else "not valid"
+        raise DensekitError(f"{where}: {reason}; correct its options") from None
 
 
 def _invalid(error: pydantic.ValidationError, where: str) -> str:
     first = error.errors(include_url=False)[0]
-    key = ".".join(str(k) for k in first["loc"])
+    # Behind the option's name stand positions in it, and names of a union's members.
+    key = ".".join(str(k) for i, k in enumerate(first["loc"]) if i == 0 or isinstance(k, int))
     value = "" if first["type"] == "missing" or not key else f", not {first['input']!r}"
-    return f"{where}{'.' if key else ''}{key}: {_decapitalised(first['msg'])}{value}; correct its options"
-
-
-def _decapitalised(text: str) -> str:
-    text = text.removeprefix("Value error, ").splitlines()[0] if text else "not valid"
-    return text[:1].lower() + text[1:]
+    return f"{where}{'.' if key else ''}{key}: {plain_words(first['msg'])}{value}; correct its options"
 
 
 class _Albumentations:
@@ -284,6 +288,9 @@ class _Albumentations:
 
     def _taken(self, sample: Sample, got: dict[str, Any], floats: bool) -> Sample:
         image = got["image"] if got["image"].ndim == 3 else got["image"][:, :, None]
+        if image.shape[2] != sample.image.shape[2]:
+            reason = f"it makes {image.shape[2]} channels of {sample.image.shape[2]}, and the model takes those"
+            raise DensekitError(self._message(sample, reason))
         image = image * np.float32(255) if floats else image
         mask = sample.mask
         if "mask" in got:

@@ -83,6 +83,9 @@ def load(path: str | Path) -> dict[str, Any]:
         DensekitError: missing, damaged, not a densekit checkpoint, or of a newer format.
     """
     path = Path(path)
+    if path.is_dir():
+        best = path / "best.pt"
+        raise DensekitError(f"checkpoint {path} is a folder; give {best if best.is_file() else 'a best.pt of a run'}")
     if not path.is_file():
         raise DensekitError(f"checkpoint {path} does not exist; give a best.pt or last.pt of a run folder")
     _verify(path)

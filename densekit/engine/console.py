@@ -18,7 +18,14 @@ from densekit.errors import DensekitError
 from densekit.files import printable
 
 T = TypeVar("T")
-_NO_MISTAKE_OF_OURS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "choose a place that you may use"),
+    **dict.fromkeys((errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP), "correct the path"),
+    errno.EIO: "the disk or the network behind it fails; try another place",
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n), or lower data.workers"),
+}
+"""What to do about errors of the system that are no mistake of ours."""
 
 DEVICES = ("cpu", "cuda", "mps")
 """What ``--device`` takes; ``mps`` is the GPU of a Mac."""
@@ -47,10 +54,10 @@ def run(main: Callable[[Sequence[str] | None], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:
-        if error.errno not in _NO_MISTAKE_OF_OURS:
+        if (remedy := _REMEDIES.get(error.errno or 0)) is None:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror}; free some space, or choose a place that you may use", file=sys.stderr)
+        where = f"{printable(str(error.filename))[:300]}: " if error.filename else ""
+        print(f"error: {where}{error.strerror}; {remedy}", file=sys.stderr)
         code = 2
     except (RuntimeError, MemoryError) as error:
         if (line := _misfortune(str(error) or "out of memory")) is None:
