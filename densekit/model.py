@@ -19,13 +19,14 @@ from densekit.errors import DensekitError
 from densekit.ops.deterministic import deterministic_backward
 from densekit.registry import BACKBONES, HEADS
 from densekit.types import Batch, Classes, Classification, Detections, Head, Level, Predictions, Segmentation, Task
+from densekit.weight_gradients import use_own_convolutions
 
 
 class DenseModel(nn.Module):
     """A backbone and its heads.
 
     Args:
-        backbone: a module with ``levels``.
+        backbone: a module with ``levels``; torch's own convolutions in it become ``weight_gradients.Conv2d``.
         heads: heads by name; the losses of several heads are summed.
         mean: per channel on the 0..1 scale; one value stands for all channels.
         std: likewise.
@@ -51,6 +52,7 @@ class DenseModel(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        use_own_convolutions(backbone)
         self.heads = nn.ModuleDict(heads)
         self.register_buffer("class_ids", torch.zeros(0, dtype=torch.int64), persistent=False)
         self.classes = classes

@@ -1,4 +1,4 @@
-"""Linear layers and convolutions whose weights learn faster on the CPU; in all else they are torch's own.
+"""Linear layers and convolutions whose weights learn faster, or safely, on the CPU; in all else they are torch's own.
 
 Letters: B images, C channels, H height, W width, O output channels, R rows, k, l sides of a kernel.
 """
@@ -68,9 +68,10 @@ class Conv2d(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not _learns_mixed_on_cpu(input, weight):
-            if self.padding_mode != "zeros" or isinstance(self.padding, str):
+            padding = (0, 0) if self.padding == "valid" else self.padding
+            if self.padding_mode != "zeros" or isinstance(padding, str):
                 return cast(Tensor, super()._conv_forward(input, weight, bias))
-            return conv2d(input, weight, bias, self.stride, two_sides(self.padding), self.dilation, self.groups)
+            return conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
         if not self._multiplies_faster(input):
             return cast(Tensor, super()._conv_forward(input, weight, bias))
         dtype = torch.get_autocast_dtype("cpu")
@@ -151,7 +152,8 @@ def conv2d(
     """Torch's convolution, learning by the faster way in float32 on the CPU with channels last.
 
     3x3 kernels between many channels take a quarter of the products (``ops/winograd.py``). Others hand oneDNN turned
-    copies for the gradient of their weight: with channels last it takes up to five times as long for it.
+    copies for the gradient of their weight: with channels last it takes up to five times as long for it. 1x1 kernels
+    with stride that see few channels get the pixels that they look at, see ``_overruns``.
 
     Args:
         x: [B, C, H, W].
@@ -165,6 +167,8 @@ def conv2d(
     Returns:
         [B, O, H', W'].
     """
+    if groups == 1 and _overruns(x, weight, stride, padding):
+        return F.conv2d(x[..., :: stride[0], :: stride[1]], weight, bias)
     if _learns_float32_on_cpu(x, weight) and groups == 1 and tuple(dilation) == (1, 1):
         three = tuple(weight.shape[2:]) == (3, 3) and tuple(stride) == (1, 1) and tuple(padding) == (1, 1)
         if three and winograd.pays(x, weight, learning=True):
@@ -172,6 +176,22 @@ def conv2d(
         if min(weight.shape[:2]) >= LEAST_TURNED and weight[0, 0].numel() > 1:
             return cast(Tensor, _Turned.apply(x, weight, bias, stride, padding))
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+BLOCK = 16
+"""Channels that oneDNN computes side by side with AVX-512; 8 with AVX2."""
+
+
+def _overruns(x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]) -> bool:
+    """Whether oneDNN (3.12, in torch 2.15) may damage memory when it computes the gradient of a weight.
+
+    For a 1x1 kernel with stride, in float32 with channels last, it copies the pixels that the kernel looks at into room
+    for C channels each, but steps through that room by whole blocks of channels. With fewer it writes past the end: the
+    process dies, hangs, or gets a wrong gradient.
+    """
+    passes_over = tuple(weight.shape[2:]) == (1, 1) and tuple(stride) != (1, 1) and not any(padding)
+    learns = torch.is_grad_enabled() and weight.requires_grad and x.device.type == "cpu"
+    return passes_over and learns and weight.shape[1] < BLOCK
 
 
 def _learns_float32_on_cpu(x: Tensor, weight: Tensor) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from densekit.ops import winograd
 from densekit.weight_gradients import Conv2d, Linear, _turned, use_own_convolutions
@@ -126,6 +127,38 @@ def test_a_convolution_of_an_input_that_needs_no_gradient_learns_too(monkeypatch
     torch.testing.assert_close(conv.weight.grad, wanted, rtol=1e-4, atol=1e-2)
 
 
+FEW_CHANNELS = {
+    "one channel": (1, {"stride": 2}, (8, 12)),
+    "three channels, bias": (3, {"stride": 2, "bias": True}, (8, 12)),
+    "odd sides": (7, {"stride": 2, "padding": "valid"}, (9, 7)),
+    "oblong": (15, {"stride": (3, 1)}, (9, 7)),
+}
+
+
+@pytest.mark.parametrize(("channels", "options", "size"), FEW_CHANNELS.values(), ids=FEW_CHANNELS)
+@pytest.mark.parametrize("last", [False, True])
+def test_single_pixels_of_few_channels_give_torchs_values_and_gradients(channels, options, size, last):
+    """Torch's own are those of contiguous maps: with channels last it damages memory where channels are few."""
+    torch.manual_seed(0)
+    ours, x = Conv2d(channels, 5, 1, **{"bias": False, **options}), torch.randn(2, channels, *size)
+    theirs = nn.Conv2d(channels, 5, 1, **{"bias": False, **options})
+    theirs.load_state_dict(ours.state_dict())
+    expected = gradients_of(theirs, x, mixed=False)
+    with Strides() as used:
+        found = gradients_of(ours, x.contiguous(memory_format=torch.channels_last) if last else x, mixed=False)
+    assert used.seen == {(1, 1)}
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"kernel_size": 3}, {"padding": 1}, {"groups": 4}, {"in_channels": 16}], ids=str)
+def test_other_convolutions_with_stride_are_torchs_own(change):
+    options = {"in_channels": 8, "out_channels": 8, "kernel_size": 1, "stride": 2, **change}
+    with Strides() as used:
+        Conv2d(**options)(torch.randn(1, options["in_channels"], 8, 8)).sum().backward()
+    assert used.seen == {(2, 2)}
+
+
 def test_another_librarys_convolutions_become_ours_and_keep_their_parameters():
     module = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2), nn.ConvTranspose2d(6, 4, 2))
     before = dict(module.named_parameters())
@@ -133,6 +166,21 @@ def test_another_librarys_convolutions_become_ours_and_keep_their_parameters():
     assert [type(part) for part in module] == [Conv2d, nn.ConvTranspose2d]
     assert all(parameter is before[name] for name, parameter in module.named_parameters())
     assert module[0].groups == 2
+
+
+class Strides(TorchDispatchMode):
+    """Notes the strides of the convolutions that torch runs, forward and backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if operator == torch.ops.aten.convolution.default:
+            self.seen.add(tuple(args[3]))
+        if operator == torch.ops.aten.convolution_backward.default:
+            self.seen.add(tuple(args[4]))
+        return operator(*args, **(kwargs or {}))
 
 
 def count_products(monkeypatch) -> list[str]:

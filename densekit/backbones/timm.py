@@ -15,7 +15,6 @@ from densekit.errors import DensekitError, nearest
 from densekit.layers import Norm, make_norm
 from densekit.registry import BACKBONES
 from densekit.types import Level
-from densekit.weight_gradients import use_own_convolutions
 
 
 class TimmBackbone(nn.Module):
@@ -46,7 +45,6 @@ class TimmBackbone(nn.Module):
     ) -> None:
         super().__init__()
         self.net = net
-        use_own_convolutions(net)
         self.name = name
         self.in_channels = in_channels
         self.size = size

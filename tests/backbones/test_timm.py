@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import timm
 import torch
@@ -148,3 +151,28 @@ def test_sizes_that_a_network_refuses_are_told():
 def test_images_of_another_channel_count_are_refused():
     with pytest.raises(DensekitError, match="takes images of 3 channels, these have 4"):
         meta("resnet10t")(torch.empty(1, 4, 64, 64, device="meta"))
+
+
+def test_networks_whose_stem_is_a_1x1_convolution_with_stride_learn_with_channels_last():
+    """Torch's own convolution ends the process of it, or hangs."""
+    code = f"""if True:
+        import torch
+        from densekit.model import DenseModel
+        from densekit.registry import BACKBONES, HEADS
+        from densekit.types import Batch, Classes, Targets
+
+        images, sizes = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), torch.full((2, 2), 64)
+        batch = Batch(images, sizes, sizes, [0, 1], torch.arange(2), Targets(labels=torch.arange(2)))
+        for name in {("fastvit_t8", "repvgg_a0", "mobileone_s0")}:
+            backbone = BACKBONES.build("timm/" + name, {{}})
+            head = HEADS.build("classifier", {{}}, backbone.levels, num_classes=2)
+            classes = Classes(("a", "b"), (0, 1))
+            model = DenseModel(backbone, {{"head": head}}, mean=[0.5], std=[0.2], classes=classes).train()
+            stems = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.in_channels == 3]
+            assert any(m.kernel_size == (1, 1) and m.stride == (2, 2) for m in stems), name
+            sum(model(batch).values()).backward()
+            assert all(bool(m.weight.grad.isfinite().all()) for m in stems), name
+            print(name)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"{done.stdout} {done.stderr[-2000:]}"
