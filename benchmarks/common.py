@@ -13,15 +13,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from densekit.engine.console import print_table
 from densekit.engine.distributed import keep_freed_memory
 from densekit.files import write_text
+from densekit.precision import why_not
 
 Action = Callable[[], object]
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +85,14 @@ def device_of(args: argparse.Namespace) -> torch.device:
     """The device to measure on; on the CPU the peer, too, profits from densekit's setting of the C library."""
     keep_freed_memory()
     return torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def with_mixed(plain: T, mixed: T, device: torch.device) -> tuple[T, ...]:
+    """What stands for fp32 and for mixed precision; the former alone where the CPU does not run bf16, which is said."""
+    if refusal := why_not("bf16", device):
+        print(f"rows in mixed precision are left out: {refusal}")
+        return (plain,)
+    return plain, mixed
 
 
 def all_in_turn(actions: Sequence[Action], *, repeats: int, warm_up: int = 1) -> list[list[float]]:

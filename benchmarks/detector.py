@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import torch
 import torchvision
-from common import Row, arguments, check, compared_on, device_of, in_turn, report, whole_float32
+from common import Row, arguments, check, compared_on, device_of, in_turn, report, whole_float32, with_mixed
 from torch import Tensor, nn
 from torchvision.models import detection
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
@@ -41,7 +41,7 @@ def main() -> None:
     batch = random_batch(batch_size, size, device)
     rows = []
     agreement = compare(ours, theirs, random_batch(1, size, device))
-    for amp in (False, True):
+    for amp in with_mixed(False, True, device):
         peer = "torchvision AMP" if amp else "torchvision fp32"
         goals = (None, None) if amp == (device.type == "cpu") else (5.0, 3.0) if device.type == "cpu" else (3.0, 3.0)
         shape = f"{batch_size} x {size[0]} x {size[1]}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from common import Row, arguments, check, compared_on, device_of, in_turn, report, whole_float32
+from common import Row, arguments, check, compared_on, device_of, in_turn, report, whole_float32, with_mixed
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign
 
@@ -26,7 +26,7 @@ def main() -> None:
     size = (320, 320) if device.type == "cpu" else (800, 1344)
     images, boxes_each = (2, 512) if device.type == "cpu" else (8, 512)
     rows = []
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in with_mixed(torch.float32, torch.bfloat16, device):
         maps, boxes = inputs(images, boxes_each, size, device)
         agreement = compare(maps, boxes, size)
         ours, theirs = sides(maps, boxes, size, dtype)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import segmentation_models_pytorch as smp
 import torch
-from common import Row, arguments, check, compared_on, device_of, in_turn, report, whole_float32
+from common import Row, arguments, check, compared_on, device_of, in_turn, report, whole_float32, with_mixed
 from torch import Tensor, nn
 
 from densekit.engine.optim import make_optimizer, parameter_groups
@@ -34,11 +34,11 @@ def main() -> None:
     device = device_of(args)
     ours, theirs = pair(device)
     agreement = compare(ours, theirs, random_batch(2, 128, device))
-    rows = []
+    rows, amps = [], with_mixed(False, True, device)
     for size in (256, 512):
         count = {256: 8, 512: 4}[size] if device.type == "cpu" else 32
         batch = random_batch(count, size, device)
-        for amp in (False, True):
+        for amp in amps:
             peer = "smp AMP, channels last" if amp else "smp fp32"
             goal = None if amp == (device.type == "cpu") else 3.0 if device.type == "cpu" else 2.0
             model = theirs.to(memory_format=torch.channels_last if amp else torch.contiguous_format)

@@ -206,6 +206,16 @@ def test_multiply_adds_count_the_backward_too(load):
     assert load("limits").multiply_adds(lambda: layer(rows).sum().backward()) == 3 * (3 * 8 * 4)
 
 
+def test_rows_in_mixed_precision_are_left_out_where_the_cpu_does_not_run_bf16_which_is_said(load, capsys, monkeypatch):
+    common, cpu = load("common"), torch.device("cpu")
+    monkeypatch.setattr(common, "why_not", lambda precision, device: None)
+    assert common.with_mixed(1, 2, cpu) == (1, 2)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(common, "why_not", lambda precision, device: f"no {precision} on the {device}")
+    assert common.with_mixed(1, 2, cpu) == (1,)
+    assert capsys.readouterr().out == "rows in mixed precision are left out: no bf16 on the cpu\n"
+
+
 def test_multiply_adds_count_every_convolution_of_a_packed_network(load):
     model, _ = bare_model("resnet50", {}, weights=None, mean=[0.5] * 3, std=[0.25] * 3)
     images, sizes = torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.full((1, 2), 32)
