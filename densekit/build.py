@@ -27,7 +27,7 @@ from densekit.engine.step import TrainStep, is_out_of_memory
 from densekit.errors import DensekitError
 from densekit.features.heads import check_store, joined_config
 from densekit.model import DenseModel, build_model
-from densekit.precision import choose_precision
+from densekit.precision import Precision, choose_precision
 from densekit.registry import DATASETS
 from densekit.types import Batch, Classes, Dataset, Metric
 
@@ -242,8 +242,13 @@ def plan(config: Config, train_set: Dataset, world: World, built: DenseModel) ->
     )
 
 
-def train_step(config: Config, built: DenseModel, timetable: Plan, world: World) -> TrainStep:
-    """Optimiser, schedule and averaged weights around a model that is on its device."""
+def train_step(
+    config: Config, built: DenseModel, timetable: Plan, world: World, precision: Precision | None = None
+) -> TrainStep:
+    """Optimiser, schedule and averaged weights around a model that is on its device.
+
+    ``precision`` is that of the forward pass; None takes the config's.
+    """
     t, o, s = config.train, config.train.optimizer, config.train.schedule
     if t.deterministic or world.device.type == "cpu":
         # On the CPU too: with several threads the backward of an index adds in any order. It costs nothing there.
@@ -276,7 +281,7 @@ def train_step(config: Config, built: DenseModel, timetable: Plan, world: World)
         ),
         world=world,
         seed=config.seed,
-        precision=choose_precision(t.precision, world.device),
+        precision=precision or choose_precision(t.precision, world.device),
         clip=t.clip,
         average=average,
         compiled=t.compile is True,

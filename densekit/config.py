@@ -378,3 +378,8 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
     tree = config.model_dump(mode="json")
     _apply(tree, overrides)
     return parse(expand(tree, "config"), "config") if overrides else config
+
+
+def is_set(key: str, overrides: Sequence[str]) -> bool:
+    """Whether one of the ``key.path=value`` sets a key, or a part of the config that holds it."""
+    return any(f"{key}.".startswith(f"{text.partition('=')[0].strip()}.") for text in overrides)

@@ -35,17 +35,47 @@ def convolves_packed(dtype: torch.dtype) -> bool:
 
 
 def choose_precision(asked: Asked, device: torch.device) -> Precision:
-    """The arithmetic of a run: ``auto`` takes bf16 where the hardware has matrix units for it, else fp32.
+    """The arithmetic that a user asks for: ``auto`` takes bf16 where the hardware has matrix units for it, else fp32.
 
     Raises:
-        DensekitError: what the device can't do: on the CPU fp16, whose range makes training fail, and bf16 where the
-            CPU has no instructions for it.
+        DensekitError: the device does not run it.
     """
     if asked == "auto":
         return _fastest(device)
-    if refusal := _refusal(asked, device):
-        raise DensekitError(f"train.precision: {refusal}; use auto or fp32")
+    if refusal := why_not(asked, device):
+        raise DensekitError(f"precision: {refusal}; use auto or fp32")
     return asked
+
+
+def settle_precision(named: Asked, device: torch.device, *, asked: bool) -> tuple[Precision, list[str]]:
+    """The arithmetic for a config that may come from another machine, in a checkpoint, a run's folder or a bundle.
+
+    Args:
+        named: in the config.
+        device: that it is to run on.
+        asked: the user names it now; else it was named when the checkpoint was made or the run begun, perhaps on
+            another machine, and gives way to ``auto`` where this device does not run it.
+
+    Returns:
+        The precision, and a line that says so where another one was named.
+
+    Raises:
+        DensekitError: the user asks for what the device does not run.
+    """
+    refusal = None if asked or named == "auto" else why_not(named, device)
+    if refusal is None:
+        return choose_precision(named, device), []
+    chosen = _fastest(device)
+    return chosen, [f"made in {named}, runs in {chosen} here: {refusal}"]
+
+
+def why_not(precision: Precision, device: torch.device) -> str | None:
+    """Why a device does not run a precision: on the CPU fp16 and, without instructions for it, bf16; None: it does."""
+    if device.type == "cpu" and precision == "fp16":
+        return "fp16 does not train on the CPU"  # its range is too small without the scaled losses of a GPU's step
+    if device.type == "cpu" and precision == "bf16" and not convolves_packed(torch.bfloat16):
+        return "bf16 does not run on this CPU, which has no instructions for bf16 convolutions"
+    return None
 
 
 def _fastest(device: torch.device) -> Precision:
@@ -53,15 +83,6 @@ def _fastest(device: torch.device) -> Precision:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     has_units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16" if device.type == "cpu" and has_units and convolves_packed(torch.bfloat16) else "fp32"
-
-
-def _refusal(asked: Precision, device: torch.device) -> str | None:
-    """Why a device does not run a precision; None where it does."""
-    if device.type == "cpu" and asked == "fp16":
-        return "fp16 does not train on the CPU"
-    if device.type == "cpu" and asked == "bf16" and not convolves_packed(torch.bfloat16):
-        return "bf16 does not run on this CPU, which has no instructions for bf16 convolutions"
-    return None
 
 
 def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -7,7 +7,7 @@ import torch
 
 from densekit import precision
 from densekit.errors import DensekitError
-from densekit.precision import choose_precision, convolves_packed
+from densekit.precision import choose_precision, convolves_packed, settle_precision
 
 CPU = torch.device("cpu")
 
@@ -51,10 +51,27 @@ def test_what_was_asked_for_is_taken_or_refused_with_a_remedy(cpu):
     cpu(bf16=True)
     assert choose_precision("fp32", CPU) == "fp32"
     assert choose_precision("bf16", CPU) == "bf16"
-    with pytest.raises(DensekitError, match=r"^train\.precision: fp16 does not train on the CPU; use auto or fp32$"):
+    with pytest.raises(DensekitError, match=r"^precision: fp16 does not train on the CPU; use auto or fp32$"):
         choose_precision("fp16", CPU)
     cpu(bf16=False)
     assert choose_precision("fp32", CPU) == "fp32"
     assert choose_precision("bf16", torch.device("cuda")) == "bf16"
-    with pytest.raises(DensekitError, match=r"^train\.precision: bf16 does not run on this CPU, .*; use auto or fp32$"):
+    with pytest.raises(DensekitError, match=r"^precision: bf16 does not run on this CPU, .*; use auto or fp32$"):
         choose_precision("bf16", CPU)
+
+
+@pytest.mark.parametrize("named", ["bf16", "fp16", "fp32", "auto"])
+@pytest.mark.parametrize("bf16", [True, False])
+def test_what_a_checkpoint_brings_gives_way_to_auto_where_it_does_not_run_which_is_said(cpu, named, bf16):
+    cpu(bf16=bf16, units=bf16)
+    fast = "bf16" if bf16 else "fp32"
+    fits = named == "fp32" or (named == "bf16" and bf16)
+    chosen, lines = settle_precision(named, CPU, asked=False)
+    assert chosen == (named if fits else fast)
+    said = [] if fits or named == "auto" else [f"made in {named}, runs in {fast} here"]
+    assert [line.partition(":")[0] for line in lines] == said
+    if said:
+        with pytest.raises(DensekitError, match=rf"^--precision: {named} .* use auto or fp32$"):
+            settle_precision(named, CPU, asked=True)
+    if named != "auto":
+        assert settle_precision(named, torch.device("cuda"), asked=False) == (named, [])

@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_intermixed_args(argv)
 
     from densekit import build
+    from densekit.config import is_set
     from densekit.data.image_settings import unknown_range
     from densekit.engine import distributed, report
     from densekit.engine.augmented import FLIPS
@@ -44,30 +45,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     from densekit.engine.predict import Options
     from densekit.engine.record import finite
     from densekit.files import write_text
-    from densekit.precision import choose_precision
+    from densekit.precision import settle_precision
 
     world = distributed.join(args.device)
     model, config = build.from_checkpoint(args.checkpoint, args.overrides)
-    options = Options(
-        choose_precision(config.train.precision, world.device),
-        flips=FLIPS if args.flips else ("none",),
-        scales=tuple(args.scales),
-    )
+    asked = is_set("train.precision", args.overrides)
+    precision, notes = settle_precision(config.train.precision, world.device, asked=asked)
+    options = Options(precision, flips=FLIPS if args.flips else ("none",), scales=tuple(args.scales))
     options.check(model)
     data = build.dataset(config, args.data, training=False, classes=model.classes, match_names=args.match_names)
     model.classes = data.classes  # the same unless names were matched: then predictions come in this data set's ids
     build.check_stores(config, model, data, training=False)
     batches = build.eval_batches(config, data, world)
     metric = build.metric(config, model, data)
-    for line in [*unknown_range(config.data, data), *build.notes(data)]:
-        say(line, world.is_first)
-    say(f"{args.checkpoint} on {args.data}: {len(data)} images, {len(data.classes)} classes", world.is_first)
+    title = f"{args.checkpoint} on {args.data}: {len(data)} images, {len(data.classes)} classes, {precision}"
+    say("\n".join([*unknown_range(config.data, data), *build.notes(data), *notes, title]), world.is_first)
     numbers = evaluate(
         model.to(world.device),
         batches,
         metric,
         world=world,
-        precision=options.precision,
+        precision=precision,
         total=len(batches),
         flips=options.flips,
         scales=options.scales,

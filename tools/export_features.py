@@ -34,7 +34,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--list", type=Path, help="text file with an image a line, relative to --images")
     add("--split", choices=("train", "val", "test"), help="data set of the config or checkpoint")
     add("--out", type=Path, required=True, help="folder of the store")
-    add("--levels", help="comma-separated (default: all of the backbone)")
+    add("--levels", type=lambda names: names.split(","), help="comma-separated (default: all of the backbone)")
     add("--boxes", type=Path, help="for roi: COCO annotations or results (default: the data set's own)")
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="resize to a fixed size")
     add("--short", type=int, help="resize the short side (default: as checkpoint or config, else not)")
@@ -94,7 +94,6 @@ def prepare(args: argparse.Namespace, world: Any) -> tuple[Any, dict[str, Any]]:
     from densekit import config as configs
     from densekit.features import setup
     from densekit.features.sources import read_boxes
-    from densekit.precision import choose_precision
 
     config, told, views = None, [], args.flips
     if args.backbone:
@@ -106,6 +105,8 @@ def prepare(args: argparse.Namespace, world: Any) -> tuple[Any, dict[str, Any]]:
         config = configs.load(args.config, args.overrides)
         config, told = build.settle_alone(config, world, args.split)
         model, lines = setup.model_of(config)
+    asked = bool(args.config) or configs.is_set("train.precision", args.overrides)
+    precision, notes = setup.precision_of(args.precision, config, world.device, asked=asked)
     specs = setup.resize_specs(args.size, args.short, args.long)
     if args.split:
         split, drawn = setup.split_to_export(config, args.split, specs)
@@ -115,14 +116,13 @@ def prepare(args: argparse.Namespace, world: Any) -> tuple[Any, dict[str, Any]]:
         specs = specs or (list(config.data.eval_transforms) if config else [])
         files = (args.images, args.annotations, args.list)
         source = setup.plain_source(*files, specs=specs, channels=model.channels, reduced=args.reduced)
-    asked = args.precision or (config.train.precision if config else "auto")
     options = {name: getattr(args, name) for name in ("dtype", "file_format", "batch_size", "shard_images")}
-    options |= {"pad_to": config.data.pad_to if config else 32, "precision": choose_precision(asked, world.device)}
-    options["boxes"] = read_boxes(args.boxes) if args.boxes else None
-    levels, views = args.levels.split(",") if args.levels else None, setup.views_of(views)
-    export = setup.Export(model.to(world.device), source, levels, views, specs, **options)
+    boxes, pad_to = read_boxes(args.boxes) if args.boxes else None, config.data.pad_to if config else 32
+    options |= {"boxes": boxes, "pad_to": pad_to, "precision": precision}
+    export = setup.Export(model.to(world.device), source, args.levels, setup.views_of(views), specs, **options)
     network = f"network in {export.precision}, {args.dtype} stored{', JPEGs decoded reduced' * args.reduced}"
-    say("\n".join(dict.fromkeys([*lines, *told, *setup.settle(source, config, args.range), network])), world.is_first)
+    told = [*told, *notes, *setup.settle(source, config, args.range)]
+    say("\n".join(dict.fromkeys([*lines, *told, network])), world.is_first)
     return export, setup.made_from(args.weights or args.checkpoint or (config and config.model.backbone.weights))
 
 

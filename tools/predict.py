@@ -39,12 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_intermixed_args(argv)
 
     from densekit import build
+    from densekit.config import is_set
     from densekit.engine import distributed
     from densekit.engine.augmented import FLIPS
     from densekit.engine.guard import Stop
     from densekit.engine.predict import Options, predict_images
     from densekit.engine.writers import make_writer
-    from densekit.precision import choose_precision
+    from densekit.precision import settle_precision
 
     world = distributed.join(args.device)
     if world.size > 1:
@@ -54,16 +55,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     inputs = [text for text in args.inputs if not is_override(text)]
     overrides = [text for text in args.inputs if is_override(text)]
     model, config = build.from_checkpoint(args.checkpoint, overrides)
+    asked = is_set("train.precision", overrides)
+    precision, notes = settle_precision(config.train.precision, world.device, asked=asked)
     options = Options(
-        choose_precision(config.train.precision, world.device),
+        precision,
         args.window,
         args.overlap,
         FLIPS if args.flips else ("none",),
         tuple(args.scales),
     )
     options.check(model)
-    images, notes = build.image_files(config, model, inputs)
-    say("\n".join(notes) or None)
+    images, left_out = build.image_files(config, model, inputs)
+    say("\n".join([*notes, *left_out]) or None)
     writer = make_writer(
         model.task,
         model.classes,
@@ -73,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         probabilities=args.probabilities,
     )
     # What the config says of bad images is meant for training; here only a word on the command line stops at one.
-    on_bad_image = config.data.on_bad_image if any(o.startswith("data.on_bad_image=") for o in overrides) else "skip"
+    on_bad_image = config.data.on_bad_image if is_set("data.on_bad_image", overrides) else "skip"
     size = 1 if args.window else args.batch
     batches = build.image_batches(config, images, world, batch_size=size, on_bad_image=on_bad_image)
     model = model.to(world.device)

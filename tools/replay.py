@@ -20,20 +20,25 @@ from densekit.engine.console import DEVICES, print_table, run, say
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path, help="bundle_step*.pt of a run folder")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: that of the run")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="default: that of the run")
     parser.add_argument("--device", choices=DEVICES, help="default: cuda where there is one, else cpu")
     args = parser.parse_args(argv)
 
     from densekit.engine import distributed
     from densekit.engine.replay import read_bundle, replay
     from densekit.engine.step import describe_batch
-    from densekit.precision import choose_precision
+    from densekit.precision import settle_precision
 
     world = distributed.join(args.device)
     bundle = read_bundle(args.bundle)
-    precision = choose_precision(args.precision or bundle.precision, world.device)
+    named, asked = args.precision or bundle.precision, args.precision is not None
+    precision, notes = settle_precision(named, world.device, asked=asked)
     bundle = dataclasses.replace(bundle, precision=precision)
-    say(f"step {bundle.step} on rank {bundle.rank}, seed {bundle.seed}, {precision} on {world.device}")
+    for line in [
+        f"step {bundle.step} on rank {bundle.rank}, seed {bundle.seed}, {precision} on {world.device}",
+        *notes,
+    ]:
+        say(line)
     found = False
     for micro, (result, batch, files) in enumerate(zip(replay(bundle, world.device), bundle.batches, bundle.files)):
         rows: list[list[object]] = [[name, value] for name, value in result.losses.items()]

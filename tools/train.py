@@ -38,9 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from densekit.engine.record import Record
     from densekit.engine.run_folder import RunFolder
     from densekit.engine.samples import draw_samples
+    from densekit.precision import settle_precision
 
     world = distributed.join(args.device)
     out = args.out or Path("runs") / Path(args.config).stem
+    precision, _ = settle_precision(config.train.precision, world.device, asked=not (out / "config.yaml").exists())
 
     # Data and model: everything that the config names is built and checked before the run folder is touched.
     train_set = build.dataset(config, "train", training=True)
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     build.check_stores(config, model, train_set, val_set, training=True)
     plan = build.plan(config, train_set, world, model)
     checked = quick_check(train_set, val=val_set, config=config)
-    step = build.train_step(config, model.to(world.device), plan, world)
+    step = build.train_step(config, model.to(world.device), plan, world, precision)
 
     # The run folder, and the state of a run to go on with.
     folder = RunFolder(out, configs.dump(config), resume=args.resume, world=world)
@@ -59,58 +61,55 @@ def main(argv: Sequence[str] | None = None) -> int:
     limit, log = 60 * (config.train.max_minutes or float("inf")), config.log
     state.finished = plan.is_over(state) or (state.finished and state.seconds >= limit)
     batches = build.train_batches(config, train_set, world, start=state.step)  # from here on workers read ahead
-    record = Record(out, step=state.step, tensorboard=log.tensorboard, csv=log.csv, enabled=world.is_first)
-    if state.evaluation_due:
-        record.forget("val", state.step)
+    options = {"every": log.every, "tensorboard": log.tensorboard, "csv": log.csv, "enabled": world.is_first}
+    record = Record(out, step=state.step, evaluation_due=state.evaluation_due, **options)
     guard = FiniteGuard(folder, step, functools.partial(build.file_names, train_set))
-    for line in [*told, *report, build.summary(config, model, train_set, step, plan, world), *checked, *notes]:
-        say(line, world.is_first)
-    if state.step:
-        say(f"going on from step {state.step} of {plan.steps}", world.is_first)
+    notes += [f"going on from step {state.step} of {plan.steps}"] if state.step else []
+    summary = build.summary(config, model, train_set, step, plan, world)
+    say("\n".join([*told, *report, summary, *checked, *notes]), world.is_first)
 
     # The loop.
     val_batches = build.eval_batches(config, val_set, world) if val_set is not None else None
-    seconds, steps, unread = 0.0, 0, []
+    unread: list[str] = []
+
+    def save() -> None:
+        guard.drain(state)
+        for line in state.add_skipped(unread):
+            say(f"skipped: {line}", world.is_first)
+        unread.clear()
+        record.flush()
+        folder.save_last(step, state)
+
     with Stop(world) as stop, Bar("training", plan.steps, start=state.step, shown=world.is_first) as bar:
         while not state.finished:
-            if not state.evaluation_due:  # a run that was stopped in an evaluation goes on with it
+            if not state.evaluation_due:  # a run that was left in an evaluation goes on with it
                 began = time.perf_counter()
                 micro_batches = [next(batches) for _ in range(config.train.accumulate)]
                 result = step([batch.to(world.device) for batch in micro_batches], state.step)
                 guard.check(result, state)
                 unread += [line for batch in micro_batches for line in batch.skipped]
                 state.step += 1
-                seconds, steps = seconds + time.perf_counter() - began, steps + 1
-                state.seconds += time.perf_counter() - began
-                note = None
-                if state.step % log.every == 0 or state.step == 1:
-                    note = record.step(result, step.rate(result.step), seconds, steps * config.train.batch_size)
-                    seconds, steps = 0.0, 0
-                bar.advance(note)
-            state.finished = state.step >= plan.steps or distributed.any_rank(state.seconds >= limit)
-            asked = stop.asked()
+                state.seconds += (seconds := time.perf_counter() - began)
+                bar.advance(record.step(result, step.rate(result.step), seconds, config.train.batch_size))
+                over = state.step >= plan.steps or distributed.any_rank(state.seconds >= limit)
+                state.evaluation_due = val_set is not None and (plan.evaluates(state.step) or over)
+                state.finished = over and not state.evaluation_due
+                asked = stop.asked()
+                if plan.saves(state.step) or over or asked:
+                    save()  # before the evaluation, so that nothing in it loses the steps
 
-            due = state.evaluation_due or plan.evaluates(state.step) or state.finished
-            if val_set is not None and val_batches is not None and due:
-                guard.drain(state)
+            if state.evaluation_due:
                 used, metric = step.model_to_use, build.metric(config, step.model_to_use, val_set)
                 numbers = evaluate(used, val_batches, metric, world=world, precision=step.precision, stopping=stop.here)
-                state.evaluation_due = numbers is None
-                if numbers is None:
-                    asked, state.finished = True, False
-                else:
+                if not (asked := numbers is None):
+                    state.evaluation_due = False
                     record.write("val", state.step, numbers)
                     improved = plan.judge(numbers, state)
+                    state.finished |= distributed.any_rank(state.seconds >= limit)
                     say(plan.verdict(numbers, state, improved), world.is_first)
                     if improved:
                         folder.save_best(used, state, numbers)
-            if plan.saves(state.step) or state.finished or asked:
-                guard.drain(state)
-                for line in state.add_skipped(unread):
-                    say(f"skipped: {line}", world.is_first)
-                unread = []
-                record.flush()
-                folder.save_last(step, state)
+                    save()
             if asked and not state.finished:
                 say(f"stopped after step {state.step}; go on with the same command and --resume", world.is_first)
                 return INTERRUPTED

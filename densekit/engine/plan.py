@@ -44,7 +44,7 @@ class Plan:
         steps: length of the run.
         steps_per_epoch: updates in which the training set is seen once.
         evaluate_every: updates between evaluations.
-        save_every: updates between checkpoints beside those at evaluations; None: those alone.
+        save_every: updates between checkpoints beside those before and after evaluations; None: those alone.
         metric: number that chooses the best checkpoint; ``loss`` is better when lower, all others when higher.
         patience: evaluations without a better one before the run stops; None never stops. Evaluations in which the
             number is not defined do not count.

@@ -30,30 +30,37 @@ class Record:
     Args:
         folder: of the run.
         step: where the run goes on; later lines of a run that was killed are dropped.
+        evaluation_due: drop the evaluation at ``step`` too, if its line stands there: it is made anew.
+        every: training steps between those that are written down; the first one is too.
         tensorboard: write events too.
         csv: write ``metrics.csv`` when the record is closed.
         enabled: False on all ranks but the first.
     """
 
     def __init__(
-        self, folder: Path, *, step: int = 0, tensorboard: bool = True, csv: bool = False, enabled: bool = True
+        self,
+        folder: Path,
+        *,
+        step: int = 0,
+        evaluation_due: bool = False,
+        every: int = 1,
+        tensorboard: bool = True,
+        csv: bool = False,
+        enabled: bool = True,
     ) -> None:
-        self.folder, self.enabled, self._csv = folder, enabled, csv
+        self.folder, self.every, self.enabled, self._csv = folder, every, enabled, csv
+        self._seconds, self._images = 0.0, 0
         self._writer: Any = None
         if not enabled:
             return
+        again = ("val", step) if evaluation_due else None
         for name in ("metrics.jsonl", "timing.jsonl"):
-            _keep(folder / name, lambda line: 0 < line["step"] <= step)
+            _keep(folder / name, lambda line: 0 < line["step"] <= step and (line.get("kind"), line["step"]) != again)
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # 2 s to import
 
             with self._explained():
                 self._writer = SummaryWriter(str(folder), purge_step=step + 1)
-
-    def forget(self, kind: str, step: int) -> None:
-        """Drop the line of a kind at a step, if it stands there: what it says is measured again."""
-        if self.enabled:
-            _keep(self.folder / "metrics.jsonl", lambda line: (line.get("kind"), line["step"]) != (kind, step))
 
     def write(self, kind: str, step: int, numbers: dict[str, Any]) -> None:
         """Add a line to ``metrics.jsonl``.
@@ -71,19 +78,23 @@ class Record:
         self._line("timing.jsonl", {"step": step, "time": round(time.time(), 3), **numbers})
         self._events("timing", step, numbers)
 
-    def step(self, result: StepResult, rate: float, seconds: float, images: int) -> str:
-        """Write down a training step, and say it in a few words.
+    def step(self, result: StepResult, rate: float, seconds: float, images: int) -> str | None:
+        """Write down a training step where one is due, and say it in a few words.
 
         Args:
-            result: of the step.
+            result: of the step; its values are not read where no line is due.
             rate: its learning rate.
-            seconds: since the last line, all told.
+            seconds: that it took, with the wait for its images.
             images: seen in that time, over all ranks.
         """
+        self._seconds, self._images = self._seconds + seconds, self._images + images
+        if (result.step + 1) % self.every and result.step:
+            return None
         losses = {name: float(value) for name, value in result.losses.items()}
         total = sum(losses.values())
         self.write("train", result.step + 1, {"loss": total, **losses, "norm": float(result.norm), "lr": rate})
-        speed, memory = images / max(seconds, 1e-9), memory_in_use(result.norm.device)
+        speed, memory = self._images / max(self._seconds, 1e-9), memory_in_use(result.norm.device)
+        self._seconds, self._images = 0.0, 0
         known = {} if memory is None else {"memory_gib": memory}
         self.timing(result.step + 1, {"images_per_s": speed, **known})
         return f"loss {total:.4f}  {speed:.1f} images/s" + ("" if memory is None else f"  {memory:.1f} GiB")

@@ -40,7 +40,7 @@ class RunState:
         without_better: evaluations since in which the metric was defined.
         skipped_steps: steps whose loss was not finite and that the config allowed to skip.
         skipped_images: lines on images that could not be read, over all ranks, and how often each was met.
-        evaluation_due: the run was stopped in the evaluation after ``step``, which is to be made before the next step.
+        evaluation_due: the evaluation after ``step`` was not begun or not finished; it comes before the next step.
         finished: the last step was done and evaluated.
     """
 
@@ -134,7 +134,7 @@ class RunFolder:
 
         Returns:
             Where the run stands (a fresh state where there is no checkpoint), and lines that the user should see: a
-            damaged checkpoint, another number of ranks.
+            damaged checkpoint, another number of ranks, another precision.
 
         Raises:
             DensekitError: no checkpoint can be read, it is of another model, or the ranks see different folders.
@@ -151,6 +151,9 @@ class RunFolder:
         ranks = self.world.size if content is None else content.get("made", {}).get("ranks")
         if ranks != self.world.size:
             notes.append(f"the run was on {ranks} ranks and goes on with {self.world.size}: bits will differ")
+        before = step.precision if content is None else _precision(content)
+        if before not in (step.precision, "auto"):
+            notes.append(f"the run was in {before} and goes on in {step.precision}: bits will differ")
         return state, notes
 
     def _read_last(self) -> tuple[dict[str, Any] | None, list[str]]:
@@ -196,6 +199,7 @@ class RunFolder:
                 "model": step.model.state_dict() if step.average is not None else None,
                 "optimizer": step.optimizer.state_dict(),
                 "scaler": step.scaler.state_dict(),
+                "precision": step.precision,
                 "state": dataclasses.asdict(state),
             }
             content = {**self._content(step.model_to_use, state), "training": training}
@@ -226,6 +230,11 @@ class RunFolder:
                 "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             },
         }
+
+
+def _precision(content: dict[str, Any]) -> Any:
+    """That of the steps before a checkpoint; what the config asked for where the checkpoint does not tell."""
+    return content["training"].get("precision") or _at(content["config"], "train.precision")
 
 
 def _flat(tree: Any, path: str = "") -> dict[str, Any]:

@@ -22,7 +22,7 @@ from densekit.engine.loss_scale import LossScale
 from densekit.engine.optim import AveragedModel, Schedule, set_rate
 from densekit.errors import DensekitError
 from densekit.model import DenseModel
-from densekit.precision import Precision, autocast
+from densekit.precision import Precision, autocast, why_not
 from densekit.types import Batch
 
 
@@ -115,7 +115,7 @@ class TrainStep:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise _out_of_memory(batches) from None
+            raise _out_of_memory(batches, self.world.device) from None
         self._settle_statistics(before, stay)
         if self.average is not None:
             self.average.update(step, skip=stay)
@@ -231,8 +231,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _out_of_memory(batches: Sequence[Batch]) -> DensekitError:
+def _out_of_memory(batches: Sequence[Batch], device: torch.device) -> DensekitError:
+    remedies = ["lower train.batch_size or raise train.accumulate", "lower the size in data.train_transforms"]
+    remedies += ["set train.precision=bf16"] if why_not("bf16", device) is None else []
     return DensekitError(
-        f"out of memory in a training step on a batch of {describe_batch(batches[0])}; lower train.batch_size or raise "
-        f"train.accumulate, lower the size in data.train_transforms, or set train.precision=bf16"
+        f"out of memory in a training step on a batch of {describe_batch(batches[0])}; {', or '.join(remedies)}"
     )

@@ -50,7 +50,7 @@ def check_store(
     if precision == "fp32" and recipe["precision"] != "fp32":
         raise DensekitError(
             f"{store.path} was computed in {recipe['precision']}, but train.precision is fp32; export again with "
-            f"--precision fp32, or set train.precision to {recipe['precision']}"
+            f"--precision fp32, or set train.precision to auto"
         )
     if learning and (moving := _what_moves(model)):
         raise DensekitError(

@@ -35,7 +35,7 @@ from densekit.features.recipe import (
 from densekit.features.shards import import_parquet
 from densekit.features.sources import Boxes, ImageSource, NamedImages, names_in_folder, names_in_list
 from densekit.model import DenseModel
-from densekit.precision import Precision
+from densekit.precision import Asked, Precision, choose_precision, settle_precision
 from densekit.registry import BACKBONES
 from densekit.types import Classes
 
@@ -92,6 +92,25 @@ def model_of(config: Config) -> tuple[DenseModel, list[str]]:
         std=normalize.std,
         seed=config.seed,
     )
+
+
+def precision_of(
+    option: Asked | None, config: Config | None, device: torch.device, *, asked: bool
+) -> tuple[Precision, list[str]]:
+    """The network's arithmetic: ``--precision``, else the config's, else what suits the device.
+
+    Args:
+        option: the value of ``--precision``.
+        config: of the run or checkpoint; None for a bare backbone.
+        device: of the network.
+        asked: see ``settle_precision``, whose lines are given too.
+
+    Raises:
+        DensekitError: the user asks for what the device does not run.
+    """
+    if option is not None or config is None:
+        return choose_precision(option or "auto", device), []
+    return settle_precision(config.train.precision, device, asked=asked)
 
 
 def resize_specs(size: Sequence[int] | None, short: int | None, long: int | None) -> Specs:

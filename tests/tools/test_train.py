@@ -89,20 +89,22 @@ def test_a_finished_run_resumed_changes_nothing(tmp_path, config):
     assert {name: (out / name).read_bytes() for name in before} == before
 
 
-def test_a_damaged_last_checkpoint_is_named_and_the_one_before_it_used(tmp_path, config):
+@pytest.mark.parametrize(("options", "step"), [([], 4), (["data.val=null"], 3)], ids=["evaluation", "step"])
+def test_a_damaged_last_checkpoint_is_named_and_the_one_before_it_used(tmp_path, config, options, step):
+    """The one before is that before the last evaluation, or that of the step before."""
     alone, out = tmp_path / "alone", tmp_path / "run"
     for folder in (alone, out):
-        assert runs.call("train", config, "--out", folder, "train.steps=4")[0] == 0
+        assert runs.call("train", config, "--out", folder, "train.steps=4", *options)[0] == 0
     content = bytearray((out / "last.pt").read_bytes())
     content[len(content) // 2] ^= 4
     (out / "last.pt").write_bytes(content)
-    code, printed = runs.call("train", config, "--out", out, "train.steps=4", "--resume")
+    code, printed = runs.call("train", config, "--out", out, "train.steps=4", "--resume", *options)
     assert code == 0
     assert f"checkpoint {out / 'last.pt'} is damaged" in printed
-    assert "going on from last.previous.pt (step 3)" in printed
-    assert "going on from step 3 of 4" in printed
+    assert f"going on from last.previous.pt (step {step})" in printed
+    assert f"going on from step {step} of 4" in printed
     runs.assert_same_run(alone, out)
-    assert load(previous(out / "last.pt"))["made"]["step"] == 3, "the damaged file took the place of a good one"
+    assert load(previous(out / "last.pt"))["made"]["step"] == step, "the damaged file took the place of a good one"
 
 
 def test_a_run_that_ran_out_of_time_goes_on_with_more_of_it(tmp_path, config):
@@ -153,6 +155,33 @@ def test_ctrl_c_leaves_an_evaluation_which_the_resumed_run_makes_anew(tmp_path, 
     assert lines(out, "val")[-1]["step"] == step
     monkeypatch.undo()
     assert runs.call("train", config, "--out", out, "--resume")[0] == 0
+    runs.assert_same_run(alone, out)
+
+
+@pytest.mark.parametrize(("at", "step"), [(1, 3), (9, 9)])
+def test_an_evaluation_that_fails_loses_no_step_and_is_made_anew(tmp_path, shapes, monkeypatch, at, step):
+    """Three batches an evaluation: in the first of the first, in the last of all."""
+    tree = runs.config_of("classification", shapes, save_every=None)
+    config, alone, out = runs.write_config(tmp_path / "run.yaml", tree), tmp_path / "alone", tmp_path / "run"
+    assert runs.call("train", config, "--out", alone)[0] == 0
+    real, calls = DenseModel.losses_and_predictions, iter(range(1, 100))
+
+    def fails(model, batch):
+        if next(calls) == at:
+            raise RuntimeError("an operator that this machine lacks")
+        return real(model, batch)
+
+    monkeypatch.setattr(DenseModel, "losses_and_predictions", fails)
+    with pytest.raises(RuntimeError, match="this machine lacks"):
+        runs.call("train", config, "--out", out)
+    monkeypatch.undo()
+    state = load(out / "last.pt")["training"]["state"]
+    assert (state["step"], state["evaluation_due"], state["finished"]) == (step, True, False)
+    assert [row["step"] for row in lines(out)] == list(range(1, step + 1))
+    assert [row["step"] for row in lines(out, "val")] == list(range(3, step, 3))
+    code, printed = runs.call("train", config, "--out", out, "--resume")
+    assert code == 0
+    assert f"going on from step {step} of 9" in printed
     runs.assert_same_run(alone, out)
 
 
