@@ -174,5 +174,5 @@ def test_networks_whose_stem_is_a_1x1_convolution_with_stride_learn_with_channel
             assert all(bool(m.weight.grad.isfinite().all()) for m in stems), name
             print(name)
     """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{done.stdout} {done.stderr[-2000:]}"
