@@ -71,7 +71,7 @@ def test_what_a_checkpoint_brings_gives_way_to_auto_where_it_does_not_run_which_
     said = [] if fits or named == "auto" else [f"made in {named}, runs in {fast} here"]
     assert [line.partition(":")[0] for line in lines] == said
     if said:
-        with pytest.raises(DensekitError, match=rf"^--precision: {named} .* use auto or fp32$"):
+        with pytest.raises(DensekitError, match=rf"^precision: {named} .* use auto or fp32$"):
             settle_precision(named, CPU, asked=True)
     if named != "auto":
         assert settle_precision(named, torch.device("cuda"), asked=False) == (named, [])
