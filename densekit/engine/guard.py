@@ -118,7 +118,8 @@ def write_bundle(folder: RunFolder, step: TrainStep, result: StepResult, files: 
 
 def pack_batch(batch: Batch) -> dict[str, Any]:
     """A batch as plain types that load without running code."""
-    return dataclasses.asdict(batch.to(torch.device("cpu"), non_blocking=False))
+    here = batch.to(torch.device("cpu"), non_blocking=False)
+    return dataclasses.asdict(dataclasses.replace(here, host=()))  # numbers of sizes that are here already
 
 
 def unpack_batch(packed: dict[str, Any]) -> Batch:

@@ -12,6 +12,7 @@ import torch
 from densekit import precision
 from densekit.data.feature_store import FeatureStore
 from densekit.engine.checkpoint import load
+from densekit.packed import convolves_packed
 from tests.tools import runs
 
 REFUSED = "bf16 does not run on this CPU, which has no instructions for bf16 convolutions; use auto or fp32"
@@ -19,7 +20,10 @@ HERE = "made in bf16, runs in fp32 here: bf16 does not run on this CPU"
 
 
 def let_cpu(monkeypatch, *, run_bf16: bool) -> None:
-    monkeypatch.setattr(precision, "convolves_packed", lambda dtype: run_bf16 or dtype != torch.bfloat16)
+    def probe(dtype: torch.dtype) -> bool:
+        return run_bf16 if dtype == torch.bfloat16 else convolves_packed(dtype)
+
+    monkeypatch.setattr(precision, "convolves_packed", probe)
 
 
 @pytest.fixture(scope="module")
