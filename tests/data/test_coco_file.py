@@ -263,7 +263,7 @@ def test_a_missing_file_names_the_nearest(tmp_path):
         open_coco(tmp_path / "trian.json")
     with pytest.raises(DensekitError, match="nor any json"):
         open_coco(tmp_path / "nowhere" / "train.json")
-    with pytest.raises(DensekitError, match="no such file"):
+    with pytest.raises(DensekitError, match="is a folder; give the json file in it"):
         open_coco(tmp_path)
 
 
