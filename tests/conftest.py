@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,14 @@ if "DENSEKIT_DATA" not in os.environ and _SHARED.is_dir():
 def pytest_make_parametrize_id(config, val, argname):
     """Bytes are numbered: as a name they are unreadable, and compressed ones may hold the time."""
     return argname if isinstance(val, bytes) else None
+
+
+@pytest.fixture(autouse=True)
+def _no_determinism_left_over():
+    """Training asks torch for deterministic operators, for the whole process: the next test starts without."""
+    yield
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture
