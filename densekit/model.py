@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from densekit import canvases
 from densekit.config import ModelConfig
 from densekit.errors import DensekitError
 from densekit.ops.deterministic import deterministic_backward
@@ -146,12 +147,37 @@ class DenseModel(nn.Module):
                     losses[key if len(self.heads) == 1 else f"{name}.{key}"] = value
         return losses
 
-    def predict(self, batch: Batch, head: str | None = None) -> Predictions:
-        """Predictions of one head in the pixels of the original images, with the data set's own ids."""
-        return self.finish(self.head(head).predict(self.features(batch), batch), batch)
+    def predict(self, batch: Batch, head: str | None = None, *, padded: bool = False) -> Predictions:
+        """Predictions of one head in the pixels of the original images, with the data set's own ids.
+
+        Those of an image do not depend on what else is in the batch: images of one canvas are computed together (see
+        ``canvases.py``), so a batch whose images differ in size takes several passes.
+
+        Args:
+            batch: on the model's device.
+            head: its name; None: the first.
+            padded: one pass over the batch as it is padded, as torchvision's detectors do it. Then the predictions of
+                an image depend on the size of its neighbours.
+        """
+        parts = [(list(range(len(batch.ids))), batch)] if padded else self._by_canvas(batch)
+        return canvases.join([(rows, self._predict(part, head)) for rows, part in parts])
 
     def losses_and_predictions(self, batch: Batch) -> tuple[dict[str, Tensor], Predictions]:
-        """Both of the first head from one pass of the backbone, and of what the head's two methods share."""
+        """Both of the first head, canvas by canvas as ``predict``; what the head's two methods share is computed once.
+
+        The losses are the mean over the canvases, weighted by their images.
+        """
+        parts = [(rows, *self._both(part)) for rows, part in self._by_canvas(batch)]
+        losses = canvases.mean([(rows, losses) for rows, losses, _ in parts])
+        return losses, canvases.join([(rows, predictions) for rows, _, predictions in parts])
+
+    def _by_canvas(self, batch: Batch) -> list[tuple[list[int], Batch]]:
+        return canvases.split(batch, self.stride, self.levels)
+
+    def _predict(self, batch: Batch, head: str | None) -> Predictions:
+        return self.finish(self.head(head).predict(self.features(batch), batch), batch)
+
+    def _both(self, batch: Batch) -> tuple[dict[str, Tensor], Predictions]:
         maps = self.features(batch)
         head = self.head()
         if hasattr(head, "losses_and_predictions"):

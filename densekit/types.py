@@ -161,6 +161,7 @@ class Batch:
         maps: stored feature maps by level name, [B, C, H / stride, W / stride]; the model's backbone then rests and
             ``images`` are blank.
         skipped: one line for each image that could not be read and was replaced (``data.on_bad_image: skip``).
+        pad_to: an image alone would be padded to a multiple of this.
         host: ``sizes`` and ``original_sizes`` with their numbers, see ``numbers``.
     """
 
@@ -173,6 +174,7 @@ class Batch:
     truth: list[Tensor] | None = None
     maps: dict[str, Tensor] | None = None
     skipped: list[str] = dataclasses.field(default_factory=list)
+    pad_to: int = 1
     host: tuple[tuple[Tensor, list[list[int]]], ...] = ()
 
     def to(self, device: torch.device, non_blocking: bool = True) -> Batch:

@@ -28,6 +28,7 @@ LAYERS = {
     "data": 4,
     "metrics": 4,
     "packed": 4,
+    "canvases": 1,
     "model": 5,
     "engine": 6,
     "features": 6,

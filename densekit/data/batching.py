@@ -48,6 +48,7 @@ def collate(
         targets=_targets(samples, height, width, max_objects),
         truth=None if samples[0].truth is None else [torch.from_numpy(_truth(s)) for s in samples],
         maps=None if samples[0].maps is None else _maps(samples, height, width),
+        pad_to=pad_to,
     )
 
 
