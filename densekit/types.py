@@ -349,7 +349,11 @@ class Dataset(Protocol):
         ...
 
     def aspect_ratios(self) -> npt.NDArray[np.float32] | None:
-        """[len] width / height of each image where known without decoding, for batches of like shapes; else None."""
+        """[len] width / height of each image where known without decoding, for batches of like shapes; else None.
+
+        A data set may have a second method, ``seen_sizes()``: [len, 2] (height, width) of each image after its
+        transforms, where known without decoding, else None. Evaluation then puts equal ones together.
+        """
         ...
 
 

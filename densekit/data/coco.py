@@ -102,6 +102,10 @@ class CocoDataset:
         """[len] width / height, from the json."""
         return (self.file.sizes[:, 1] / self.file.sizes[:, 0]).astype(np.float32)
 
+    def seen_sizes(self) -> npt.NDArray[np.int64]:
+        """[len, 2] (height, width) of each image after the transforms, if these draw nothing."""
+        return self.transforms.sizes(self.file.sizes)
+
     def _read(self, index: int, seed: int) -> Sample:
         size = self.annotated_size(index)
         rows = self.file.annotations(index)

@@ -10,6 +10,7 @@ import atexit
 import dataclasses
 import functools
 import itertools
+import math
 import mmap
 import multiprocessing
 import os
@@ -18,6 +19,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import numpy.typing as npt
 import torch.utils.data
 
 from densekit import machine
@@ -135,7 +137,9 @@ def eval_loader(
     on_bad_image: OnBadImage = "error",
     pin_memory: bool = False,
 ) -> EvalLoader:
-    """Every image exactly once over the ranks; images of like shape come together.
+    """Every image exactly once over the ranks; images of one canvas come together, where their sizes are known.
+
+    Else, images of like shape do. A batch of one canvas is predicted in one pass (``canvases.py``).
 
     The batches are the same whatever the number of ranks: they are dealt out whole, ``batch_size`` images each.
 
@@ -149,9 +153,20 @@ def eval_loader(
         on_bad_image: an image that cannot be read is an error, or left out and listed in ``Batch.skipped``.
         pin_memory: give batches in pinned memory, for a GPU.
     """
-    batches = eval_batches(len(dataset), max(1, batch_size), rank, world_size, dataset.aspect_ratios())
+    batches = eval_batches(len(dataset), max(1, batch_size), rank, world_size, _shapes(dataset, pad_to))
     source = _EvalBatches(dataset, batches, on_bad_image, {"pad_to": pad_to})
     return EvalLoader(source, batches=len(batches), workers=workers, pin_memory=pin_memory)
+
+
+def _shapes(dataset: Dataset, pad_to: int) -> npt.NDArray[Any] | None:
+    """[len] a number for each canvas, or for each shape; None where neither is known."""
+    sizes = dataset.seen_sizes() if hasattr(dataset, "seen_sizes") else None
+    if sizes is None:
+        return dataset.aspect_ratios()
+    multiple = math.lcm(pad_to, 32)  # of a model's stride at least
+    height, width = (-(-sizes // multiple)).T
+    number: npt.NDArray[Any] = height * 2**32 + width
+    return number
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -96,7 +97,7 @@ def _order(plan: BatchPlan, epoch: int) -> npt.NDArray[np.int64]:
 
 
 def eval_batches(
-    count: int, batch_size: int, rank: int, world_size: int, ratios: npt.NDArray[np.float32] | None = None
+    count: int, batch_size: int, rank: int, world_size: int, like: npt.NDArray[Any] | None = None
 ) -> list[list[int]]:
     """A rank's batches of an evaluation, every sample once over the ranks.
 
@@ -107,7 +108,7 @@ def eval_batches(
         batch_size: images in a batch.
         rank: which rank's.
         world_size: number of ranks.
-        ratios: [count] width / height: images of like shape are put together, so that little is padded.
+        like: [count] numbers: images with the same or neighbouring ones are put together.
     """
-    order = np.arange(count) if ratios is None else np.argsort(ratios, kind="stable")
+    order = np.arange(count) if like is None else np.argsort(like, kind="stable")
     return [order[start : start + batch_size].tolist() for start in range(0, count, batch_size)][rank::world_size]

@@ -118,6 +118,11 @@ class SegmentationDataset:
         """Width / height of each image where known without decoding."""
         return self.source.aspect_ratios()
 
+    def seen_sizes(self) -> npt.NDArray[np.int64] | None:
+        """[len, 2] (height, width) of each image after the transforms, if these draw nothing; None where not known."""
+        file = getattr(self.source, "file", None)
+        return None if file is None else self.transforms.sizes(file.sizes)
+
     def annotated_size(self, index: int) -> tuple[int, int]:
         """(height, width) of the mask."""
         shape = self.source.mask(index).shape

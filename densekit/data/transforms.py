@@ -114,6 +114,14 @@ class Pipeline:
         fits = [r for r in (8, 4, 2) if -(-size[0] // r) >= target[0] and -(-size[1] // r) >= target[1]]
         return fits[0] if fits else 1
 
+    def sizes(self, sizes: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+        """[n, 2] (height, width) of images -> theirs after the transforms of an evaluation."""
+        found = np.array(sizes, np.int64).reshape(-1, 2)
+        for stage in self.stages:
+            if isinstance(stage, Resize):
+                found = np.array([stage.largest((h, w)) for h, w in found.tolist()], np.int64).reshape(-1, 2)
+        return found
+
     def in_eight_bits(self, channels: int = 3) -> list[str]:
         """Names of its transforms that leave 256 values at most of an image of more than 8 bits."""
         foreign = [t for stage in self.stages if isinstance(stage, _Albumentations) for t in stage.transforms]
