@@ -95,6 +95,18 @@ def test_no_value_is_read_and_nothing_is_copied_between_devices(no_values, head,
     assert copies.found == []
 
 
+@pytest.mark.parametrize(("head", "options", "kind"), [CASES[0], CASES[7], CASES[-2]])
+def test_images_of_several_canvases_are_split_and_joined_without_a_wait(no_values, head, options, kind):
+    batch = batch_on(torch.device("cpu"), kind, images=3)
+    batch.sizes[1, 0] = 30  # between two of another canvas
+    model, batch = model_on(META, head, options).eval(), batch.to(META)
+    with torch.no_grad(), Copies() as copies:
+        losses, found = model.losses_and_predictions(batch)
+    results = [*losses.values(), *tree_leaves(dataclasses.asdict(found))]
+    assert {t.device for t in results if isinstance(t, torch.Tensor)} == {META}
+    assert copies.found == []
+
+
 def test_the_scale_of_fp16_is_found_without_a_value_read(no_values):
     step, batch = step_on(META, model_on(META, "classifier", {}), "fp16"), batch_on(META, "labels")
     with Copies() as copies:
