@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import mmap
+import os
+import stat
 import struct
 import warnings
 from pathlib import Path
@@ -22,7 +25,9 @@ _UNSIGNED = (1, 4)  # sample formats: unsigned numbers, and undefined, which is 
 _SIZES = {1: "B", 3: "H", 4: "I"}  # TIFF field types that hold an unsigned number
 _JPEG_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD8)}
 _JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-_START = 2**16  # bytes that hold the header of nearly every file
+_START, _MOST = 2**16, 2**24  # bytes that hold the header of nearly every file, and of every one
+_TIFF_STARTS = (b"II*\0", b"MM\0*")
+_LONG_HEADERS = (b"\xff\xd8", b"RIFF")  # JPEG with large thumbnails before its size, WebP as Pillow reads it
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 
@@ -66,7 +71,7 @@ def read_header(data: bytes) -> ImageHeader | None:
             return _jpeg(data)
         if data.startswith(_PNG_START):
             return _png(data)
-        if data.startswith((b"II*\0", b"MM\0*")):
+        if data.startswith(_TIFF_STARTS):
             return _tiff(data)
         return _other(data)
     except (struct.error, IndexError, ValueError):
@@ -109,7 +114,7 @@ def _png(data: bytes) -> ImageHeader:
     return ImageHeader("PNG", width, height, _valid(orientation), data.rfind(_PNG_END) < 0, 16 if deep else 8, deep)
 
 
-def _tiff(data: bytes) -> ImageHeader:
+def _tiff(data: bytes | mmap.mmap) -> ImageHeader:
     """A TIFF's orientation is part of its format: every decoder applies it, so the size is given as they see it."""
     width, height = _tag(data, 0x0100, 0), _tag(data, 0x0101, 0)
     if _valid(_tag(data, _ORIENTATION, 1)) >= 5:
@@ -133,7 +138,7 @@ def _other(data: bytes) -> ImageHeader | None:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def _tag(tiff: bytes, tag: int, default: int) -> int:
+def _tag(tiff: bytes | mmap.mmap, tag: int, default: int) -> int:
     """The first number of an entry in a TIFF's first directory (EXIF data are a small TIFF)."""
     order = "<" if tiff[:2] == b"II" else ">"
     try:
@@ -162,15 +167,28 @@ def peek(path: Path) -> ImageHeader | None:
         None where the file can't be read or is no image.
     """
     try:
-        with path.open("rb") as file:
-            if path.suffix.lower() == ".npy":
-                return _npy(file)
-            start = file.read(_START)
-            header = read_header(start)
-            # A TIFF's directory may stand at its end, a JPEG's size behind large thumbnails.
-            return header if header is not None and header.width > 0 else read_header(start + file.read())
-    except (OSError, ValueError):
+        with open(path, "rb", opener=without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return None
+            return _npy(file) if path.suffix.lower() == ".npy" else _from_start(file)
+    except Exception:  # of a damaged array header numpy raises whatever Python's own parser does
         return None
+
+
+def without_waiting(path: str, flags: int) -> int:
+    """Open a file, as the ``opener`` of ``open``; of a pipe that nobody writes to, a plain open would never return."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has no such pipes
+
+
+def _from_start(file: BinaryIO) -> ImageHeader | None:
+    start = file.read(_START)
+    if start.startswith(_TIFF_STARTS):  # its directory may stand at its end
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _tiff(data)
+    header = read_header(start)
+    if header is None and start.startswith(_LONG_HEADERS):
+        return read_header(start + file.read(_MOST))
+    return header
 
 
 def _npy(file: BinaryIO) -> ImageHeader:

@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 
 from densekit.data.decode import as_channels, decode, decode_npy, oriented
-from densekit.data.image_header import ImageHeader, read_header
+from densekit.data.image_header import ImageHeader, read_header, without_waiting
 from densekit.data.pixel_values import Pixels, Range, on_scale
 from densekit.files import mistaken_for
 from densekit.types import DensekitError, nearest
@@ -149,7 +149,7 @@ def blank_image(path: Path, reader: ImageReader, size: tuple[int, int] | None = 
 def read_bytes(path: Path, max_pixels: int = MAX_PIXELS) -> bytes:
     """Read a whole file that should be an image; missing, empty, forbidden and huge files are explained."""
     try:
-        with open(path, "rb", opener=_without_waiting) as file:
+        with open(path, "rb", opener=without_waiting) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise DensekitError(f"{path}: is no file but a pipe or a device; put an image file there")
@@ -162,11 +162,6 @@ def read_bytes(path: Path, max_pixels: int = MAX_PIXELS) -> bytes:
     if not data:
         raise DensekitError(f"{path}: the file is empty; copy it again or remove it from the annotations")
     return data
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a file; of a pipe that nobody writes to, a plain open would never return."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has no such pipes
 
 
 def inside(folder: Path, name: str, source: Path | str) -> Path:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import struct
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from densekit.config import DataConfig
 from densekit.data.image_files import ImageFiles
@@ -159,6 +161,32 @@ def test_the_header_tells_files_of_more_than_eight_bits(tmp_path, name, values, 
     header = peek(write(tmp_path / name, values))
     assert (header.deep, header.width, header.height) == (deep, 8, 6)
     assert (read_pixels(tmp_path / name).dtype not in (np.uint8, np.bool_)) == deep
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_pipes_devices_and_damaged_files_are_no_images_and_nothing_waits_for_them(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    os.symlink("/dev/zero", tmp_path / "endless.jpg")
+    (tmp_path / "damaged.npy").write_bytes(b"\x93NUMPY\x01\x00v\x00{'descr': [(((" + b" " * 100)
+    (tmp_path / "short.tif").write_bytes(b"II*\0\xff\xff\xff\xff")
+    (tmp_path / "empty.tif").write_bytes(b"")
+    for name in ("pipe.png", "endless.jpg", "damaged.npy", "empty.tif", "absent.png"):
+        assert peek(tmp_path / name) is None
+    assert peek(tmp_path / "short.tif").width == 0
+
+
+def test_a_large_thumbnail_or_a_directory_at_the_end_hides_no_header(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    padded = exif.tobytes() + b"\0" * 60000
+    Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(tmp_path / "a.jpg", exif=padded, icc_profile=b"\0" * 60000)
+    header = peek(tmp_path / "a.jpg")
+    assert (header.width, header.height, header.orientation) == (8, 6, 6)
+    wide = np.arange(300 * 400, dtype=np.uint16).reshape(300, 400)
+    cv2.imwrite(str(tmp_path / "a.tif"), wide, [cv2.IMWRITE_TIFF_COMPRESSION, 1])
+    assert int.from_bytes((tmp_path / "a.tif").read_bytes()[4:8], "little") > 2**16  # its directory
+    header = peek(tmp_path / "a.tif")
+    assert (header.width, header.height, header.deep) == (400, 300, True)
 
 
 def test_the_range_is_measured_once_over_the_training_set_and_told(tmp_path):
