@@ -91,7 +91,7 @@ def settle(config: Config, world: World, train_set: Dataset, val_set: Dataset | 
     for one, where in ((train_set, "data.train_transforms"), (val_set, "data.eval_transforms")):
         image_settings.read_as(data, one)
         lines += image_settings.rounding(data, one, where)
-    lines += image_settings.unknown_range(data, val_set)
+    lines += image_settings.unfit_range(data, val_set)
     return config.model_copy(update={"data": data}), [*notes(train_set, val_set), *lines]
 
 
@@ -387,7 +387,7 @@ def image_files(config: Config, built: DenseModel, inputs: Sequence[str]) -> tup
     )
     image_settings.read_as(config.data, images)
     note = listing.note()
-    return images, [*([] if note is None else [note]), *image_settings.unknown_range(config.data, images)]
+    return images, [*([] if note is None else [note]), *image_settings.unfit_range(config.data, images)]
 
 
 def image_batches(

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from densekit import build
     from densekit.config import is_set
-    from densekit.data.image_settings import unknown_range
+    from densekit.data.image_settings import unfit_range
     from densekit.engine import distributed, report
     from densekit.engine.augmented import FLIPS
     from densekit.engine.evaluate import evaluate
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     batches = build.eval_batches(config, data, world)
     metric = build.metric(config, model, data)
     title = f"{args.checkpoint} on {args.data}: {len(data)} images, {len(data.classes)} classes, {precision}"
-    say("\n".join([*unknown_range(config.data, data), *build.notes(data), *notes, title]), world.is_first)
+    say("\n".join([*unfit_range(config.data, data), *build.notes(data), *notes, title]), world.is_first)
     numbers = evaluate(
         model.to(world.device),
         batches,

@@ -14,6 +14,9 @@ from densekit.data.transforms import Pipeline
 from densekit.data.value_range import Values, as_option, measure
 from densekit.errors import DensekitError
 
+_FEW = 8
+"""Images that are decoded to see whether a range suits them."""
+
 
 def settle(data: DataConfig, train_set: Any) -> tuple[DataConfig, list[str]]:
     """Fill in ``data.range`` and ``data.orientation`` where the config leaves them to the training set.
@@ -91,16 +94,30 @@ def _measured(dataset: Any, seen: Survey) -> tuple[Range | None, list[str]]:
     return values.range(), [describe(values), *_too_wide(values, values.range())]
 
 
-def unknown_range(data: DataConfig, dataset: Any) -> list[str]:
-    """A line where a data set has deep images and the config, of a run on 8 bits, has no range for them."""
-    if data.range is not None or store_of(dataset) is not None:
-        return []
-    found = survey(dataset)
+def unfit_range(data: DataConfig, dataset: Any) -> list[str]:
+    """A line where the config's range, or that it has none, does not suit the deep images of a data set.
+
+    Args:
+        data: of a run.
+        dataset: other images than the run's training set.
+    """
+    found = survey(dataset) if store_of(dataset) is None else Survey()
     if not found.deep:
         return []
+    if data.range is None:
+        return [
+            f"data: {len(found.deep)} of {found.looked_at} images hold more than 8 bits, such as {found.deep[0]}, but "
+            f"none was learned from: 0..65535 is taken for black to white, floats for 0..255; set data.range where "
+            f"that is wrong"
+        ]
+    values = measure(found.deep[:: -(-len(found.deep) // _FEW)], getattr(dataset, "read_image", ImageReader()))
+    if values is None or not (values.dark(data.range) or values.white(data.range)):
+        return []
+    look = "black" if values.dark(data.range) else "white"
     return [
-        f"data: {len(found.deep)} of {found.looked_at} images hold more than 8 bits, such as {found.deep[0]}, but none "
-        f"was learned from: 0..65535 is taken for black to white, floats for 0..255; set data.range if they differ"
+        f"data: images such as {found.deep[0]} have values from {values.low:g} to {values.high:g}, most of which are "
+        f"{look} on data.range {as_option(data.range)}; where their scale is another one than that of the training "
+        f"images, set data.range to theirs"
     ]
 
 

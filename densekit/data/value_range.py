@@ -20,7 +20,7 @@ from densekit.data.pixel_values import Pixels, Range, check_finite
 from densekit.errors import DensekitError
 
 _FAINT = 1 / 16
-"""Images whose values use less of the range than this train near-black, or near-grey."""
+"""Images whose values use less of a range than this look black, or all the same."""
 
 _SIDE = 256  # rows and columns that percentiles are taken from
 
@@ -34,6 +34,7 @@ class Values:
         low: the least of all.
         high: the greatest of all.
         usual: (low, high) between which all but a thousandth at each end lie; of several images the median.
+        middle: half of them lie below; of several images the median.
         images: how many.
     """
 
@@ -41,6 +42,7 @@ class Values:
     low: float
     high: float
     usual: Range
+    middle: float
     images: int = 1
 
     def range(self) -> Range:
@@ -57,19 +59,31 @@ class Values:
         return 0.0, 2.0 ** max(8, math.ceil(math.log2(self.high + 1))) - 1
 
     def usual_option(self) -> str:
-        """``usual`` in three figures, as an option."""
-        return as_option((float(f"{self.usual[0]:.3g}"), float(f"{self.usual[1]:.3g}")))
+        """``usual`` as an option, in as few figures as tell its ends apart."""
+        for figures in (3, 6):
+            low, high = (float(f"{end:.{figures}g}") for end in self.usual)
+            if low < high:
+                return as_option((low, high))
+        return as_option((self.low, self.low + 1))
 
     def faint(self, value_range: Range) -> bool:
         """Whether next to nothing of a range is used."""
         return self.usual[1] - self.usual[0] < _FAINT * (value_range[1] - value_range[0])
 
+    def dark(self, value_range: Range) -> bool:
+        """Whether next to all of them are near the black of a range."""
+        return self.usual[1] < value_range[0] + _FAINT * (value_range[1] - value_range[0])
+
+    def white(self, value_range: Range) -> bool:
+        """Whether more than half of them lie beyond the white of a range."""
+        return self.middle > value_range[1]
+
 
 def values_of(pixels: Pixels) -> Values:
     """The values of one image [H, W, C]."""
     step = max(1, -(-max(pixels.shape[:2]) // _SIDE))
-    low, high = np.percentile(pixels[::step, ::step], (0.1, 99.9))
-    return Values(str(pixels.dtype), float(pixels.min()), float(pixels.max()), (float(low), float(high)))
+    low, middle, high = (float(v) for v in np.percentile(pixels[::step, ::step], (0.1, 50, 99.9)))
+    return Values(str(pixels.dtype), float(pixels.min()), float(pixels.max()), (low, high), middle)
 
 
 def pooled(values: Sequence[Values]) -> Values:
@@ -79,6 +93,7 @@ def pooled(values: Sequence[Values]) -> Values:
         min(v.low for v in values),
         max(v.high for v in values),
         (float(np.median([v.usual[0] for v in values])), float(np.median([v.usual[1] for v in values]))),
+        float(np.median([v.middle for v in values])),
         len(values),
     )
 

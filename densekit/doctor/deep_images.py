@@ -11,8 +11,6 @@ from densekit.doctor.defects import Defect
 from densekit.doctor.image_checks import Look
 from densekit.doctor.sets import ImageEntry, Split
 
-_DARK = 1 / 16
-
 
 def deep_image_defects(
     splits: Sequence[Split], looks: Mapping[Path, Look], value_range: Range | None
@@ -44,9 +42,8 @@ def deep_image_defects(
 
 def _dark_images(deep: Sequence[tuple[ImageEntry, Values]], value_range: Range) -> Iterator[Defect]:
     """Images that lie on another scale than the others, such as 0..1 beside 0..4095."""
-    low, high = value_range
     for entry, values in deep:
-        if values.usual[1] < low + _DARK * (high - low):
+        if values.dark(value_range):
             message = (
                 f"its values ({values.kind}) go from {values.low:g} to {values.high:g} on {as_option(value_range)}"
             )

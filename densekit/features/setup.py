@@ -16,7 +16,7 @@ from densekit.data.coco import CocoDataset
 from densekit.data.coco_file import open_coco
 from densekit.data.feature_set import stored_transform
 from densekit.data.feature_store import VIEWS
-from densekit.data.image_settings import find_range, read_as, read_on, unknown_range
+from densekit.data.image_settings import find_range, read_as, read_on, unfit_range
 from densekit.data.images import ImageReader
 from densekit.data.pixel_values import Range
 from densekit.data.transforms import Pipeline
@@ -211,7 +211,7 @@ def settle(source: ImageSource, config: Config | None, given: Range | None) -> l
         raise DensekitError("--range is for --backbone; a config or checkpoint takes data.range=[low,high]")
     if config is not None:
         read_as(config.data, source)
-        return [*notes, *unknown_range(config.data, source)]
+        return [*notes, *unfit_range(config.data, source)]
     if given is not None and not given[0] < given[1]:
         raise DensekitError(f"--range: black lies below white, not {given[0]:g} and {given[1]:g}; exchange them")
     value_range, lines = (given, []) if given is not None else find_range(source)

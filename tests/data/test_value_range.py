@@ -13,7 +13,7 @@ from PIL import Image
 from densekit.config import DataConfig
 from densekit.data.image_files import ImageFiles
 from densekit.data.image_header import peek
-from densekit.data.image_settings import find_range, read_as, settle, unknown_range
+from densekit.data.image_settings import find_range, read_as, settle, unfit_range
 from densekit.data.images import ImageReader, read_image, read_pixels
 from densekit.data.transforms import Pipeline
 from densekit.data.value_range import values_of
@@ -227,8 +227,15 @@ def test_a_range_of_which_next_to_nothing_is_used_is_told_with_the_remedy(tmp_pa
 def test_deep_images_for_a_model_that_knows_no_range_are_told(tmp_path):
     write(tmp_path / "a.png", TWELVE)
     data = image_files(tmp_path)
-    assert "1 of 1 images hold more than 8 bits" in unknown_range(data_config(), data)[0]
-    assert unknown_range(data_config(range=[0, 4095]), data) == []
+    assert "1 of 1 images hold more than 8 bits" in unfit_range(data_config(), data)[0]
+    assert unfit_range(data_config(range=[0, 4095]), data) == []
+
+
+@pytest.mark.parametrize(("values", "look"), [(TWELVE * 16, "white"), (TWELVE // 32, "black"), (TWELVE, None)])
+def test_images_on_another_scale_than_the_training_images_are_told(tmp_path, values, look):
+    write(tmp_path / "a.png", values)
+    lines = unfit_range(data_config(range=[0, 4095]), image_files(tmp_path))
+    assert lines == [] if look is None else f"most of which are {look} on data.range [0, 4095]" in lines[0]
 
 
 @pytest.mark.parametrize("value", [[5, 5], [4095, 0]])
