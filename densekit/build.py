@@ -14,9 +14,8 @@ from torch import Tensor
 from densekit import machine
 from densekit.backbones.weights import load_backbone_weights, read_state_dict
 from densekit.config import Config, DataConfig, Part, override, parse
+from densekit.config_unused import without_effect
 from densekit.data import image_settings, loader
-from densekit.data.image_files import ImageFiles, list_images
-from densekit.data.images import ImageReader
 from densekit.data.relabelled import Relabelled
 from densekit.data.transforms import Pipeline
 from densekit.engine import checkpoint
@@ -130,7 +129,7 @@ def model(config: Config, classes: Classes) -> tuple[DenseModel, list[str]]:
         report.append(load_backbone_weights(built.backbone, config.model.backbone.weights).summary())
     if config.model.weights is not None:
         report.append(_load_whole(built, config.model.weights, config.data.match_names))
-    return built, report
+    return built, report + without_effect(config, built.task)
 
 
 @contextlib.contextmanager
@@ -216,6 +215,11 @@ def check_stores(config: Config, built: DenseModel, *datasets: Dataset | None, t
 def with_pixels(config: Config) -> Config:
     """The config with the images themselves wherever it has stored features of them."""
     return parse(joined_config(config.model_dump(mode="json")), "config")
+
+
+def pictured(config: Config, split: Split, *, classes: Classes, match_names: bool = False) -> Dataset:
+    """A split as evaluation sees it, with its pixels, and with its classes in the order of ``classes``."""
+    return dataset(with_pixels(config), split, training=False, classes=classes, match_names=match_names)
 
 
 def plan(config: Config, train_set: Dataset, world: World, built: DenseModel) -> Plan:
@@ -372,33 +376,4 @@ def summary(config: Config, built: DenseModel, data: Dataset, step: TrainStep, t
         f"{'compiled' if config.train.compile is True else 'not compiled'}{average}, "
         f"{workers(config, world)} loader workers; {timetable.steps} steps of {config.train.batch_size} images "
         f"({timetable.steps / timetable.steps_per_epoch:.1f} epochs)"
-    )
-
-
-def image_files(config: Config, built: DenseModel, inputs: Sequence[str]) -> tuple[ImageFiles, list[str]]:
-    """Files, folders and globs as a data set to predict on, and lines on what was left out of it and its values."""
-    listing = list_images(inputs)
-    images = ImageFiles(
-        listing.paths,
-        task=built.task,
-        classes=built.classes,
-        transforms=transforms(config.data, training=False),
-        read_image=ImageReader(config.model.channels, config.data.max_pixels),
-    )
-    image_settings.read_as(config.data, images)
-    note = listing.note()
-    return images, [*([] if note is None else [note]), *image_settings.unfit_range(config.data, images)]
-
-
-def image_batches(
-    config: Config, images: ImageFiles, world: World, *, batch_size: int, on_bad_image: loader.OnBadImage
-) -> loader.EvalLoader:
-    """Batches of plain images."""
-    return loader.eval_loader(
-        images,
-        batch_size=batch_size,
-        workers=workers(config, world),
-        pad_to=config.data.pad_to,
-        on_bad_image=on_bad_image,
-        pin_memory=world.device.type == "cuda",
     )

@@ -17,6 +17,7 @@ LAYERS = {
     "types": 0,
     "config_file": 0,
     "config": 0,
+    "config_unused": 0,
     "shipped": 0,
     "registry": 1,
     "ops": 1,
@@ -34,6 +35,7 @@ LAYERS = {
     "features": 6,
     "export": 6,
     "build": 7,
+    "inputs": 8,
     "doctor": 8,
     "__main__": 9,
 }

@@ -5,7 +5,9 @@
 
 The data set is a split of the checkpoint's own config (val unless said otherwise); any key of that config can be
 overridden. Detectors get COCO's 12 numbers and AP per class, segmenters mIoU, Dice and IoU per class, classifiers
-top-1 and top-5; all get the loss. Under torchrun the ranks share the images and every image counts once.
+top-1 and top-5; all get the loss. --pictures draws some of the images, what is true beside what was predicted (as many
+as evaluation.pictures says), and the confusion matrix of segmenters and classifiers. Under torchrun the ranks share the
+images and every image counts once.
 
 A segmenter's --json also has the numbers of each image (per_image), and the table names the worst ones. --flips and
 --scales measure it as tools/predict.py uses it with the same options; then there is no loss, for no single pass
@@ -29,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace the checkpoint's")
     parser.add_argument("--data", choices=("train", "val", "test"), default="val", help="split (default: val)")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
-    parser.add_argument("--pictures", type=Path, help="folder for pictures, such as a confusion matrix")
+    parser.add_argument("--pictures", type=Path, help="folder for sample predictions and the confusion matrix")
     parser.add_argument("--match-names", action="store_true", help="match classes by name where ids or order differ")
     parser.add_argument("--flips", action="store_true", help="segmentation: average over mirrored images")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="segmentation: average over these sizes")
@@ -44,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from densekit.engine.evaluate import evaluate
     from densekit.engine.predict import Options
     from densekit.engine.record import finite
+    from densekit.engine.samples import draw_samples
     from densekit.files import write_text
     from densekit.precision import settle_precision
 
@@ -81,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_text(args.json, json.dumps(finite(numbers), indent=1, allow_nan=False) + "\n")
         if args.pictures:
             report.write_pictures(args.pictures, numbers, model.classes.names)
+            shown = build.pictured(config, args.data, classes=model.classes, match_names=args.match_names)
+            draw_samples(model, shown, args.pictures, config.evaluation.pictures)
     distributed.leave()
     return 0
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from densekit import machine
-from densekit.engine.console import DEVICES, SKIPPED, Bar, run, say
+from densekit.engine import export_options
+from densekit.engine.console import DEVICES, SKIPPED, Bar, at_least, run, say
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -36,29 +37,29 @@ def arguments() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help="folder of the store")
     add("--levels", type=lambda names: names.split(","), help="comma-separated (default: all of the backbone)")
     add("--boxes", type=Path, help="for roi: COCO annotations or results (default: the data set's own)")
-    add("--size", type=int, nargs=2, metavar=("H", "W"), help="resize to a fixed size")
-    add("--short", type=int, help="resize the short side (default: as checkpoint or config, else not)")
-    add("--long", type=int, help="resize the long side, or its limit beside --short")
+    add("--size", type=at_least(1), nargs=2, metavar=("H", "W"), help="resize to a fixed size")
+    add("--short", type=at_least(1), help="resize the short side (default: as checkpoint or config, else not)")
+    add("--long", type=at_least(1), help="resize the long side, or its limit beside --short")
     add("--flips", nargs="+", default=[], choices=("horizontal", "vertical", "both"), help="mirrored views too")
     add("--dtype", choices=("float16", "float32"), default="float16")
     add("--format", dest="file_format", choices=("safetensors", "npy", "parquet"), default="safetensors")
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="of the network (default: the config's, or auto)")
     add("--reduced", action="store_true", help="decode JPEGs of --images or --list at 1/2 to 1/8 where that suffices")
-    add("--channels", type=int, default=3, help="for --backbone: image channels (3)")
-    add("--mean", type=float, nargs="+", default=[0.485, 0.456, 0.406], help="for --backbone (ImageNet's)")
-    add("--std", type=float, nargs="+", default=[0.229, 0.224, 0.225], help="for --backbone (ImageNet's)")
+    add("--channels", type=at_least(1), help="for --backbone: image channels (3)")
+    add("--mean", type=float, nargs="+", help="for --backbone (ImageNet's)")
+    add("--std", type=float, nargs="+", help="for --backbone (ImageNet's)")
     add("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="for --backbone: black and white beyond 8 bits")
-    add("--seed", type=int, default=0, help="for --backbone: of weights that no file gives (0)")
-    add("--batch", dest="batch_size", metavar="N", type=int, default=8, help="images in one pass of the network (8)")
-    add("--shard-images", type=int, help="images a shard (default: about 64 MB a shard)")
-    add("--workers", type=int, help="threads (GPU: processes) that decode (default: a core each, at most 8)")
+    add("--seed", type=at_least(0), help="for --backbone: of weights that no file gives (0)")
+    add("--batch", dest="batch_size", metavar="N", type=at_least(1), default=8, help="images at once (8)")
+    add("--shard-images", type=at_least(1), help="images a shard (default: about 64 MB a shard)")
+    add("--workers", type=at_least(0), help="threads (GPU: processes) that decode (default: a core each, at most 8)")
     add("--device", choices=DEVICES, help="default: cuda where there is one, else cpu")
     add("--verify", action="store_true", help="read every shard and make damaged ones again")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = arguments().parse_intermixed_args(argv)
+    args = export_options.settle(arguments().parse_intermixed_args(argv))
 
     from densekit.engine import distributed  # torch takes seconds to import; --help should not
     from densekit.features.export import Exporter
@@ -77,10 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     missing = folder.missing(world.rank, world.size, verify=args.verify)
     lost, shards = sum(distributed.gather(len(missing))), recipe.shards()
     say(f"{shards - lost} of {shards} shards are whole, {lost} to make", world.is_first)
-    workers = args.workers if args.workers is not None else min(8, machine.cores() // world.local)
-    exporter = Exporter(export.source, extractor, folder, boxes=export.boxes, workers=workers)
+    count = args.workers if args.workers is not None else min(8, machine.cores() // world.local)
     with Bar("exporting", sum(len(recipe.shard(number)) for number in missing), shown=world.is_first) as bar:
-        times = exporter.run(missing, bar.advance)
+        times = Exporter(export.source, extractor, folder, boxes=export.boxes, workers=count).run(missing, bar.advance)
     distributed.barrier()
     manifest = folder.finish(made) if world.is_first else {"unreadable": []}
     say(f"{times.summary()}\n{summary(args.out, manifest)}" if world.is_first else None)
@@ -116,10 +116,10 @@ def prepare(args: argparse.Namespace, world: Any) -> tuple[Any, dict[str, Any]]:
         specs = specs or (list(config.data.eval_transforms) if config else [])
         files = (args.images, args.annotations, args.list)
         source = setup.plain_source(*files, specs=specs, channels=model.channels, reduced=args.reduced)
-    options = {name: getattr(args, name) for name in ("dtype", "file_format", "batch_size", "shard_images")}
+    given = {name: getattr(args, name) for name in ("dtype", "file_format", "batch_size", "shard_images")}
     boxes, pad_to = read_boxes(args.boxes) if args.boxes else None, config.data.pad_to if config else 32
-    options |= {"boxes": boxes, "pad_to": pad_to, "precision": precision}
-    export = setup.Export(model.to(world.device), source, args.levels, setup.views_of(views), specs, **options)
+    given |= {"boxes": boxes, "pad_to": pad_to, "precision": precision}
+    export = setup.Export(model.to(world.device), source, args.levels, setup.views_of(views), specs, **given)
     network = f"network in {export.precision}, {args.dtype} stored{', JPEGs decoded reduced' * args.reduced}"
     told = [*told, *notes, *setup.settle(source, config, args.range)]
     say("\n".join(dict.fromkeys([*lines, *told, network])), world.is_first)

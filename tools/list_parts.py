@@ -1,4 +1,4 @@
-"""List every part that a config can name, with its options: backbones, heads, data sets.
+"""List every part that a config can name, with its options: backbones, heads, data sets, transforms.
 
     python tools/list_parts.py
     python tools/list_parts.py --markdown > parts.md
@@ -11,14 +11,21 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import re
 import types
 import typing
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
+
 from densekit.engine.console import run
 
-GIVEN = frozenset({"transforms", "seed", "training", "channels", "max_pixels", "num_classes", "in_channels"})
+GIVEN = {
+    "Backbones": {"in_channels"},
+    "Heads": {"num_classes"},
+    "Data sets": {"transforms", "seed", "training", "channels", "max_pixels"},
+}
 """What the program sets, not the user's options of a part."""
 
 
@@ -28,14 +35,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     from densekit.backbones.describe import family_table
+    from densekit.data.transforms import transform_options
     from densekit.registry import BACKBONES, DATASETS, HEADS
 
     for title, registry in (("Backbones", BACKBONES), ("Heads", HEADS), ("Data sets", DATASETS)):
         by_options: dict[str, list[str]] = {}
         for name in registry.names():
-            by_options.setdefault(options_text(registry.options(name)), []).append(name)
+            own = {n: p for n, p in registry.options(name).items() if n not in GIVEN[title]}
+            by_options.setdefault(options_text(own), []).append(name)
         rows = [[", ".join(names), options] for options, names in by_options.items()]
         print_rows(title, ["name", "options"], rows, args.markdown)
+    rows = [[name, options_text(options)] for name, options in transform_options().items()]
+    print_rows("Transforms", ["name", "options"], rows, args.markdown)
     columns = ["backbone", "input", "parameters (million)", "multiply-adds (billion)", "levels: channels / stride"]
     print_rows("Our own backbones", columns, family_table(), args.markdown)
     return 0
@@ -44,10 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def options_text(options: dict[str, inspect.Parameter]) -> str:
     texts = []
     for name, parameter in options.items():
-        if name not in GIVEN:
-            needed = parameter.default is inspect.Parameter.empty
-            default = "" if needed else f" = {value_text(parameter.default)}"
-            texts.append(f"{name}: {type_text(parameter.annotation)}{default}")
+        needed = parameter.default is inspect.Parameter.empty
+        default = "" if needed else f" = {value_text(parameter.default)}"
+        texts.append(f"{name}: {type_text(parameter.annotation)}{default}")
     return "; ".join(texts)
 
 
@@ -57,6 +67,8 @@ def value_text(value: object) -> str:
 
 
 def type_text(annotation: Any) -> str:
+    if isinstance(annotation, str):
+        return text_of_others(annotation)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         return type_text(arguments[0])
@@ -67,6 +79,13 @@ def type_text(annotation: Any) -> str:
     if origin is not None:
         return f"{origin.__name__}[{', '.join(map(type_text, arguments))}]"
     return {types.NoneType: "null", ...: "..."}.get(annotation) or annotation.__name__
+
+
+def text_of_others(annotation: str) -> str:
+    """A type as albumentations writes it: OpenCV's names become their numbers, choices stand side by side."""
+    text = re.sub(r"cv2\.(\w+)", lambda found: str(getattr(cv2, found[1])), annotation)
+    text = re.sub(r"Literal\[([^\]]*)\]", lambda found: found[1].replace("'", "").replace(", ", " | "), text)
+    return text.replace("None", "null").replace("TransformsSeqType", "list of transforms")
 
 
 def print_rows(title: str, columns: list[str], rows: list[list[str]], markdown: bool) -> None:

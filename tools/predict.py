@@ -17,7 +17,17 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from densekit.engine.console import DEVICES, INTERRUPTED, SKIPPED, run, say, track
+from densekit.engine.console import (
+    DEVICES,
+    INTERRUPTED,
+    SKIPPED,
+    at_least,
+    refuse_without_effect,
+    run,
+    say,
+    share,
+    track,
+)
 from densekit.errors import DensekitError
 
 
@@ -26,19 +36,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt of a run folder")
     parser.add_argument("inputs", nargs="+", metavar="IMAGES", help="files, folders, globs; key.path=value overrides")
     parser.add_argument("--out", type=Path, default=Path("predictions"), help="folder to write (default: predictions)")
-    parser.add_argument("--score", type=float, default=0.5, help="lowest score that is drawn (default: 0.5)")
+    parser.add_argument("--score", type=share, help="detection: lowest score that is drawn (default: 0.5)")
     parser.add_argument("--no-pictures", action="store_true", help="write numbers only")
-    parser.add_argument("--batch", type=int, default=8, help="images per batch (default: 8)")
+    parser.add_argument("--batch", type=at_least(1), help="images per batch (default: 8)")
     parser.add_argument("--device", choices=DEVICES, help="default: cuda where there is one, else cpu")
     window = parser.add_argument_group("segmentation")
     window.add_argument("--window", type=int, help="side of a sliding window in pixels: bounded memory on large images")
-    window.add_argument("--overlap", type=float, default=0.25, help="share that windows overlap (default: 0.25)")
+    window.add_argument("--overlap", type=share, help="least share that windows overlap (default: 0.25)")
     window.add_argument("--flips", action="store_true", help="average over mirrored images")
     window.add_argument("--scales", type=float, nargs="+", default=[1.0], help="average over these sizes")
     window.add_argument("--probabilities", action="store_true", help="write class probabilities (.npy, float16) too")
     args = parser.parse_intermixed_args(argv)
 
-    from densekit import build
+    from densekit import build, inputs
     from densekit.config import is_set
     from densekit.engine import distributed
     from densekit.engine.augmented import FLIPS
@@ -52,33 +62,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise DensekitError(
             "predict.py is one process: leave torchrun out, or start one a share of the images and --out"
         )
-    inputs = [text for text in args.inputs if not is_override(text)]
+    files = [text for text in args.inputs if not is_override(text)]
     overrides = [text for text in args.inputs if is_override(text)]
     model, config = build.from_checkpoint(args.checkpoint, overrides)
     asked = is_set("train.precision", overrides)
     precision, notes = settle_precision(config.train.precision, world.device, asked=asked)
+    refuse_without_effect(
+        ("--score", args.score is not None and model.task != "detection", "detectors"),
+        ("--probabilities", args.probabilities and model.task != "segmentation", "segmenters"),
+        ("--overlap", args.overlap is not None and args.window is None, "--window"),
+        ("--batch", args.batch is not None and args.window is not None, "images as a whole, not for --window"),
+    )
     options = Options(
         precision,
         args.window,
-        args.overlap,
+        0.25 if args.overlap is None else args.overlap,
         FLIPS if args.flips else ("none",),
         tuple(args.scales),
     )
     options.check(model)
-    images, left_out = build.image_files(config, model, inputs)
+    images, left_out = inputs.image_files(config, model, files)
     say("\n".join([*notes, *left_out]) or None)
     writer = make_writer(
         model.task,
         model.classes,
         args.out,
-        score=args.score,
+        score=0.5 if args.score is None else args.score,
         pictures=not args.no_pictures,
         probabilities=args.probabilities,
     )
     # What the config says of bad images is meant for training; here only a word on the command line stops at one.
     on_bad_image = config.data.on_bad_image if is_set("data.on_bad_image", overrides) else "skip"
-    size = 1 if args.window else args.batch
-    batches = build.image_batches(config, images, world, batch_size=size, on_bad_image=on_bad_image)
+    size = 1 if args.window else args.batch or 8
+    batches = inputs.image_batches(config, images, world, batch_size=size, on_bad_image=on_bad_image)
     model = model.to(world.device)
     with writer, Stop(world) as stop:
         predict_images(model, track(batches, "predicting", len(batches)), images, writer, options, stop.here)

@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder.save_best(step.model_to_use, state, {})
     if world.is_first:
         record.close()
-        shown = build.dataset(build.with_pixels(config), "val" if val_set else "train", training=False)
+        shown = build.pictured(config, "val" if val_set else "train", classes=train_set.classes)
         draw_samples(build.from_checkpoint(folder.best)[0], shown, out / "samples", config.evaluation.pictures)
         say(plan.farewell(state, out))
     distributed.leave()

@@ -39,7 +39,7 @@ Orientation = Literal["exif", "stored"]
 
 IMAGE_SUFFIXES = frozenset({
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".npy"),
-    *(".jp2", ".avif", ".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".jp2", ".avif", ".tga", ".ppm", ".pgm", ".pbm", ".pnm"),
 })  # fmt: skip
 """File name endings, lower case, that count as images when a folder is listed."""
 

@@ -133,7 +133,7 @@ class Pipeline:
             foreign.clear()
 
 
-_NEEDS_OTHERS = "has no place in a pipeline: it needs other images or texts than the sample's own"
+_NEEDS_MORE = "has no place in a pipeline: it needs other images, texts or volumes than the sample's own image"
 _NOT_IN_EVALUATION = "cannot be undone on the predictions; evaluation takes Resize to one size, and fixed colours"
 
 
@@ -193,8 +193,8 @@ def _foreign(name: str, options: dict[str, Any], where: str) -> Any:
     _check_options(name, options, list(parameters), where)
     if "fill_mask" in parameters and parameters["fill_mask"].default is not None:
         options.setdefault("fill_mask", IGNORE)
-    if "metadata_key" in parameters:
-        raise DensekitError(f"{where}: {name} {_NEEDS_OTHERS}; remove it")
+    if _needs_more(kind):
+        raise DensekitError(f"{where}: {name} {_NEEDS_MORE}; remove it")
     if issubclass(kind, albumentations.BaseCompose):
         if not options.get("transforms"):
             raise DensekitError(
@@ -205,9 +205,38 @@ def _foreign(name: str, options: dict[str, Any], where: str) -> Any:
     return _built(kind, options, where)
 
 
+def _needs_more(kind: Any) -> bool:
+    """Whether a transform takes more than an image with its boxes and masks."""
+    import albumentations
+
+    return "metadata_key" in inspect.signature(kind).parameters or issubclass(kind, albumentations.Transform3D)
+
+
 def _inner(where: str, name: str, options: dict[str, Any]) -> Any:
     _check_place(name, where)
     return _foreign(name, options, where)
+
+
+def transform_options() -> dict[str, dict[str, inspect.Parameter]]:
+    """The options of every transform that a training config can name, our own first; ``p`` is a probability."""
+    import albumentations
+
+    composed = [n for n, k in vars(albumentations).items() if inspect.isclass(k) and _composes(k)]
+    found = {name: dict(inspect.signature(kind, eval_str=True).parameters) for name, kind in _OWN.items()}
+    for name in sorted({*_names(), *composed} - {*_OWN, *_REFUSED}):
+        kind = getattr(albumentations, name)
+        parameters = dict(inspect.signature(kind).parameters)
+        if not _needs_more(kind):
+            if (fill := parameters.get("fill_mask")) is not None and fill.default is not None:
+                parameters["fill_mask"] = fill.replace(default=IGNORE)
+            found[name] = parameters
+    return found
+
+
+def _composes(kind: type) -> bool:
+    import albumentations as a
+
+    return issubclass(kind, a.BaseCompose) and kind not in (a.BaseCompose, a.Compose, a.ReplayCompose)
 
 
 def _abstract() -> tuple[Any, ...]:

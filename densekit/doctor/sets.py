@@ -80,6 +80,8 @@ def find_splits(path: Path, images: Path | None = None) -> tuple[list[Split], co
         hint = nearest(path.name, beside) if beside else "give a COCO json, a config, or a folder"
         raise DensekitError(f"{path}: there is no such file or folder; {hint}")
     if path.suffix.lower() in (".yaml", ".yml"):
+        if images is not None:
+            raise DensekitError(f"--images is for a json or masks; {path} names its image folders itself")
         return _of_config(path)
     return [coco_split("", path, images)], None
 

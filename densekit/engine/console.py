@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import io
+import math
 import multiprocessing
 import os
 import sys
@@ -92,6 +94,42 @@ def end_children() -> None:
     """End the loader workers before an exit that skips Python's own clean-up."""
     for child in multiprocessing.active_children():
         child.kill()
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """An argparse type: a whole number from ``least`` on."""
+
+    def number(text: str) -> int:
+        if not text.removeprefix("-").isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, not {text!r}")
+        return int(text)
+
+    return number
+
+
+def share(text: str) -> float:
+    """An argparse type: a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, not {text!r}")
+    return value
+
+
+def refuse_without_effect(*options: tuple[str, bool, str]) -> None:
+    """Refuse options that would do nothing.
+
+    Args:
+        options: name, whether it was given in vain, and what it is for.
+
+    Raises:
+        DensekitError: the first that was.
+    """
+    for name, in_vain, purpose in options:
+        if in_vain:
+            raise DensekitError(f"{name} is for {purpose}; leave it out")
 
 
 def say(text: str | None, first: bool = True) -> None:

@@ -1,8 +1,9 @@
-"""Pictures of predictions: boxes with names and scores."""
+"""Pictures of predictions: boxes with names and scores, panels side by side."""
 
 from __future__ import annotations
 
 import colorsys
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from densekit.errors import DensekitError
-from densekit.files import whole_file
+from densekit.files import printable, whole_file
 
 Image = npt.NDArray[np.uint8]
+
+DRAWS_ANY_LETTER = int(cv2.__version__.split(".")[0]) >= 5
+
+SMALLEST_PANEL = 240
+"""Pixels that the long side of a panel has at least: smaller images are enlarged, so that words fit."""
+
+_GAP, _LINE = 8, 18
 
 
 def colours(count: int) -> list[tuple[int, int, int]]:
@@ -22,6 +30,18 @@ def colours(count: int) -> list[tuple[int, int, int]]:
     for i in range(count):
         r, g, b = colorsys.hsv_to_rgb(i * 0.618034 % 1.0, 0.85, 1.0 if i % 2 == 0 else 0.8)
         found.append((round(255 * r), round(255 * g), round(255 * b)))
+    return found
+
+
+def drawable(names: Sequence[str]) -> list[str]:
+    """Names as OpenCV draws them: any letter from version 5 on; before, ASCII, and the class's number for others."""
+    if DRAWS_ANY_LETTER:
+        return [printable(name) for name in names]
+    found: list[str] = []
+    for number, name in enumerate(names):
+        plain = "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
+        text = "".join(c for c in plain if c.isascii() and c.isprintable())
+        found.append(text if text == plain and text not in found else f"{text}#{number}")
     return found
 
 
@@ -59,11 +79,56 @@ def draw_boxes(
         cv2.rectangle(picture, (x1, y1), (x2, y2), palette[kind], thickness)
         (width, height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)
         top = y1 if y1 > height + base else y1 + height + base
-        cv2.rectangle(picture, (x1, top - height - base), (x1 + width, top), palette[kind], -1)
+        left = max(0, min(x1, picture.shape[1] - width))
+        cv2.rectangle(picture, (left, top - height - base), (left + width, top), palette[kind], -1)
         cv2.putText(
-            picture, text, (x1, top - base // 2), cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), thickness, cv2.LINE_AA
+            picture, text, (left, top - base // 2), cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), thickness, cv2.LINE_AA
         )
     return picture
+
+
+def enlarged(image: npt.NDArray[np.generic]) -> tuple[Image, int]:
+    """An image as RGB, and how many times it was enlarged for a panel."""
+    picture = as_rgb(image)
+    times = max(1, -(-SMALLEST_PANEL // max(picture.shape[:2])))
+    return np.ascontiguousarray(picture.repeat(times, 0).repeat(times, 1)), times
+
+
+def side_by_side(panels: Sequence[tuple[str, Image]]) -> Image:
+    """Panels in a row on white, each under its caption.
+
+    Args:
+        panels: caption and RGB picture.
+
+    Returns:
+        A new RGB picture.
+    """
+    lines = [_wrapped(caption, picture.shape[1]) for caption, picture in panels]
+    most = max(len(caption) for caption in lines)
+    shown = [_captioned(caption, picture, most) for caption, (_, picture) in zip(lines, panels)]
+    height = max(panel.shape[0] for panel in shown)
+    columns = [np.pad(p, ((0, height - p.shape[0]), (0, _GAP), (0, 0)), constant_values=255) for p in shown]
+    return np.ascontiguousarray(np.concatenate(columns, 1)[:, :-_GAP])
+
+
+def _captioned(lines: Sequence[str], picture: Image, most: int) -> Image:
+    """A picture under its lines, with room for so many."""
+    strip = np.full((_LINE * most + 4, picture.shape[1], 3), 255, np.uint8)
+    for number, line in enumerate(lines):
+        at = (2, _LINE * number + 14)
+        cv2.putText(strip, line, at, cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.concatenate([strip, picture])
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and cv2.getTextSize(longer, cv2.FONT_HERSHEY_SIMPLEX, 0.42, 1)[0][0] <= width - 4:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def write_picture(path: Path, picture: Image) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,23 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from densekit.engine.drawing import Image, as_rgb, colours
+from densekit.engine.drawing import Image, as_rgb, colours, drawable
 from densekit.errors import DensekitError
 from densekit.files import whole_file
 from densekit.types import Classes
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+BACKGROUNDS = frozenset({
+    *("background", "backgrounds", "bg", "rest", "void", "none", "nothing", "empty", "null"),
+    *("unlabeled", "unlabelled", "unlabeled area", "no label", "ignore", "ignored"),
+})  # fmt: skip
+"""Names, in small letters, of classes that say that nothing is there."""
+
+
+def is_background(name: str) -> bool:
+    """Whether a class is left without colour: its name says so, as ``BACKGROUNDS``; its number does not matter."""
+    return " ".join(re.split(r"[\W_]+", name.lower())).strip() in BACKGROUNDS
 
 
 def write_mask(path: Path, mask: npt.NDArray[Any]) -> None:
@@ -36,25 +48,24 @@ def write_mask(path: Path, mask: npt.NDArray[Any]) -> None:
 
 
 def overlay(image: npt.NDArray[Any], mask: npt.NDArray[Any], classes: Classes, *, opacity: float = 0.5) -> Image:
-    """Colour an image by class, with a line around each region and a legend of the classes that occur.
+    """Colour an image by class, with a line around each region and a legend of the classes that are drawn.
 
     Args:
         image: [H, W, C].
         mask: [H, W] the data set's ids, or [K, H, W] layers of 0 and 1 (the last layer lies on top).
-        classes: names and ids; the first of several classes, the background as a rule, stays without colour.
+        classes: names and ids; one whose name says that nothing is there (``is_background``) stays without colour.
         opacity: of the colour, 0 to 1.
 
     Returns:
         A new RGB picture [H, W, 3].
     """
     picture = as_rgb(image)
-    palette = colours(len(classes))
     shown = []
-    for label, (region, colour) in enumerate(zip(_regions(mask, classes), palette)):
-        background = label == 0 and len(classes) > 1 and mask.ndim == 2
-        if background or not region.any():
+    words = zip(classes.names, drawable(classes.names), colours(len(classes)))
+    for region, (name, word, colour) in zip(_regions(mask, classes), words):
+        if (mask.ndim == 2 and is_background(name)) or not region.any():
             continue
-        shown.append((classes.names[label], colour))
+        shown.append((word, colour))
         picture[region] = (picture[region] * (1 - opacity) + np.array(colour) * opacity).astype(np.uint8)
         edges, _ = cv2.findContours(region.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(picture, edges, -1, colour, 1)
@@ -82,7 +93,7 @@ def draw_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> 
         cv2.rectangle(picture, (left, top), (left + cell - 2, top + cell - 2), shade, -1)
         if cell > 40:
             _text(picture, f"{100 * share:.1f}", (left + 6, top + cell // 2 + 4), 255 if share > 0.5 else 0)
-    _label_axes(picture, names, cell, margin)
+    _label_axes(picture, drawable(names), cell, margin)
     return picture
 
 
@@ -112,12 +123,16 @@ def _with_legend(picture: Image, shown: Sequence[tuple[str, tuple[int, int, int]
     """Names on white below the picture, so that nothing of it is covered."""
     if not shown:
         return picture
-    width = max(picture.shape[1], 1)
-    columns = max(1, width // 140)
-    rows = -(-len(shown) // columns)
-    strip = np.full((18 * rows + 4, width, 3), 255, np.uint8)
-    for index, (name, colour) in enumerate(shown):
-        left, top = index % columns * 140 + 4, index // columns * 18 + 4
+    width = picture.shape[1]
+    places, left, row = [], 4, 0
+    for name, _ in shown:
+        needed = 24 + cv2.getTextSize(name, FONT, 0.4, 1)[0][0]
+        if left > 4 and left + needed > width:
+            left, row = 4, row + 1
+        places.append((left, 18 * row + 4))
+        left += needed
+    strip = np.full((18 * (row + 1) + 4, width, 3), 255, np.uint8)
+    for (left, top), (name, colour) in zip(places, shown):
         cv2.rectangle(strip, (left, top), (left + 11, top + 11), colour, -1)
-        _text(strip, name[:18], (left + 16, top + 10), 0)
+        _text(strip, name, (left + 16, top + 10), 0)
     return np.concatenate([picture, strip])

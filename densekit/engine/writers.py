@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from densekit.engine.drawing import draw_boxes, write_picture
+from densekit.engine.drawing import draw_boxes, drawable, write_picture
 from densekit.engine.drawing_masks import overlay, write_mask
 from densekit.engine.result_files import ResultFiles, unique_stem
 from densekit.files import printable, whole_file
@@ -39,10 +39,10 @@ class Seen:
     size: tuple[int, int]
     pixels: Pixels | None
 
-    def entry(self, stem: str | None) -> dict[str, Any]:
+    def entry(self, stem: str) -> dict[str, Any]:
         """Its entry in ``images.json``; ``stem`` is the name of its own files."""
         named = {"id": self.id, "file_name": printable(self.path), "height": self.size[0], "width": self.size[1]}
-        return named if stem is None else {**named, "output": stem}
+        return {**named, "output": stem}
 
 
 class Writer:
@@ -63,8 +63,8 @@ class Writer:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self.files.__exit__(kind, value, at)
 
-    def add(self, seen: Seen, predictions: Any, row: int) -> None:
-        """Take row ``row`` of a batch of predictions on an image."""
+    def add(self, seen: Seen, predictions: Any, row: int) -> str:
+        """Take row ``row`` of a batch of predictions on an image; the name that the image's own files have."""
         raise NotImplementedError
 
     def summary(self) -> str:
@@ -102,11 +102,11 @@ class BoxWriter(Writer):
         columns = ["file", "class", "category_id", "score", "x", "y", "w", "h"]
         super().__init__(ResultFiles(out, columns), pictures=pictures)
         self.classes, self.score = classes, score
-        self._label = {id: label for label, id in enumerate(classes.ids)}
+        self._label, self._words = {id: label for label, id in enumerate(classes.ids)}, drawable(classes.names)
         self._found = self._drawn = 0
         self._best = 0.0
 
-    def add(self, seen: Seen, predictions: Detections, row: int) -> None:
+    def add(self, seen: Seen, predictions: Detections, row: int) -> str:
         """Take the boxes of one image."""
         valid = predictions.valid[row].cpu().numpy()
         boxes = predictions.boxes[row].float().cpu().numpy()[valid]
@@ -118,17 +118,18 @@ class BoxWriter(Writer):
         ]
         names = [self.classes.names[self._label[category]] for category in ids]
         table = [[printable(seen.path), name, r["category_id"], r["score"], *r["bbox"]] for name, r in zip(names, rows)]
-        stem = self.files.stem(seen.path) if self.pictures else None
-        if stem is not None and seen.pixels is not None:
+        stem = self.files.stem(seen.path)
+        if self.pictures and seen.pixels is not None:
             self._draw(stem, seen.pixels, boxes, scores, ids)
         self.files.add(seen.entry(stem), rows, table)
         self._found, self._drawn = self._found + len(rows), self._drawn + int((scores >= self.score).sum())
         self._best = max(self._best, float(scores.max(initial=0)))
+        return stem
 
     def _draw(self, stem: str, image: Pixels, boxes: Pixels, scores: Pixels, ids: list[int]) -> None:
         shown = scores >= self.score
         labels = [self._label[i] for i, is_shown in zip(ids, shown) if is_shown]
-        texts = [f"{self.classes.names[k]} {s:.2f}" for k, s in zip(labels, scores[shown].tolist())]
+        texts = [f"{self._words[k]} {s:.2f}" for k, s in zip(labels, scores[shown].tolist())]
         picture = draw_boxes(image, boxes[shown], texts, labels)
         write_picture(self.files.out / "pictures" / f"{stem}.jpg", picture)
 
@@ -152,12 +153,12 @@ class MaskWriter(Writer):
         taken = set[str]()
         self._endings = [unique_stem(_plain(name), taken) for name in classes.names]
 
-    def add(self, seen: Seen, predictions: Segmentation, row: int) -> None:
+    def add(self, seen: Seen, predictions: Segmentation, row: int) -> str:
         """Write the mask of one image at once: masks of many images would not fit into memory."""
         probabilities = predictions.probabilities[row].cpu().numpy() if self.probabilities else None
-        self.add_mask(seen, predictions.masks[row].cpu().numpy(), probabilities)
+        return self.add_mask(seen, predictions.masks[row].cpu().numpy(), probabilities)
 
-    def add_mask(self, seen: Seen, mask: Pixels, probabilities: Pixels | None) -> None:
+    def add_mask(self, seen: Seen, mask: Pixels, probabilities: Pixels | None) -> str:
         """Write a mask [H, W] (or [K, H, W] multi-label, one file a class) and what belongs to it."""
         stem, out = self.files.stem(seen.path), self.files.out
         if mask.ndim == 2:
@@ -171,6 +172,7 @@ class MaskWriter(Writer):
         if self.pictures and seen.pixels is not None:
             write_picture(out / "pictures" / f"{stem}.jpg", overlay(seen.pixels, mask, self.classes))
         self.files.add(seen.entry(stem))
+        return stem
 
     def summary(self) -> str:
         """How many masks."""
@@ -184,14 +186,16 @@ class ClassWriter(Writer):
         super().__init__(ResultFiles(out, ["file", "class", "category_id", *classes.names]), pictures=False)
         self.classes = classes
 
-    def add(self, seen: Seen, predictions: Classification, row: int) -> None:
+    def add(self, seen: Seen, predictions: Classification, row: int) -> str:
         """Take the class of one image."""
         found = int(predictions.labels[row])
         values = [round(v, 6) for v in predictions.probabilities[row].float().cpu().tolist()]
         name = self.classes.names[self.classes.ids.index(found)]
         about = {"image_id": seen.id, "category_id": found, "name": name}
         line = [printable(seen.path), name, found, *values]
-        self.files.add(seen.entry(None), [{**about, "probabilities": dict(zip(self.classes.names, values))}], [line])
+        stem = self.files.stem(seen.path)
+        self.files.add(seen.entry(stem), [{**about, "probabilities": dict(zip(self.classes.names, values))}], [line])
+        return stem
 
     def summary(self) -> str:
         """How many images."""

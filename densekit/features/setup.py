@@ -256,6 +256,10 @@ class Export:
             import_parquet()
         if not len(self.source):
             raise DensekitError("there are no images to export; check the paths")
+        if self.boxes is None and isinstance(self.source, NamedImages) and any(n[:3] == "roi" for n in self.levels):
+            raise DensekitError(
+                "--levels roi cuts boxes out, and plain images have none; give --boxes or --annotations"
+            )
 
     def extractor(self) -> Extractor:
         """The network's part, made once: it may hold a packed copy of the model."""

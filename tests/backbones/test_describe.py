@@ -116,5 +116,13 @@ def test_list_parts_names_every_part_and_option(markdown, capsys, monkeypatch):
         for name in registry.names():
             assert name in text
     assert "frozen_stages: int = 0" in text
-    assert "transforms" not in text
+    data_sets, transforms = text[text.index("Data sets") :].split("Transforms")
+    assert "transforms" not in data_sets
+    assert "max_pixels" not in data_sets
+    for name in ("Resize", "ScaleJitter", "ContrastStretch", "Affine", "OneOf", "CoarseDropout"):
+        assert name in transforms
+    assert not [name for name in ("Mosaic", "Normalize", "CenterCrop3D", "TextImage") if name in transforms]
+    assert "low: float = 0.5" in transforms
+    channels = text[text.index("Heads") : text.index("Data sets")]
+    assert "channels: int = 256" in channels
     assert ("| resnet18 | 224 x 224 | 11.18 |" in text) is markdown

@@ -42,6 +42,42 @@ def test_an_overlay_colours_objects_leaves_the_background_and_adds_a_legend():
     assert untouched.shape == (40, 50, 3)
 
 
+def legend(picture, image):
+    """The strip below the picture."""
+    return picture[image.shape[0] :]
+
+
+@pytest.mark.parametrize("name", ["sky", "road", "0", "other", "backgrounded", "Gras"])
+def test_the_first_class_is_drawn_and_named_unless_it_is_a_background(name):
+    image = np.full((40, 50, 3), 100, np.uint8)
+    picture = overlay(image, np.zeros((40, 50), np.int64), Classes((name, "car"), (0, 1)))
+    assert (picture[:40] != 100).any(2).all()
+    assert (legend(picture, image) != 255).any()
+
+
+@pytest.mark.parametrize("name", ["background", "Background", "_background_", "__BG__", "rest", "void", "unlabeled"])
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_class_that_says_that_nothing_is_there_stays_without_colour_wherever_it_stands(name, place):
+    image = np.full((40, 50, 3), 100, np.uint8)
+    names = (name, "car") if place == 0 else ("car", name)
+    picture = overlay(image, np.full((40, 50), place, np.int64), Classes(names, (0, 1)))
+    assert (picture == 100).all()
+    assert picture.shape == image.shape
+
+
+def test_the_legend_names_what_is_drawn_in_its_colour_and_whole():
+    image = np.zeros((40, 400, 3), np.uint8)
+    names = ("construction--barrier--curb", "construction--barrier--fence")
+    mask = np.zeros((40, 400), np.int64)
+    both = mask.copy()
+    both[:, 200:] = 1
+    one, two = (legend(overlay(image, m, Classes(names, (0, 1)), opacity=1.0), image) for m in (mask, both))
+    ink = [(strip != 255).any(2).any(0).sum() for strip in (one, two)]
+    assert ink[1] > 1.8 * ink[0], "the second name is missing"
+    assert (two == overlay(image, both, Classes(names, (0, 1)), opacity=1.0)[0, 0]).all(2).any()
+    assert (two == overlay(image, both, Classes(names, (0, 1)), opacity=1.0)[0, 399]).all(2).any()
+
+
 def test_layers_are_drawn_with_every_class():
     layers = np.zeros((3, 20, 20), np.uint8)
     layers[0, :5], layers[2, 10:] = 1, 1

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from densekit import build
+from densekit import build, inputs
 from densekit import config as configs
 from densekit.data.feature_store import FeatureStore
 from densekit.engine.distributed import World
@@ -50,7 +50,7 @@ def test_training_says_the_range_and_what_rounds(folder):
 def test_prediction_and_evaluation_take_the_checkpoints_range(folder):
     model, config = build.from_checkpoint(folder / "run" / "best.pt")
     assert config.data.range == (0, 4095)
-    image = build.image_files(config, model, [str(folder / "new" / "a.png")])[0].sample(0, 0).image
+    image = inputs.image_files(config, model, [str(folder / "new" / "a.png")])[0].sample(0, 0).image
     values = np.asarray(Image.open(folder / "new" / "a.png"))
     assert np.array_equal(image[..., 0], values.astype(np.float32) * np.float32(255 / 4095))
     assert np.array_equal(build.dataset(config, "val", training=False).sample(0, 1).image[..., 0], image[..., 0])

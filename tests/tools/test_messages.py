@@ -85,6 +85,7 @@ def test_values_of_another_type_are_explained_in_words_of_yaml(shapes, tree, wor
         ({"name": "Mosaic"}, "t[0]: Mosaic has no place in a pipeline: it needs other images"),
         ({"name": "FDA", "reference_images": ["x.png"]}, "t[0]: FDA has no place in a pipeline: it needs other images"),
         ({"name": "TextImage", "font_path": "x"}, "t[0]: TextImage has no place in a pipeline: it needs other images"),
+        ({"name": "CenterCrop3D", "size": [1, 1, 1]}, "t[0]: CenterCrop3D has no place in a pipeline"),
     ],
 )
 def test_transforms_that_can_not_be_used_are_refused_before_the_first_image(spec, words):

@@ -1,0 +1,35 @@
+"""Options of a config that nothing in its run looks at: said at the start, so that nobody waits for their effect."""
+
+from __future__ import annotations
+
+import pydantic
+
+from densekit.config import Config
+
+_USED_BY = {
+    "train.optimizer": {"sgd": {"momentum", "nesterov"}, "adamw": {"betas"}},
+    "train.schedule": {"step": {"milestones", "gamma"}, "cosine": {"end"}, "poly": {"power", "end"}, "constant": set()},
+}
+"""Which optimiser and schedule take an option that not all of them take."""
+
+
+def without_effect(config: Config, task: str) -> list[str]:
+    """A line for each option that was set, and that nothing in a run of this task looks at."""
+    found: list[str] = []
+    for place, part in (("train.optimizer", config.train.optimizer), ("train.schedule", config.train.schedule)):
+        for key in sorted(set().union(*_USED_BY[place].values()) - _USED_BY[place][part.name]):
+            found += _if_set(part, key, f"{place}.{key}", f"{part.name} has no such option")
+    if not config.train.schedule.warmup:
+        found += _if_set(config.train.schedule, "warmup_start", "train.schedule.warmup_start", "warmup is 0")
+    if task != "detection":
+        found += _if_set(config.evaluation, "max_detections", "evaluation.max_detections", f"the task is {task}")
+    if config.data.val is None:
+        for key in ("every", "metric", "patience"):
+            found += _if_set(config.evaluation, key, f"evaluation.{key}", "there is no data.val to evaluate on")
+    return found
+
+
+def _if_set(part: pydantic.BaseModel, key: str, path: str, why: str) -> list[str]:
+    value = getattr(part, key)
+    default = type(part).model_fields[key].default
+    return [] if value == default else [f"{path}: {value!r} has no effect, for {why}"]
