@@ -71,6 +71,10 @@ def test_a_shipped_detection_config_takes_a_step(path, layouts, tmp_path, monkey
     small = [
         "model.backbone.weights=null",
         "model.backbone.name=resnet18",
+        "model.heads.boxes.box_head_width=64",
+        "model.heads.boxes.rpn_before_nms=[100,50]",
+        "model.heads.boxes.rpn_after_nms=[100,50]",
+        "model.heads.boxes.samples=32",
         "data.workers=0",
         "data.train_transforms=[{name: Resize, long: 64}]",
         "data.eval_transforms=[{name: Resize, long: 64}]",

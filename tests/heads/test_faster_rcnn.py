@@ -222,12 +222,8 @@ def test_precision_of_boxes_and_scores_under_autocast():
         torch.testing.assert_close(value, exact[key], rtol=0.1, atol=0.02)
 
 
-def test_losses_and_predictions_compile_without_a_graph_break():
-    head, maps, batch = build(), maps_of(), batch_of()
-    compiled = torch.compile(lambda maps, batch: head.losses(maps, batch), fullgraph=True, backend="eager")
-    expected = head.losses(maps, batch)
-    for key, value in compiled(maps, batch).items():
-        torch.testing.assert_close(value, expected[key])
+def test_predictions_compile_without_a_graph_break():
+    head, maps, batch = build(), maps_of(), batch_of()  # losses: tests/engine/test_host_waits.py
     compiled = torch.compile(lambda maps, batch: head.predict(maps, batch), fullgraph=True, backend="eager")
     with torch.no_grad():
         assert torch.equal(compiled(maps, batch).boxes, head.predict(maps, batch).boxes)

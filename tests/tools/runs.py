@@ -47,7 +47,10 @@ def config_of(task: str, data: Path, **train: Any) -> dict[str, Any]:
     """A run's config for ``detection``, ``segmentation`` or ``classification`` on the data that ``make_data`` made."""
     tree = json.loads(json.dumps(_COMMON))
     tree["train"].update(train)
-    tree["model"] = {"backbone": {"name": "resnet20", "drop_path": 0.2}, "heads": {"main": _HEADS[task]}}
+    tree["model"] = {
+        "backbone": {"name": "resnet20", "drop_path": 0.2},
+        "heads": {"main": _HEADS[task]},
+    }
     tree["data"] = {
         **{split: _data(task, data, split) for split in ("train", "val")},
         "train_transforms": _TRANSFORMS,

@@ -415,7 +415,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path, config):
     first = runs.start("train", [config, "--out", out, "train.steps=500", "--device", "cpu"], tmp_path / "first.log")
     try:
         while first[0].is_alive() and not (out / "metrics.jsonl").exists():
-            pass
+            time.sleep(0.01)
         second = runs.start("train", [config, "--out", out, "train.steps=500", "--resume"], tmp_path / "second.log")
         assert runs.finish(second) == [2]
         assert f"{out}: another process writes there" in (tmp_path / "second.log").read_text()
