@@ -90,7 +90,8 @@ def examine(path: Path, images: Path | None = None, *, processes: int | None = N
     found += deep_image_defects(splits, looks, None if config is None else config.data.range)
     counts = {str(s.rows.path): len(s.images) for s in splits if s.rows is not None}
     found = without_consequences(without_sets_of_other_sizes(found, counts))
-    found += identical_images([(s.name, _looks_of(s, looks)) for s in splits])
+    sets = [(s.name, _looks_of(s, looks)) for s in splits]
+    found += identical_images(sets, processes=processes, shown=shown)
     if config is not None and not is_spoilt(found):
         from densekit.doctor.anchors import anchor_defects  # imports torch
         from densekit.doctor.limits import limit_defects

@@ -8,6 +8,7 @@ import io
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -50,6 +51,7 @@ class Look:
         digest: of its bytes.
         small: [SIDE, SIDE] grey picture.
         mean: RGB means of the small picture.
+        channels: with which it was read.
     """
 
     path: Path
@@ -60,6 +62,7 @@ class Look:
     digest: bytes = b""
     small: Small | None = None
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    channels: int = 3
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -126,7 +129,8 @@ def _missing(path: Path) -> tuple[str, str]:
 
 def _look_inside(found: Look, question: Question, header: ImageHeader | None) -> None:
     try:
-        pixels = read_pixels(question.path, channels=_channels(question), max_pixels=question.max_pixels)
+        found.channels = _channels(question)
+        pixels = stored_pixels(found, question.max_pixels)
     except (DensekitError, cv2.error, ValueError, MemoryError) as error:
         found.problems.append(("image_unreadable", _without_path(error, question.path)))
         return
@@ -142,6 +146,17 @@ def _look_inside(found: Look, question: Question, header: ImageHeader | None) ->
     small = cv2.resize(_first_three(pixels), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     found.mean = (float(small[..., 0].mean()), float(small[..., 1].mean()), float(small[..., 2].mean()))
     found.small = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
+
+
+def stored_pixels(look: Look, max_pixels: int, reduce: int = 1) -> npt.NDArray[Any]:
+    """All channels that an image was looked at with, as stored; see ``read_pixels``."""
+    return read_pixels(look.path, channels=look.channels, max_pixels=max_pixels, reduce=reduce)
+
+
+def grey_picture(look: Look, side: int, max_pixels: int, reduce: int = 1) -> Small:
+    """[side, side] grey."""
+    pixels = _first_three(stored_pixels(look, max_pixels, reduce))
+    return np.asarray(cv2.cvtColor(cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY))
 
 
 def _channels(question: Question) -> int:

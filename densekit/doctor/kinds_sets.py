@@ -20,7 +20,7 @@ SETS: dict[str, Kind] = {
     ),
     "image_near_identical": Kind(
         "warning",
-        "an image that was saved anew, resized or retouched counts twice",
+        "an image that was saved anew, at another quality or size, counts twice",
         "It sees the image more often than others.",
         "keep one of them",
     ),
@@ -32,15 +32,15 @@ SETS: dict[str, Kind] = {
     ),
     "leak_near_identical": Kind(
         "error",
-        "all but the same image is learned and tested on: the numbers are too good",
+        "an image that was saved anew is learned and tested on: the numbers are too good",
         "Nothing stops it.",
         "take it out of one of the splits",
     ),
     "image_similar": Kind(
         "note",
-        "two pictures of one scene count it twice",
-        "It sees the scene twice.",
-        "keep one of them, if it matters",
+        "several pictures of one scene, such as the frames of a video, count it several times",
+        "It sees the scene more often than others.",
+        "keep them in one split; fewer of them may do",
     ),
     "leak_similar": Kind(
         "warning",

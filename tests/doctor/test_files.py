@@ -167,7 +167,8 @@ def test_images_that_were_saved_anew_are_near_identical(tmp_path):
     second.resize((second.width // 2, second.height // 2)).save(images / "test" / "small.jpg")
     Image.eval(Image.open(images / "val" / "000001.jpg"), lambda v: min(255, v + 6)).save(images / "val" / "bright.png")
     report = examine(images, processes=1, shown=False)
-    assert bad(report) == {"image_near_identical": 2, "leak_near_identical": 1}
+    assert bad(report) == {"image_near_identical": 1, "leak_near_identical": 1}
+    assert not any("bright.png" in d.file + d.message for d in report.defects), "in one split a second shot is no harm"
     assert found(report, "leak_near_identical")[0].file.endswith("small.jpg")
 
 
