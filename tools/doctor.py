@@ -5,8 +5,10 @@
     python tools/doctor.py configs/detection/faster_rcnn_r18_bccd.yaml --json report.json
 
 PATH is a COCO json, a config or a run's folder (its splits, also against each other, and its anchors), a folder with
-images/ and masks/ or annotations/, a folder of masks (with --images), or a folder of images. Exit code: 0 nothing worse
-than notes, 3 warnings, 4 errors, 2 a mistake in the command.
+images/ and masks/, a folder with COCO jsons in it, in annotations/ or in its subfolders (all of them, also against each
+other), a folder of masks (with --images), or a folder of images. --fix repairs what can be
+told from the rest of the file or from the images, and removes what cannot. Exit code: 0 nothing worse than notes, 3
+warnings, 4 errors, 2 a mistake in the command.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--fix", type=Path, metavar="FILE", help="write a corrected json, and FILE's .log of the changes"
     )
+    parser.add_argument(
+        "--may-remove", type=float, default=0.1, metavar="PART", help="of images or annotations by --fix (default: 0.1)"
+    )
     args = parser.parse_args(argv)
 
     from densekit.doctor.examine import examine
@@ -45,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_page(report, args.html)
         say(f"{args.html}: a page with pictures")
     if args.fix is not None:
-        log = write_fixed(report, args.fix)
+        log = write_fixed(report, args.fix, may_remove=args.may_remove)
         left = sum(line.endswith(LEFT) for line in log)
         say(f"{args.fix}: the corrected annotations; {log_file}: {len(log) - left} changes, {left} left to you")
     return report.exit_code

@@ -21,7 +21,8 @@ ABSENT = msgspec.Raw()
 """Where an annotation has no segmentation."""
 
 NUMBER_AS_TEXT = "numbers written as text are read as numbers"
-"""The word for it in ``odd``."""
+NAME_FROM_ID = "categories without a name are called by their id"
+"""Words in ``odd``."""
 
 
 class ImageRow(msgspec.Struct, gc=False):
@@ -118,8 +119,9 @@ def image_columns(rows: list[ImageRow], odd: list[str], *_: Any) -> ImageColumns
 
 
 def category_columns(rows: list[CategoryRow], odd: list[str], *_: Any) -> CategoryColumns:
-    """Columns of rows."""
-    return CategoryColumns([r.id for r in rows], [r.name for r in rows], odd)
+    """Columns of rows; a category whose name is empty is called by its id, as one without a name is."""
+    empty = [NAME_FROM_ID] * sum(not r.name for r in rows)
+    return CategoryColumns([r.id for r in rows], [r.name or str(r.id) for r in rows], [*odd, *empty])
 
 
 def annotation_columns(rows: list[AnnotationRow], odd: list[str], piece: bytes, at: int) -> AnnotationColumns:

@@ -14,12 +14,11 @@ from urllib.parse import unquote
 import msgspec
 from msgspec import UNSET
 
-from densekit.data.coco_columns import ABSENT, NUMBER_AS_TEXT, AnnotationRow, CategoryRow, Id, ImageRow
+from densekit.data.coco_columns import ABSENT, NAME_FROM_ID, NUMBER_AS_TEXT, AnnotationRow, CategoryRow, Id, ImageRow
 from densekit.data.coco_numbers import real, whole
 from densekit.data.rle import Box, SegmentationError, segmentation_box
 
 BOX_FROM_MASK = "annotations without a box have the one around their segmentation"
-NAME_FROM_ID = "categories without a name are called by their id"
 NAME_FROM_URL = "images without a file_name have the end of their coco_url"
 
 
@@ -58,24 +57,14 @@ class SpellingError(ValueError):
 
 def image_row(row: AnyImage, odd: list[str]) -> ImageRow:
     """The image that an entry stands for; what was written otherwise is added to ``odd``."""
-    name = row.file_name
-    if name is UNSET and isinstance(row.coco_url, str):
-        name = "/".join(unquote(row.coco_url).split("/")[-2:])  # as in train2017/000000000009.jpg
-        odd.append(NAME_FROM_URL)
-    if not isinstance(name, str):
-        raise SpellingError("file_name", "it is missing" if name is UNSET else "expected a text")
+    name = file_name_of(row.file_name, row.coco_url, odd)
     return ImageRow(id_of(row.id, "id"), name, whole_of(row.width, "width", odd), whole_of(row.height, "height", odd))
 
 
 def category_row(row: AnyCategory, odd: list[str]) -> CategoryRow:
     """The category that an entry stands for."""
-    number, name = whole_of(row.id, "id", odd), row.name
-    if name is UNSET or name is None or name == "":
-        odd.append(NAME_FROM_ID)
-        name = number
-    if isinstance(name, bool) or not isinstance(name, str | int | float):
-        raise SpellingError("name", "expected a text")
-    return CategoryRow(number, str(name))
+    number = whole_of(row.id, "id", odd)
+    return CategoryRow(number, category_name_of(row.name, number, odd))
 
 
 def annotation_row(row: AnyAnnotation, odd: list[str]) -> AnnotationRow:
@@ -90,6 +79,26 @@ def annotation_row(row: AnyAnnotation, odd: list[str]) -> AnnotationRow:
         None if row.area is UNSET or row.area is None else real_of(row.area, "area", odd),
         row.segmentation,
     )
+
+
+def file_name_of(value: Any, url: Any, odd: list[str]) -> str:
+    """A file name; where there is none, the end of the image's address: ``train2017/000000000009.jpg``."""
+    if (value is UNSET or value == "") and isinstance(url, str):
+        odd.append(NAME_FROM_URL)
+        return "/".join(unquote(url).split("/")[-2:])
+    if not isinstance(value, str) or not value:
+        raise SpellingError("file_name", "it is missing" if value is UNSET else "expected a text")
+    return value
+
+
+def category_name_of(value: Any, number: int, odd: list[str]) -> str:
+    """A name; where there is none, the id."""
+    if value is UNSET or value is None or value == "":
+        odd.append(NAME_FROM_ID)
+        return str(number)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise SpellingError("name", "expected a text")
+    return str(value)
 
 
 def id_of(value: Any, key: str) -> Id:

@@ -22,18 +22,20 @@ _MOST_FILES = 2_000_000  # that a search looks through
 Parts = tuple[str, ...]
 
 
-def other_spellings(folder: Path, names: Sequence[str]) -> dict[int, str]:
+def other_spellings(folder: Path, names: Sequence[str], *, outside: bool = False) -> dict[int, str]:
     """Files that names mean, where there is none of exactly that name.
 
     Args:
         folder: the images.
-        names: as the annotations have them, relative to the folder; those that lead out of it are left alone.
+        names: as the annotations have them, relative to the folder.
+        outside: also find files in the folder for names that lead out of it, such as the path that an image had on
+            another machine; else these are left alone.
 
     Returns:
         By position in ``names``, the name of the file, relative to the folder. What no file or several files can be
         meant by is not there, nor a file that another name has.
     """
-    missing = _missing(folder, names)
+    missing = _missing(folder, names, outside)
     if not missing:
         return {}
     files = _Files(folder)
@@ -63,12 +65,17 @@ def folded(name: str) -> str:
     return "".join(unicodedata.normalize("NFC", name).casefold().split())
 
 
-def _missing(folder: Path, names: Sequence[str]) -> list[int]:
-    """Positions of names that stay inside of the folder and have no file there."""
+def _missing(folder: Path, names: Sequence[str], outside: bool) -> list[int]:
+    """Positions of names without a file in the folder; of those that lead out of it only where these are asked for."""
     if len(names) >= _LISTED_FROM:
-        return [i for i in _unlisted(folder, names) if not leaves_folder(names[i])]
-    absent = [i for i, name in enumerate(names) if not os.path.exists(os.path.join(folder, name))]
-    return [i for i in absent if not leaves_folder(names[i])]
+        absent = list(_unlisted(folder, names))
+    else:
+        absent = [i for i, name in enumerate(names) if not _is_there(folder, name)]
+    return [i for i in absent if outside or not leaves_folder(names[i])]
+
+
+def _is_there(folder: Path, name: str) -> bool:
+    return os.path.exists(os.path.join(folder, name)) and not leaves_folder(name)
 
 
 def _unlisted(folder: Path, names: Sequence[str]) -> Iterator[int]:

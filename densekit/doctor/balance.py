@@ -35,11 +35,11 @@ def class_defects(rows: CocoRows) -> Iterator[Defect]:
 
 
 def differing_classes(splits: Sequence[Split]) -> Iterator[Defect]:
-    """Splits whose categories are not those of the first one."""
+    """Splits whose categories are not among those of the first one; a small split may well lack some."""
     known = [(split, classes) for split in splits if (classes := _classes(split)) is not None]
     for split, classes in known[1:]:
         difference = known[0][1].difference(classes)
-        if difference is not None and split.rows is not None:
+        if difference is not None and split.rows is not None and not classes.are_among(known[0][1]):
             path = str(split.rows.path)
             message = f"its classes are not those of {known[0][0].name}: {difference}"
             yield Defect("classes_differ", path, message, source=path)

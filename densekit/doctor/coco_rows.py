@@ -5,11 +5,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from msgspec import UNSET
+
+from densekit.data.coco_numbers import ByNumber, one_kind
+from densekit.data.coco_spellings import (
+    SpellingError,
+    box_of,
+    category_name_of,
+    file_name_of,
+    id_of,
+    real_of,
+    whole_of,
+)
 from densekit.data.images import inside
 from densekit.doctor.defects import Box, Defect
 from densekit.errors import DensekitError
@@ -19,7 +31,7 @@ _LARGE = 2**63
 
 @dataclasses.dataclass(slots=True)
 class ImageRow:
-    """One entry of ``images``: ``row`` is its position."""
+    """One entry of ``images``: ``row`` is its position; 0 x 0 while no size is known."""
 
     row: int
     id: int | str
@@ -51,6 +63,10 @@ class AnnotationRow:
     segmentation: Any
 
 
+Row = ImageRow | CategoryRow | AnnotationRow
+AnyRow = TypeVar("AnyRow", ImageRow, CategoryRow, AnnotationRow)
+
+
 @dataclasses.dataclass
 class CocoRows:
     """What a COCO json holds.
@@ -61,6 +77,9 @@ class CocoRows:
         folder: of the images; None where it is not known.
         images: of the rows that make sense, in file order; likewise ``annotations`` and ``categories``.
         defects: found while reading.
+        odd: rows that the file writes unlike COCO's own.
+        lost: ids of images whose rows make no sense.
+        spelled: by position of an image in the file, its file in the folder where that is spelled otherwise.
     """
 
     path: Path
@@ -70,6 +89,9 @@ class CocoRows:
     annotations: list[AnnotationRow] = dataclasses.field(default_factory=list)
     categories: list[CategoryRow] = dataclasses.field(default_factory=list)
     defects: list[Defect] = dataclasses.field(default_factory=list)
+    odd: list[Row] = dataclasses.field(default_factory=list)
+    lost: set[int | str] = dataclasses.field(default_factory=set)
+    spelled: dict[int, str] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def images_by_id(self) -> dict[int | str, ImageRow]:
@@ -79,6 +101,10 @@ class CocoRows:
             found.setdefault(image.id, image)
         return found
 
+    def forget_ids(self) -> None:
+        """Count ids anew, after ``images`` was changed."""
+        self.__dict__.pop("images_by_id", None)
+
     def mentioned(self, key: str) -> set[str]:
         """Ids that rows of ``annotations`` name, as text, also of rows that make no sense."""
         entries = self.content.get("annotations")
@@ -86,21 +112,22 @@ class CocoRows:
 
     def file(self, image: ImageRow) -> str:
         """Path of an image for people to read."""
-        return image.file_name if self.folder is None else str(self.folder / image.file_name)
+        name = self.spelled.get(image.row, image.file_name)
+        return name if self.folder is None else str(self.folder / name)
 
     def place(self, image: ImageRow) -> Path | None:
-        """Where the image file is, if it may be opened; None where it is not known or outside of the folder."""
+        """Where the image file is, also under another spelling; None where that is not known or outside."""
         if self.folder is None:
             return None
         try:
-            return inside(self.folder, image.file_name, self.path)
+            return inside(self.folder, self.spelled.get(image.row, image.file_name), self.path)
         except (DensekitError, OSError, ValueError):
             return None
 
 
-def read_rows(path: Path, folder: Path | None = None) -> CocoRows:
+def read_rows(path: Path) -> CocoRows:
     """Read a file whatever it holds; what makes no sense is told in ``defects``."""
-    rows = CocoRows(path, {}, folder)
+    rows = CocoRows(path, {})
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError, MemoryError) as error:
@@ -109,118 +136,144 @@ def read_rows(path: Path, folder: Path | None = None) -> CocoRows:
     if not isinstance(content, dict):
         rows.defects.append(_unreadable(path, f"it holds a {type(content).__name__}, not an object with images"))
         return rows
-    return rows_of(content, path, folder)
+    return rows_of(content, path)
 
 
-def rows_of(content: dict[str, Any], path: Path, folder: Path | None = None) -> CocoRows:
-    """The rows of a json that was parsed already."""
-    rows = CocoRows(path, content, folder)
-    rows.images = [ImageRow(*v) for v in _checked(rows, "images", _image)]
-    rows.categories = [CategoryRow(*v) for v in _checked(rows, "categories", _category)]
-    rows.annotations = [AnnotationRow(*v) for v in _checked(rows, "annotations", _annotation)]
+def rows_of(content: dict[str, Any], path: Path) -> CocoRows:
+    """The rows of a json that was parsed already; other spellings are read as training reads them."""
+    rows = CocoRows(path, content)
+    rows.images = _checked(rows, "images", ImageRow, _image)
+    for image, own in zip(rows.images, one_kind([image.id for image in rows.images])):
+        if image.id != own:
+            image.id = own
+            rows.odd.append(image)
+    rows.categories = _checked(rows, "categories", CategoryRow, _category)
+    rows.annotations = _checked(rows, "annotations", AnnotationRow, _annotation)
+    _refer(rows)
     return rows
 
 
-def _checked(rows: CocoRows, key: str, convert: Any) -> Iterator[tuple[Any, ...]]:
+def _refer(rows: CocoRows) -> None:
+    """An ``image_id`` of 1 means the image "1" where there is no image 1, and the other way round."""
+    by_number: ByNumber | None = None
+    for annotation in rows.annotations:
+        if annotation.image_id not in rows.images_by_id:
+            by_number = by_number or ByNumber(rows.images_by_id)
+            found = by_number.find(annotation.image_id)
+            if found is not None:
+                annotation.image_id = found
+                rows.odd.append(annotation)
+
+
+def _checked(rows: CocoRows, key: str, kind: type[AnyRow], convert: Convert) -> list[AnyRow]:
+    """The entries of an array that make sense; those written unlike COCO's own are noted in ``rows.odd``."""
     entries = rows.content.get(key)
     if not isinstance(entries, list):
         what = "is missing" if key not in rows.content else f"is a {type(entries).__name__}, not a list"
         rows.defects.append(_unreadable(rows.path, f"the key {key!r} {what}"))
-        return
+        return []
     if not entries and key != "annotations":
         rows.defects.append(Defect("array_empty", str(rows.path), f"{key!r} is empty", source=str(rows.path)))
+    found = []
     for row, entry in enumerate(entries):
+        odd: list[str] = []
         try:
-            yield (row, *convert(entry))
-        except _MalformedError as error:
-            annotation = entry.get("id") if key == "annotations" and isinstance(entry, dict) else None
-            shown = annotation if isinstance(annotation, int | str) else None
-            message = f"{key}[{row}]: {error}"
-            rows.defects.append(
-                Defect("row_malformed", str(rows.path), message, shown, str(rows.path), row=_flat(key, row))
-            )
+            found.append(kind(row, *convert(_values(entry), odd)))
+        except SpellingError as error:
+            rows.defects.append(malformed(rows, key, row, _worded(entry, error)))
+            continue
+        if odd:
+            rows.odd.append(found[-1])
+    return found
+
+
+def malformed(rows: CocoRows, key: str, row: int, message: str) -> Defect:
+    """A row that makes no sense."""
+    entry = rows.content[key][row]
+    own = entry.get("id") if isinstance(entry, dict) else None
+    if key == "images" and isinstance(own, int | str):
+        rows.lost.add(own)
+    shown = own if key == "annotations" and isinstance(own, int | str) else None
+    path = str(rows.path)
+    return Defect("row_malformed", path, f"{key}[{row}]: {message}", shown, path, row=flat(key, row))
+
+
+def wrong_key(key: str, entry: Any) -> str:
+    """The key of a malformed row whose value makes no sense; empty where it is no object or has no such key."""
+    convert: Convert = {"images": _image, "annotations": _annotation, "categories": _category}[key]
+    try:
+        convert(_values(entry), [])
+    except SpellingError as error:
+        return str(error.args[0])
+    return ""
+
+
+def _worded(entry: Any, error: SpellingError) -> str:
+    key, words = error.args
+    value = f" is {_short(entry[key])}" if isinstance(entry, dict) and key in entry else ""
+    return f"{key}{value}: {words}" if key else str(words)
 
 
 _KEYS = ("images", "annotations", "categories")
 
 
-def _flat(key: str, row: int) -> int:
+def flat(key: str, row: int) -> int:
     """Array and position in one number: what ``which_row`` undoes."""
     return row * len(_KEYS) + _KEYS.index(key)
 
 
 def which_row(flat: int) -> tuple[str, int]:
-    """Array and position of a malformed row, from ``Defect.row``."""
+    """Array and position, from ``Defect.row`` of a code that is not about one array alone."""
     return _KEYS[flat % len(_KEYS)], flat // len(_KEYS)
 
 
-class _MalformedError(Exception):
-    """What is wrong with a row."""
+Values = Mapping[str, Any]
+Convert = Callable[[Values, list[str]], tuple[Any, ...]]
 
 
-def _image(entry: Any) -> tuple[Any, ...]:
-    sides = _whole(_get(entry, "width"), "width"), _whole(_get(entry, "height"), "height")
-    if min(sides) < 1 or sides[0] * sides[1] > 2**40:
-        raise _MalformedError(f"{sides[0]} x {sides[1]} is no size in pixels")
-    return (_id(_get(entry, "id"), "id"), _text(_get(entry, "file_name"), "file_name"), *sides)
+def _values(entry: Any) -> Values:
+    """An entry's values; what it lacks is UNSET."""
+    if not isinstance(entry, dict):
+        raise SpellingError("", f"it is {_short(entry)}, not an object")
+    return defaultdict(lambda: UNSET, entry)
 
 
-def _category(entry: Any) -> tuple[Any, ...]:
-    return _whole(_get(entry, "id"), "id"), _text(_get(entry, "name"), "name")
+def _image(entry: Values, odd: list[str]) -> tuple[Any, ...]:
+    """0 x 0 where no size is given, or none that an image can have: ``locate`` takes it from the file."""
+    own, name = id_of(entry["id"], "id"), file_name_of(entry["file_name"], entry["coco_url"], odd)
+    try:
+        sides = [whole_of(entry[side], side, odd) for side in ("width", "height")]
+    except SpellingError:
+        sides = [0, 0]
+    return own, name, *(sides if min(sides) > 0 and sides[0] * sides[1] <= 2**40 else (0, 0))
 
 
-def _annotation(entry: Any) -> tuple[Any, ...]:
-    box = _get(entry, "bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(v) for v in box):
-        raise _MalformedError(f"bbox is {_short(box)}, not four numbers")
-    area = entry.get("area")
-    if area is not None and not _is_number(area):
-        raise _MalformedError(f"area is {_short(area)}, not a number")
-    crowd = entry.get("iscrowd")
+def _category(entry: Values, odd: list[str]) -> tuple[Any, ...]:
+    number = whole_of(entry["id"], "id", odd)
+    return number, category_name_of(entry["name"], number, odd)
+
+
+def _annotation(entry: Values, odd: list[str]) -> tuple[Any, ...]:
+    area, segmentation = entry["area"], None if entry["segmentation"] is UNSET else entry["segmentation"]
     return (
-        _id(_get(entry, "id"), "id"),
-        _id(_get(entry, "image_id"), "image_id"),
-        _whole(_get(entry, "category_id"), "category_id"),
-        tuple(_float(v) for v in box),
-        None if area is None else _float(area),
-        0 if crowd is None else crowd,
-        entry.get("segmentation"),
+        id_of(entry["id"], "id"),
+        id_of(entry["image_id"], "image_id"),
+        whole_of(entry["category_id"], "category_id", odd),
+        box_of(entry["bbox"], lambda: segmentation, odd),
+        None if area is UNSET or area is None else real_of(area, "area", odd),
+        _crowd(entry["iscrowd"], odd),
+        segmentation,
     )
 
 
-def _get(entry: Any, key: str) -> Any:
-    if not isinstance(entry, dict):
-        raise _MalformedError(f"it is {_short(entry)}, not an object")
-    if key not in entry:
-        raise _MalformedError(f"the key {key!r} is missing")
-    return entry[key]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _float(value: float) -> float:
+def _crowd(value: Any, odd: list[str]) -> Any:
+    """0 or 1; anything else as it is written, for the check of segmentations."""
+    if value is UNSET or value is None:
+        return 0
     try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
-
-
-def _whole(value: Any, key: str) -> int:
-    if not _is_number(value) or not math.isfinite(_float(value)) or value != int(value) or abs(value) >= _LARGE:
-        raise _MalformedError(f"{key} is {_short(value)}, not a whole number")
-    return int(value)
-
-
-def _id(value: Any, key: str) -> int | str:
-    return value if isinstance(value, str) else _whole(value, key)
-
-
-def _text(value: Any, key: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise _MalformedError(f"{key} is {_short(value)}, not a text")
-    return value
+        return whole_of(value, "iscrowd", odd, flag=True)
+    except SpellingError:
+        return value
 
 
 def _short(value: Any) -> str:

@@ -22,7 +22,9 @@ OF_SET: dict[str, frozenset[str]] = {
 }
 """What follows from a defect of a whole file, for the annotations of that file."""
 
-OF_IMAGE: dict[str, frozenset[str]] = {"image_size": _IN_IMAGE | {"box_tiny", "rle_size"}}
+OF_IMAGE: dict[str, frozenset[str]] = {
+    "image_size": _IN_IMAGE | _AGAINST_MASK | {"box_tiny", "rle_size", "segmentation_invalid"}
+}
 """What follows from a defect of an image, for its own annotations."""
 
 _SIZES = 0.5  # part of a file's images with another size from which on its boxes are not judged as a set

@@ -19,11 +19,13 @@ from densekit.doctor.duplicates import identical_images
 from densekit.doctor.identities import empty_images, identity_defects
 from densekit.doctor.image_checks import Look, Question, look
 from densekit.doctor.image_sets import image_defects
+from densekit.doctor.json_sets import families, image_groups
 from densekit.doctor.mask_checks import MaskLook, MaskQuestion, look_at_mask
 from densekit.doctor.mask_sets import set_defects
 from densekit.doctor.parallel import over_files
 from densekit.doctor.segmentations import segmentation_defects
 from densekit.doctor.sets import Split, find_splits
+from densekit.doctor.spellings import spelling_defects
 from densekit.errors import DensekitError
 
 
@@ -34,12 +36,14 @@ class Report:
     Attributes:
         path: what was examined.
         splits: of which it consists.
+        left_out: lines on files beside them that were not examined.
         defects: worst first.
         seconds: that it took.
     """
 
     path: Path
     splits: list[Split]
+    left_out: list[str]
     defects: list[Defect]
     seconds: float
 
@@ -51,7 +55,7 @@ class Report:
     @property
     def images(self) -> int:
         """Image files that were named."""
-        return sum(len(split.images) for split in self.splits)
+        return len({entry.path for split in self.splits for entry in split.images})
 
     @property
     def annotations(self) -> int:
@@ -72,14 +76,16 @@ def examine(path: Path, images: Path | None = None, *, processes: int | None = N
         DensekitError: there is nothing to examine.
     """
     began = time.perf_counter()
-    splits, config = find_splits(path, images)
+    behind = find_splits(path, images)
+    splits, config = behind.splits, behind.config
     found: list[Defect] = []
     for split in splits:
         found += split.defects
         if split.rows is not None:
             of_rows_alone = row_defects(split.rows, processes=processes, shown=shown)
             found += of_rows_alone + _refused_by_training(split.rows, [*split.defects, *of_rows_alone])
-    found += differing_classes(splits)
+    for family in families(splits):
+        found += differing_classes(family)
     channels = None if config is None else config.model.channels
     looks = _look_at_images(splits, processes, shown, max(3, channels or 3))
     masks = _look_at_masks(splits, processes, shown)
@@ -90,7 +96,7 @@ def examine(path: Path, images: Path | None = None, *, processes: int | None = N
     found += deep_image_defects(splits, looks, None if config is None else config.data.range)
     counts = {str(s.rows.path): len(s.images) for s in splits if s.rows is not None}
     found = without_consequences(without_sets_of_other_sizes(found, counts))
-    sets = [(s.name, _looks_of(s, looks)) for s in splits]
+    sets = [(name, [looks[p] for p in paths]) for name, paths in image_groups(splits).items()]
     found += identical_images(sets, processes=processes, shown=shown)
     if config is not None and not is_spoilt(found):
         from densekit.doctor.anchors import anchor_defects  # imports torch
@@ -98,7 +104,7 @@ def examine(path: Path, images: Path | None = None, *, processes: int | None = N
 
         found += anchor_defects(config, splits[0], str(path))
         found += limit_defects(config, splits, str(path))
-    return Report(path, splits, in_order(found), time.perf_counter() - began)
+    return Report(path, splits, behind.left_out, in_order(found), time.perf_counter() - began)
 
 
 def row_defects(rows: CocoRows, *, processes: int | None = 1, shown: bool = False) -> list[Defect]:
@@ -107,6 +113,7 @@ def row_defects(rows: CocoRows, *, processes: int | None = 1, shown: bool = Fals
     return without_consequences(
         [
             *rows.defects,
+            *spelling_defects(rows),
             *identity_defects(rows),
             *(Defect(code, path, message, source=path) for code, message in findings(of_rows(rows))),
             *box_defects(rows),
@@ -160,7 +167,3 @@ def _died(question: Question) -> Look:
 
 def _mask_died(question: MaskQuestion) -> MaskLook:
     return MaskLook(question.mask, [("mask_unreadable", _DIED)])
-
-
-def _looks_of(split: Split, looks: dict[Path, Look]) -> list[Look]:
-    return list({entry.path: looks[entry.path] for entry in split.images}.values())

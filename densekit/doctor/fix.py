@@ -9,14 +9,18 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from densekit.doctor.coco_rows import rows_of
-from densekit.doctor.corrections import CORRECTIONS, Correction
+from densekit.doctor.coco_rows import CocoRows, rows_of
+from densekit.doctor.correction import Correction
+from densekit.doctor.corrections import CORRECTIONS
 from densekit.doctor.defects import Defect
 from densekit.doctor.examine import Report, row_defects
+from densekit.doctor.locate import locate
+from densekit.doctor.removal import MOST, check_removal
 from densekit.doctor.report import check_targets
 from densekit.doctor.sets import Split
 from densekit.errors import DensekitError
@@ -28,14 +32,19 @@ LEFT = "left as it is"
 """Ends a line of the log about what is for people to decide."""
 
 
-def write_fixed(report: Report, target: Path) -> list[str]:
+def write_fixed(report: Report, target: Path, *, may_remove: float = MOST) -> list[str]:
     """Write the corrected file and its log (``target`` with the ending ``.log``).
+
+    Args:
+        report: of the examination.
+        target: the new file.
+        may_remove: largest part of the images, or of the annotations, that the correction may remove.
 
     Returns:
         The lines of the log.
 
     Raises:
-        DensekitError: the examined path is no COCO json, or ``target`` is the original.
+        DensekitError: the examined path is no COCO json, ``target`` is the original, or too much would be removed.
     """
     split = report.splits[0]
     if len(report.splits) != 1 or split.rows is None or not split.rows.content:
@@ -43,23 +52,30 @@ def write_fixed(report: Report, target: Path) -> list[str]:
     broken = next((d.message for d in split.rows.defects if d.code == "file_unreadable"), None)
     if broken is not None:
         raise DensekitError(f"--fix: {report.path}: {broken}; that can't be corrected, export the file again")
+    if not 0 <= may_remove <= 1:
+        raise DensekitError(f"--may-remove {may_remove:g}: give a part of the images or annotations, from 0 to 1")
     check_targets(split.rows.path, [target, target.with_suffix(".log")])
-    content, log = corrected(split, report.defects)
+    content, log = corrected(split, report.defects, may_remove)
     text = json.dumps(content, allow_nan=False)
     write_text(target.with_suffix(".log"), "\n".join([f"{split.rows.path} -> {target}", *log]) + "\n")
     write_text(target, text + "\n")
     return log
 
 
-def corrected(split: Split, defects: Iterable[Defect]) -> tuple[dict[str, Any], list[str]]:
-    """The corrected content of a split's json, and one line for each change and for each defect that was left."""
+def corrected(split: Split, defects: Iterable[Defect], may_remove: float = MOST) -> tuple[dict[str, Any], list[str]]:
+    """The corrected content of a split's json, and one line for each change and for each defect that was left.
+
+    Raises:
+        DensekitError: more than ``may_remove`` of the images or annotations would go.
+    """
     assert split.rows is not None
     rows = split.rows
     log: list[str] = []
+    removed: Counter[tuple[str, str]] = Counter()
     content = copy.deepcopy(rows.content)
-    current = list(defects)
+    current, known = list(defects), list(defects)
     for _ in range(_ROUNDS):
-        correction = Correction(content, rows_of(content, rows.path, rows.folder), split.max_pixels)
+        correction = Correction(content, _read(content, rows), current, split.max_pixels)
         for defect in current:
             correct = CORRECTIONS.get(defect.code)
             if correct is not None:
@@ -67,12 +83,20 @@ def corrected(split: Split, defects: Iterable[Defect]) -> tuple[dict[str, Any], 
         if not correction.log:
             break
         log += correction.log
+        removed += correction.removed
         content = correction.result()
-        current = list(row_defects(rows_of(content, rows.path, rows.folder)))
+        current = row_defects(_read(content, rows))
+        known += current
+    sizes = {key: len(value) for key, value in rows.content.items() if isinstance(value, list)}
+    check_removal(rows.path, sizes, removed, known, may_remove)
     remaining = [*(d for d in defects if d.code not in CORRECTIONS), *current]
     left = {(d.code, d.file, d.annotation_id, d.message): d for d in remaining}
     log += [f"{d.file}: {d.code}: {d.message}: {LEFT}" for d in left.values() if d.severity != "note"]
     return _finite(content, log), log
+
+
+def _read(content: dict[str, Any], rows: CocoRows) -> CocoRows:
+    return locate(rows_of(content, rows.path), rows.folder)
 
 
 def _finite(content: dict[str, Any], log: list[str]) -> dict[str, Any]:

@@ -7,12 +7,11 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from densekit.data.images import leaves_folder
-from densekit.doctor.coco_rows import AnnotationRow, CocoRows, ImageRow, annotation_defect, folded_name, image_defect
+from densekit.doctor.coco_rows import CocoRows, ImageRow, annotation_defect, folded_name, image_defect
 from densekit.doctor.defects import Defect
 from densekit.errors import nearest
 
 Row = TypeVar("Row")
-WithId = TypeVar("WithId", ImageRow, AnnotationRow)
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -28,17 +27,14 @@ def identity_defects(rows: CocoRows) -> Iterator[Defect]:
 
 
 def id_kinds(rows: CocoRows) -> Iterator[Defect]:
-    """Ids that are texts where most are numbers, or the other way round."""
+    """Ids of images that are texts where most are numbers, or the other way round."""
     for image in _minority(rows.images):
         yield image_defect(
             rows, image, "id_kind", f"images[{image.row}]: the id {image.id!r} is unlike most", show=True
         )
-    for annotation in _minority(rows.annotations):
-        message = f"annotations[{annotation.row}]: the id {annotation.id!r} is unlike most"
-        yield annotation_defect(rows, annotation, "id_kind", message)
 
 
-def _minority(rows: Sequence[WithId]) -> list[WithId]:
+def _minority(rows: Sequence[ImageRow]) -> list[ImageRow]:
     texts = [row for row in rows if isinstance(row.id, str)]
     return texts if 2 * len(texts) <= len(rows) else [row for row in rows if not isinstance(row.id, str)]
 
@@ -54,12 +50,16 @@ def file_names(rows: CocoRows) -> Iterator[Defect]:
     """Names that leave the folder, and names that two entries share."""
     for image in rows.images:
         if leaves_folder(image.file_name) or (rows.folder is not None and rows.place(image) is None):
-            message = f"image {image.id!r}: file_name {image.file_name!r} leaves the image folder"
+            message = f"image {image.id!r}: file_name {image.file_name!r} leaves the image folder{_found(rows, image)}"
             yield image_defect(rows, image, "name_leaves_folder", message)
     twice = {image.row for _, image in _repeated((i.id, i) for i in rows.images)}
     for first, image in _repeated((i.file_name, i) for i in rows.images if i.row not in twice):
         message = f"image {image.id!r} has the file {image.file_name!r} of image {first.id!r}"
         yield image_defect(rows, image, "file_name_twice", message, show=True)
+
+
+def _found(rows: CocoRows, image: ImageRow) -> str:
+    return f", which holds {rows.spelled[image.row]!r}" if image.row in rows.spelled else ""
 
 
 def category_ids(rows: CocoRows) -> Iterator[Defect]:
@@ -100,6 +100,8 @@ def references(rows: CocoRows) -> Iterator[Defect]:
     """Annotations of images or categories that the file does not have."""
     categories = {c.id for c in rows.categories}
     for annotation in rows.annotations:
+        if annotation.image_id in rows.lost:
+            continue  # its image is told
         if annotation.image_id not in rows.images_by_id:
             near = nearest(str(annotation.image_id), map(str, list(rows.images_by_id)[:1000]))
             message = f"image_id {annotation.image_id!r} is not among the images; {near}"

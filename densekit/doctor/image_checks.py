@@ -19,7 +19,6 @@ from densekit.data.image_header import ImageHeader, read_header
 from densekit.data.images import read_bytes, read_pixels
 from densekit.data.pixel_values import count_not_finite, stretched
 from densekit.data.value_range import Values, values_of
-from densekit.doctor.coco_rows import folded_name
 from densekit.errors import DensekitError
 
 SIDE = 32
@@ -120,10 +119,6 @@ def _missing(path: Path) -> tuple[str, str]:
         names = os.listdir(path.parent)
     except (OSError, ValueError):
         return "image_missing", f"there is no folder {path.parent}"
-    wanted = folded_name(path.name)
-    alike = [n for n in names if folded_name(n) == wanted and n != path.name]
-    if len(alike) == 1:
-        return "image_name_differs", f"{path.name!r} is not there, but {alike[0]!r} is"
     return "image_missing", "it is no file" if path.name in names else "there is no such file"
 
 

@@ -19,7 +19,25 @@ ANNOTATIONS: dict[str, Kind] = {
         "error",
         "a row without the keys and types of COCO has no meaning",
         REFUSED,
-        "correct the row, or --fix it away",
+        "correct the row; --fix does where the rest of the file tells how, else it removes the row",
+    ),
+    "number_as_text": Kind(
+        "warning",
+        "other tools, COCO's own first, take the text '1' and the number 1 for two things",
+        "It reads the number.",
+        "write numbers; --fix does",
+    ),
+    "box_missing": Kind(
+        "warning",
+        "other tools need a box",
+        "It takes the box around the segmentation.",
+        "write the box; --fix does",
+    ),
+    "name_missing": Kind(
+        "note",
+        "other tools need a name",
+        "It calls a category by its id, and an image by the end of its coco_url.",
+        "write the name; --fix does",
     ),
     "data_set_unusable": Kind(
         "error",
@@ -56,7 +74,7 @@ ANNOTATIONS: dict[str, Kind] = {
         "error",
         "ids that are numbers here and texts there never match",
         REFUSED,
-        "use one kind of ids; --fix gives it a new one",
+        "use one kind of ids; --fix gives the image a new one",
     ),
     "annotation_id_twice": Kind(
         "error", "evaluation counts the two as one", REFUSED, "give each annotation its own id; --fix does"
@@ -92,7 +110,7 @@ ANNOTATIONS: dict[str, Kind] = {
         "error",
         "the object belongs to no image",
         REFUSED,
-        "add the image or remove the annotation; --fix removes it",
+        "add the image or remove the annotation; --fix does, unless the id is the name of an image's file",
     ),
     "unknown_category": Kind(
         "error",
@@ -104,7 +122,7 @@ ANNOTATIONS: dict[str, Kind] = {
         "error",
         "a name that leads out of the image folder reads files that are no data (it was not opened)",
         REFUSED,
-        "give a path relative to the image folder; --fix removes the image",
+        "give a path relative to the image folder; --fix does where the folder has the file, else it removes the image",
     ),
     "file_name_twice": Kind(
         "warning",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from densekit.doctor.kind import AT_IMAGE, STOPS, Kind
+from densekit.doctor.kind import AT_IMAGE, REFUSED, STOPS, Kind
 
 FILES: dict[str, Kind] = {
     # Image files.
@@ -16,9 +16,9 @@ FILES: dict[str, Kind] = {
         "give the folder that holds them: --images DIR, or images of the data set in the config",
     ),
     "image_name_differs": Kind(
-        "error",
-        "the file's name differs by case or blanks, which only some systems forgive",
-        AT_IMAGE,
+        "warning",
+        "the name is spelled unlike the file's, and other tools do not find it",
+        "It finds the file and says so.",
         "rename the file or correct the entry; --fix does",
     ),
     "image_unreadable": Kind(
@@ -42,11 +42,18 @@ FILES: dict[str, Kind] = {
         AT_IMAGE,
         "fill the values in, with the darkest one for instance, and save the image again",
     ),
+    "size_missing": Kind(
+        "error",
+        "without it boxes cannot be checked, nor images be grouped",
+        REFUSED,
+        "write width and height; --fix takes them from the file",
+    ),
     "image_size": Kind(
         "error",
         "boxes and masks were drawn on an image of another size",
         AT_IMAGE,
-        "restore the image that was annotated; --fix corrects the size where all boxes fit, else removes the entry",
+        "restore the image that was annotated; --fix corrects the size, scales the objects of images that were "
+        "resized, and removes an image that its boxes do not fit",
     ),
     "image_extension": Kind(
         "warning",

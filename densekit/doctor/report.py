@@ -28,9 +28,19 @@ def print_report(report: Report) -> None:
         kinds = {d.code: d.kind for d in report.defects}
         rows = [(code, kinds[code].severity, count, kinds[code].remedy) for code, count in counts.items()]
         print_table("findings", ["code", "severity", "count", "remedy"], rows)
+    several = sum(split.rows is not None for split in report.splits) > 1
     for code in counts:
-        _print_code([d for d in report.defects if d.code == code])
+        _print_code([d for d in report.defects if d.code == code], several)
+    for line in [*_of_each_split(report), *report.left_out]:
+        print(printable(line))
     print(summary(report))
+
+
+def _of_each_split(report: Report) -> list[str]:
+    """How much was looked at in each of several jsons."""
+    known = [(split, split.rows) for split in report.splits if split.rows is not None]
+    lines = [f"{r.path}: {len(s.images)} images, {len(r.annotations)} annotations" for s, r in known]
+    return lines if len(lines) > 1 else []
 
 
 def summary(report: Report) -> str:
@@ -40,12 +50,14 @@ def summary(report: Report) -> str:
     return f"{report.path}: {report.images} images, {report.annotations} annotations, {report.seconds:.1f} s: {found}"
 
 
-def _print_code(defects: list[Defect]) -> None:
+def _print_code(defects: list[Defect], several: bool) -> None:
+    """Examples of one code; with ``several`` jsons each says in which it is."""
     kind = defects[0].kind
     print(f"{kind.severity}: {defects[0].code}: {kind.why}. {kind.training}")
     for defect in defects[:SHOWN]:
         annotation = "" if defect.annotation_id is None else f" annotation {defect.annotation_id!r}:"
-        print(f"    {printable(defect.file)}:{annotation} {printable(defect.message)}")
+        source = f" (in {Path(defect.source).name})" if several and defect.source not in ("", defect.file) else ""
+        print(f"    {printable(defect.file)}:{annotation} {printable(defect.message + source)}")
     if len(defects) > SHOWN:
         print(f"    and {len(defects) - SHOWN} more")
     print(f"  remedy: {kind.remedy}\n")
@@ -76,6 +88,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "images": report.images,
         "annotations": report.annotations,
         "exit_code": report.exit_code,
+        "left_out": report.left_out,
         "counts": {severity: counts[severity] for severity in SEVERITIES},
         "defects": [_row(defect) for defect in report.defects],
     }

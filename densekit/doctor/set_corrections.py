@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from densekit.doctor.box_layouts import judge_layout
 from densekit.doctor.box_sets import of_rows
+from densekit.doctor.correction import Correction
 from densekit.doctor.defects import Defect
-
-if TYPE_CHECKING:
-    from densekit.doctor.corrections import Correction
 
 
 def write_as_coco(c: Correction, defect: Defect) -> None:

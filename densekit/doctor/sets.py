@@ -10,60 +10,39 @@ from densekit import config as configs
 from densekit.data.images import IMAGE_SUFFIXES, MAX_PIXELS
 from densekit.data.mask_files import MaskCode, read_classes
 from densekit.data.masks import MaskFolder
-from densekit.doctor.coco_rows import CocoRows, ImageRow, read_rows
 from densekit.doctor.defects import Defect
 from densekit.doctor.file_lists import left_out_files, list_files
+from densekit.doctor.json_sets import SPLITS, json_splits, jsons_left_out
 from densekit.doctor.mask_checks import MaskQuestion
 from densekit.doctor.mask_sets import mask_code, mask_questions
+from densekit.doctor.split import ImageEntry as ImageEntry
+from densekit.doctor.split import Split as Split
+from densekit.doctor.split import coco_split
 from densekit.errors import DensekitError, nearest
 from densekit.registry import DATASETS
 
-SPLITS = ("train", "val", "valid", "validation", "test")
-"""Names of folders and json files that are taken for splits of one data set."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ImageEntry:
-    """An image file; ``row`` is its entry where a json names it."""
-
-    path: Path
-    row: ImageRow | None = None
-
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """(width, height) that the json gives."""
-        return None if self.row is None else (self.row.width, self.row.height)
-
 
 @dataclasses.dataclass(slots=True)
-class Split:
-    """One data set: what is learned from, or tested on.
+class Found:
+    """What is behind a path.
 
     Attributes:
-        name: such as ``train``; empty where there is one alone.
-        rows: of its COCO json.
-        images: files to look at.
-        masks: files to look at.
-        defects: found on the way.
-        max_pixels: a larger image is not decoded.
-        chosen: names of the categories that the config chooses; None: all.
+        splits: data sets.
+        left_out: one line for each file, or kind of files, that may be meant to be one too and was not examined.
+        config: where the path is one.
     """
 
-    name: str
-    rows: CocoRows | None = None
-    images: list[ImageEntry] = dataclasses.field(default_factory=list)
-    masks: list[MaskQuestion] = dataclasses.field(default_factory=list)
-    defects: list[Defect] = dataclasses.field(default_factory=list)
-    max_pixels: int = MAX_PIXELS
-    chosen: tuple[str, ...] | None = None
+    splits: list[Split]
+    left_out: list[str] = dataclasses.field(default_factory=list)
+    config: configs.Config | None = None
 
 
-def find_splits(path: Path, images: Path | None = None) -> tuple[list[Split], configs.Config | None]:
-    """What is behind a path, and the config where it is one.
+def find_splits(path: Path, images: Path | None = None) -> Found:
+    """What is behind a path.
 
     Args:
-        path: a COCO json, a config (yaml) or a run's folder, a folder with ``images`` and ``masks`` or ``annotations``,
-            a folder of masks (with ``images``), or a folder of images.
+        path: a COCO json, a config (yaml) or a run's folder, a folder with ``images`` and ``masks``, a folder with COCO
+            jsons in it or in its subfolders, a folder of masks (with ``images``), or a folder of images.
         images: the image folder of a json or of masks; None: where such folders mostly are.
 
     Raises:
@@ -74,7 +53,7 @@ def find_splits(path: Path, images: Path | None = None) -> tuple[list[Split], co
     if path.is_dir():
         if images is None and (path / "config.yaml").is_file():
             return _of_config(path / "config.yaml")
-        return _of_folder(path, images), None
+        return _of_folder(path, images)
     if not path.is_file():
         beside = os.listdir(path.parent) if path.parent.is_dir() else []
         hint = nearest(path.name, beside) if beside else "give a COCO json, a config, or a folder"
@@ -83,57 +62,26 @@ def find_splits(path: Path, images: Path | None = None) -> tuple[list[Split], co
         if images is not None:
             raise DensekitError(f"--images is for a json or masks; {path} names its image folders itself")
         return _of_config(path)
-    return [coco_split("", path, images)], None
+    return Found([coco_split("", path, images)])
 
 
-def coco_split(name: str, path: Path, images: Path | None, max_pixels: int = MAX_PIXELS) -> Split:
-    """A COCO json and its images."""
-    rows = read_rows(path)
-    rows.folder = images if images is not None else _guessed_folder(rows)
-    split = Split(name, rows, max_pixels=max_pixels)
-    if rows.folder is None:
-        if rows.images:
-            message = "the image folder is not beside it under a usual name; the files were not looked at"
-            split.defects.append(Defect("images_not_found", str(path), message, source=str(path)))
-        return split
-    first = {id(image) for image in rows.images_by_id.values()}
-    for image in rows.images:
-        place = rows.place(image)
-        if place is not None and id(image) in first:
-            split.images.append(ImageEntry(place, image))
-    return split
-
-
-def _guessed_folder(rows: CocoRows) -> Path | None:
-    """The folder, of those where images mostly are, that holds the most of the first images."""
-    above = rows.path.resolve().parent
-    stem = rows.path.stem
-    places = [above / "images", above.parent / "images", above, above.parent, above.parent / "images" / stem]
-    best, most = None, 0
-    for place in places:
-        names = CocoRows(rows.path, {}, place)
-        held = sum(1 for i in rows.images[:50] if (p := names.place(i)) is not None and os.path.isfile(p))
-        if held > most:
-            best, most = place, held
-    return best
-
-
-def _of_folder(path: Path, images: Path | None) -> list[Split]:
+def _of_folder(path: Path, images: Path | None) -> Found:
     inner = path / "images"
+    if images is None and inner.is_dir() and (path / "masks").is_dir():
+        names = _names(path / "masks", inner)
+        splits = [_mask_split(n, inner / n, path / "masks" / n, _code(path)) for n in names]
+        return Found(splits, jsons_left_out(path, "masks are, where a folder has them"))
+    found = Found(*json_splits(path, images))
+    if found.splits:
+        return found
     if images is not None:
-        return [_mask_split("", images, path, _code(path))]
-    if inner.is_dir() and (path / "masks").is_dir():
-        return [_mask_split(n, inner / n, path / "masks" / n, _code(path)) for n in _names(path / "masks", inner)]
-    if inner.is_dir() and (path / "annotations").is_dir():
-        files = sorted((path / "annotations").glob("*.json"))
-        named = [f for f in files if f.stem in SPLITS]
-        if named or files:
-            return [coco_split(f.stem, f, inner) for f in named or files[:1]]
-    splits = [_image_split(n, path / n) for n in _names(path)]
-    if not any(split.images for split in splits):
+        found.splits = [_mask_split("", images, path, _code(path))]
+        return found
+    found.splits = [_image_split(n, path / n) for n in _names(path)]
+    if not any(split.images for split in found.splits):
         endings = ", ".join(sorted(IMAGE_SUFFIXES))
         raise DensekitError(f"{path}: no image found ({endings}); give a json, a config, or a folder with images")
-    return splits
+    return found
 
 
 def _image_split(name: str, folder: Path, max_pixels: int = MAX_PIXELS) -> Split:
@@ -172,34 +120,48 @@ def _mask_split(
     return split
 
 
-def _of_config(path: Path) -> tuple[list[Split], configs.Config]:
+def _of_config(path: Path) -> Found:
     config = configs.load(path)
-    splits = []
+    found = Found([], config=config)
     for name in ("train", "val", "test"):
         part = getattr(config.data, name)
         if part is not None:
-            splits.append(_of_part(name, part, config.data.max_pixels, str(path)))
-    return splits, config
+            found.splits += _of_part(name, part, config.data.max_pixels, str(path))
+    return found
 
 
-def _of_part(name: str, part: configs.Part, max_pixels: int, source: str) -> Split:
-    """The split that a data set of a config stands for; what cannot be built is a defect."""
+def _of_part(name: str, part: configs.Part, max_pixels: int, source: str) -> list[Split]:
+    """The splits that a data set of a config stands for, one a json; what cannot be built is a defect."""
     try:
-        return _read_part(name, part, max_pixels)
+        if part.name in ("coco", "coco_masks") and "images" in part.options:
+            return _read_jsons(name, part, max_pixels)
+        return [_read_part(name, part, max_pixels)]
     except (DensekitError, KeyError, TypeError, ValueError) as error:
         message = str(error) if str(error).startswith("data.") else f"data.{name}: {error}"
-        return Split(name, defects=[Defect("data_set_unusable", source, message, source=source)])
+        return [Split(name, defects=[Defect("data_set_unusable", source, message, source=source)])]
+
+
+def _images_of(name: str, part: configs.Part) -> Path | None:
+    folder = Path(part.options["images"]) if "images" in part.options else None
+    if folder is not None and not folder.is_dir():
+        raise DensekitError(f"data.{name}.images: there is no folder {folder}; correct the path")
+    return folder
+
+
+def _read_jsons(name: str, part: configs.Part, max_pixels: int) -> list[Split]:
+    folder, given = _images_of(name, part), part.options["annotations"]
+    splits = []
+    for path in map(Path, given if isinstance(given, list | tuple) else [given]):
+        split = coco_split(
+            f"{name}: {path.stem}" if isinstance(given, list | tuple) else name, path, folder, max_pixels
+        )
+        split.chosen = tuple(part.options["classes"]) if part.options.get("classes") else None
+        splits.append(split)
+    return splits
 
 
 def _read_part(name: str, part: configs.Part, max_pixels: int) -> Split:
-    options = part.options
-    folder = Path(options["images"]) if "images" in options else None
-    if folder is not None and not folder.is_dir():
-        raise DensekitError(f"data.{name}.images: there is no folder {folder}; correct the path")
-    if folder is not None and part.name in ("coco", "coco_masks"):
-        split = coco_split(name, Path(options["annotations"]), folder, max_pixels)
-        split.chosen = tuple(options["classes"]) if options.get("classes") else None
-        return split
+    options, folder = part.options, _images_of(name, part)
     if folder is not None and part.name == "image_folder":
         return _image_split(name, folder, max_pixels)
     if folder is not None and part.name == "masks" and options.get("list") is None and "fraction" not in options:

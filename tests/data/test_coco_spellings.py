@@ -63,9 +63,12 @@ def test_one_odd_row_among_many_is_read_by_several_processes_too(tmp_path, monke
     assert_same_as_pycocotools(open_coco(path), path)
 
 
-def test_categories_without_a_name_are_called_by_their_id(tmp_path):
+@pytest.mark.parametrize("empty", [False, True])
+def test_categories_without_a_name_are_called_by_their_id(tmp_path, empty):
     data = content()
     without_names(data)
+    for category in data["categories"] if empty else ():
+        category["name"] = ""
     file = open_coco(write(tmp_path / "a.json", data))
     assert file.classes.names == ("3", "7", "90")
     assert len(file.notes) == 1

@@ -75,7 +75,11 @@ def test_everything_at_once_is_corrected_and_logged(planted):
     planted.categories.append({"id": 31, "name": "star"})
     planted.categories.append(dict(planted.categories[0]))
     planted.content["extra"] = {"kept": True, "number": math.nan}
-    target, log = fixed(planted)
+    report, target = planted.examine(), planted.json.with_name("fixed.json")
+    with pytest.raises(DensekitError, match=r"3 of 26 images would go, 2 for image_id_twice.*--may-remove"):
+        write_fixed(report, target)
+    assert not target.exists()
+    log = write_fixed(report, target, may_remove=0.2)
     load(planted, target)
     assert len(log) >= len(plants) + 5
     assert json.loads(target.read_text())["extra"] == {"kept": True, "number": None}

@@ -257,7 +257,7 @@ def examine_and_fix(images: Path, annotations: Path) -> None:
     json.dumps(as_json(report), allow_nan=False)
     _trains_if_sound(report, images, annotations)
     target = annotations.with_suffix(".fixed.json")
-    write_fixed(report, target)
+    write_fixed(report, target, may_remove=1)
     assert annotations.read_bytes() == original
     _trains_if_sound(examine(target, images, processes=1, shown=False), images, target)
 
