@@ -23,7 +23,7 @@ import numpy as np
 from common import Row, arguments, check, in_turn, report
 from pycocotools.coco import COCO
 
-from densekit.data.coco_file import CocoFile, open_coco
+from densekit.data.formats.coco.file import CocoFile, open_coco
 
 IMAGES, OBJECTS = 118_287, 860_001
 CATEGORIES = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]

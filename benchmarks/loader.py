@@ -31,10 +31,10 @@ from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from torchvision.transforms import v2
 
 from densekit import machine
-from densekit.data.coco import CocoDataset, coco
-from densekit.data.loader import train_loader
-from densekit.data.shapes import generate_shapes
-from densekit.data.transforms import Pipeline
+from densekit.data.formats.coco.coco import CocoDataset, coco
+from densekit.data.formats.shapes import generate_shapes
+from densekit.data.loading.loader import train_loader
+from densekit.data.transforms.pipeline import Pipeline
 
 BATCH = 8
 SIDES = tuple(range(480, 801, 32))

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from densekit.engine.console import print_table, run, say
+from densekit.console import print_table, run, say
 
 MARKS = (10, 20, 30)
 """Epochs whose numbers go into the table."""
@@ -56,10 +56,9 @@ def row(history: list[dict[str, float]], marks: Sequence[int]) -> list[str]:
 
 def train(network: str, epochs: int, digits: int) -> list[dict[str, float]]:
     """Train one network; the mean training loss and the test accuracy in percent of each epoch."""
-    from densekit import build
+    from densekit import build, distributed
     from densekit import config as configs
-    from densekit.engine import distributed
-    from densekit.engine.evaluate import evaluate
+    from densekit.infer.evaluate import evaluate
 
     config = configs.parse(recipe(network, epochs, digits), "the recipe")
     world = distributed.join(None)

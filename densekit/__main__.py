@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from densekit import __version__
-from densekit.engine.console import run, say
+from densekit.console import run, say
 from densekit.errors import DensekitError, nearest
 from densekit.shipped import configs, folder
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from densekit.build import transforms, workers
 from densekit.config import Config
-from densekit.data import image_settings, loader
-from densekit.data.image_files import ImageFiles, list_images
-from densekit.data.images import ImageReader
-from densekit.engine.distributed import World
+from densekit.data.images import settings as image_settings
+from densekit.data.images.files import ImageFiles, list_images
+from densekit.data.images.read import ImageReader
+from densekit.data.loading import loader
+from densekit.distributed import World
 from densekit.model import DenseModel
 
 

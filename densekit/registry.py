@@ -1,8 +1,8 @@
 """Names for the leaves: backbones, heads, data sets.
 
-A part is one file in its folder: a decorated builder whose signature is the schema of its options. The folder is
-scanned when a name is first looked up, so a new part is one new file and nothing else. Parts can also be imported
-plainly: the registry is a door for names in configs, never the only one.
+A part is one file in its folder: a decorated builder whose signature is the schema of its options. The folder and
+those in it are scanned when a name is first looked up, so a new part is one new file and nothing else. Parts can also
+be imported plainly: the registry is a door for names in configs, never the only one.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ class Registry:
             return
         self._scanned = True
         package = importlib.import_module(self.package)
-        for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
-            importlib.import_module(f"{self.package}.{module}")
+        for module in sorted(m.name for m in pkgutil.walk_packages(package.__path__, f"{self.package}.")):
+            importlib.import_module(module)
 
 
 def _converted(value: Any, annotation: Any, path: str) -> Any:
@@ -139,4 +139,4 @@ def _explained(error: pydantic.ValidationError, value: Any, annotation: Any, pat
 
 BACKBONES = Registry("backbone", "densekit.backbones")
 HEADS = Registry("head", "densekit.heads")
-DATASETS = Registry("data set", "densekit.data")
+DATASETS = Registry("data set", "densekit.data.formats")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from densekit import config as configs
-from densekit.data.shapes import generate_shapes
-from densekit.data.transforms import Pipeline
+from densekit.data.formats.shapes import generate_shapes
+from densekit.data.transforms.pipeline import Pipeline
 from densekit.model import build_model
 from densekit.registry import DATASETS
 from densekit.types import Classes

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from densekit.data.batching import collate
-from densekit.data.transforms import Pipeline
+from densekit.data.loading.batching import collate
+from densekit.data.transforms.pipeline import Pipeline
 from densekit.model import DenseModel
 from densekit.registry import BACKBONES, DATASETS, HEADS
 

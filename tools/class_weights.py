@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from densekit import config as configs
-from densekit.engine.console import print_table, run, say, track
+from densekit.console import print_table, run, say, track
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,9 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = configs.load(args.config, args.overrides)
 
     from densekit import build
-    from densekit.engine.class_weights import balanced_losses, count_pixels
     from densekit.files import write_text
     from densekit.model import build_model
+    from densekit.train.class_weights import balanced_losses, count_pixels
 
     data = build.dataset(config, "train", training=True)
     for line in build.notes(data):

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import yaml
 
-from densekit.engine.console import run
+from densekit.console import run
 from densekit.errors import DensekitError
 
 

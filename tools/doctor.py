@@ -17,7 +17,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from densekit.engine.console import run, say
+from densekit.console import run, say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,9 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     from densekit.doctor.examine import examine
-    from densekit.doctor.fix import LEFT, write_fixed
-    from densekit.doctor.page import write_page
-    from densekit.doctor.report import check_targets, print_report, write_json
+    from densekit.doctor.fixes.fix import LEFT, write_fixed
+    from densekit.doctor.telling.page import write_page
+    from densekit.doctor.telling.report import check_targets, print_report, write_json
 
     log_file = args.fix.with_suffix(".log") if args.fix is not None else None
     check_targets(args.path, [args.json, args.html, args.fix, log_file])

@@ -22,7 +22,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from densekit.engine.console import DEVICES, print_table, run, say
+from densekit.console import DEVICES, print_table, run, say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,17 +38,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=DEVICES, help="default: cuda where there is one, else cpu")
     args = parser.parse_intermixed_args(argv)
 
-    from densekit import build
+    from densekit import build, distributed
     from densekit.config import is_set
-    from densekit.data.image_settings import unfit_range
-    from densekit.engine import distributed, report
-    from densekit.engine.augmented import FLIPS
-    from densekit.engine.evaluate import evaluate
-    from densekit.engine.predict import Options
-    from densekit.engine.record import finite
-    from densekit.engine.samples import draw_samples
+    from densekit.data.images.settings import unfit_range
     from densekit.files import write_text
+    from densekit.infer.augmented import FLIPS
+    from densekit.infer.evaluate import evaluate
+    from densekit.infer.predict import Options
+    from densekit.infer.samples import draw_samples
     from densekit.precision import settle_precision
+    from densekit.show import report
+    from densekit.train.record import finite
 
     world = distributed.join(args.device)
     model, config = build.from_checkpoint(args.checkpoint, args.overrides)

@@ -16,9 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from densekit import machine
-from densekit.engine import export_options
-from densekit.engine.console import DEVICES, SKIPPED, Bar, at_least, run, say
+from densekit import export_options, machine
+from densekit.console import DEVICES, SKIPPED, Bar, at_least, run, say
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -61,7 +60,7 @@ def arguments() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = export_options.settle(arguments().parse_intermixed_args(argv))
 
-    from densekit.engine import distributed  # torch takes seconds to import; --help should not
+    from densekit import distributed  # torch takes seconds to import; --help should not
     from densekit.features.export import Exporter
     from densekit.features.shards import ShardFolder, summary
 

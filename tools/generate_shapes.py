@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from densekit.engine.console import run, say
+from densekit.console import run, say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other images (0)")
     args = parser.parse_args(argv)
 
-    from densekit.data.shapes import generate_shapes  # torch takes seconds to import; --help should not
+    from densekit.data.formats.shapes import generate_shapes  # torch takes seconds to import; --help should not
 
     new = generate_shapes(**vars(args))
     say(f"{args.out}: {args.train} + {args.val} + {args.test} images" + ("" if new else " were there already"))

@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from densekit.engine.console import run, say
+from densekit.console import run, say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     from densekit import build  # torch takes seconds to import; --help should not
-    from densekit.engine import checkpoint
+    from densekit.train import checkpoint
 
     content = checkpoint.load(args.checkpoint)
     model, config = build.from_checkpoint(args.checkpoint)  # checks that backbone and head are whole

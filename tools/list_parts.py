@@ -19,7 +19,7 @@ from typing import Any
 
 import cv2
 
-from densekit.engine.console import run
+from densekit.console import run
 
 GIVEN = {
     "Backbones": {"in_channels"},
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     from densekit.backbones.describe import family_table
-    from densekit.data.transforms import transform_options
+    from densekit.data.transforms.pipeline import transform_options
     from densekit.registry import BACKBONES, DATASETS, HEADS
 
     for title, registry in (("Backbones", BACKBONES), ("Heads", HEADS), ("Data sets", DATASETS)):

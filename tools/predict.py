@@ -17,7 +17,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from densekit.engine.console import (
+from densekit.console import (
     DEVICES,
     INTERRUPTED,
     SKIPPED,
@@ -48,14 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     window.add_argument("--probabilities", action="store_true", help="write class probabilities (.npy, float16) too")
     args = parser.parse_intermixed_args(argv)
 
-    from densekit import build, inputs
+    from densekit import build, distributed, inputs
     from densekit.config import is_set
-    from densekit.engine import distributed
-    from densekit.engine.augmented import FLIPS
-    from densekit.engine.guard import Stop
-    from densekit.engine.predict import Options, predict_images
-    from densekit.engine.writers import make_writer
+    from densekit.infer.augmented import FLIPS
+    from densekit.infer.predict import Options, predict_images
+    from densekit.infer.writers import make_writer
     from densekit.precision import settle_precision
+    from densekit.train.guard import Stop
 
     world = distributed.join(args.device)
     if world.size > 1:

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from densekit.doctor.coco_rows import CocoRows
+from densekit.doctor.coco.rows import CocoRows
 from densekit.doctor.defects import Defect
-from densekit.doctor.mask_checks import MaskLook, MaskQuestion
+from densekit.doctor.masks.checks import MaskLook, MaskQuestion
 from densekit.doctor.sets import Split
 from densekit.errors import DensekitError
 from densekit.types import IGNORE, Classes

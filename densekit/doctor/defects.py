@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
-from densekit.doctor.kind import EXIT_CODES, SEVERITIES, Kind, Severity
 from densekit.doctor.kinds import KINDS
+from densekit.doctor.kinds.kind import EXIT_CODES, SEVERITIES, Kind, Severity
 
 Id = int | str | None
 Box = tuple[float, float, float, float]

@@ -7,25 +7,25 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from densekit.data.coco_file import open_coco
+from densekit.data.formats.coco.file import open_coco
 from densekit.doctor.balance import class_defects, differing_classes, pixel_defects
-from densekit.doctor.box_sets import SPOILT, findings, of_rows
-from densekit.doctor.boxes import box_defects, near_duplicates
-from densekit.doctor.coco_rows import CocoRows
+from densekit.doctor.boxes.boxes import box_defects, near_duplicates
+from densekit.doctor.boxes.sets import SPOILT, findings, of_rows
+from densekit.doctor.coco.identities import empty_images, identity_defects
+from densekit.doctor.coco.rows import CocoRows
+from densekit.doctor.coco.segmentations import segmentation_defects
+from densekit.doctor.coco.sets import families, image_groups
+from densekit.doctor.coco.spellings import spelling_defects
 from densekit.doctor.consequences import without_consequences, without_sets_of_other_sizes
-from densekit.doctor.deep_images import deep_image_defects
 from densekit.doctor.defects import Defect, exit_code, in_order
-from densekit.doctor.duplicates import identical_images
-from densekit.doctor.identities import empty_images, identity_defects
-from densekit.doctor.image_checks import Look, Question, look
-from densekit.doctor.image_sets import image_defects
-from densekit.doctor.json_sets import families, image_groups
-from densekit.doctor.mask_checks import MaskLook, MaskQuestion, look_at_mask
-from densekit.doctor.mask_sets import set_defects
+from densekit.doctor.images.checks import Look, Question, look
+from densekit.doctor.images.deep import deep_image_defects
+from densekit.doctor.images.duplicates import identical_images
+from densekit.doctor.images.sets import image_defects
+from densekit.doctor.masks.checks import MaskLook, MaskQuestion, look_at_mask
+from densekit.doctor.masks.sets import set_defects
 from densekit.doctor.parallel import over_files
-from densekit.doctor.segmentations import segmentation_defects
 from densekit.doctor.sets import Split, find_splits
-from densekit.doctor.spellings import spelling_defects
 from densekit.errors import DensekitError
 
 
@@ -99,8 +99,8 @@ def examine(path: Path, images: Path | None = None, *, processes: int | None = N
     sets = [(name, [looks[p] for p in paths]) for name, paths in image_groups(splits).items()]
     found += identical_images(sets, processes=processes, shown=shown)
     if config is not None and not is_spoilt(found):
-        from densekit.doctor.anchors import anchor_defects  # imports torch
-        from densekit.doctor.limits import limit_defects
+        from densekit.doctor.boxes.anchors import anchor_defects  # imports torch
+        from densekit.doctor.boxes.limits import limit_defects
 
         found += anchor_defects(config, splits[0], str(path))
         found += limit_defects(config, splits, str(path))

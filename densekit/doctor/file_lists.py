@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from densekit.data.image_files import Listing, count_others
-from densekit.data.images import IMAGE_SUFFIXES
+from densekit.data.images.files import Listing, count_others
+from densekit.data.images.read import IMAGE_SUFFIXES
 from densekit.doctor.defects import Defect
 
 

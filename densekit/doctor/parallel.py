@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from densekit import machine
-from densekit.engine.console import Bar
+from densekit.console import Bar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

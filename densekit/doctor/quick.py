@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from densekit.config import Config
-from densekit.data.coco_file import CocoFile
-from densekit.data.masks import MaskFolder
+from densekit.data.formats.coco.file import CocoFile
+from densekit.data.formats.masks.masks import MaskFolder
 from densekit.doctor.balance import UNEVEN, rarest_and_commonest
-from densekit.doctor.box_sets import NOTHING, UNMEASURED, findings, of_columns
-from densekit.doctor.boxes import SAME, TINY, alike
+from densekit.doctor.boxes.boxes import SAME, TINY, alike
+from densekit.doctor.boxes.limits import limit_note
+from densekit.doctor.boxes.sets import NOTHING, UNMEASURED, findings, of_columns
 from densekit.doctor.kinds import KINDS
-from densekit.doctor.limits import limit_note
 from densekit.errors import DensekitError
 from densekit.types import IGNORE
 

@@ -7,14 +7,14 @@ import os
 from pathlib import Path
 
 from densekit import config as configs
-from densekit.data.images import IMAGE_SUFFIXES, MAX_PIXELS
-from densekit.data.mask_files import MaskCode, read_classes
-from densekit.data.masks import MaskFolder
+from densekit.data.formats.masks.files import MaskCode, read_classes
+from densekit.data.formats.masks.masks import MaskFolder
+from densekit.data.images.read import IMAGE_SUFFIXES, MAX_PIXELS
+from densekit.doctor.coco.sets import SPLITS, json_splits, jsons_left_out
 from densekit.doctor.defects import Defect
 from densekit.doctor.file_lists import left_out_files, list_files
-from densekit.doctor.json_sets import SPLITS, json_splits, jsons_left_out
-from densekit.doctor.mask_checks import MaskQuestion
-from densekit.doctor.mask_sets import mask_code, mask_questions
+from densekit.doctor.masks.checks import MaskQuestion
+from densekit.doctor.masks.sets import mask_code, mask_questions
 from densekit.doctor.split import ImageEntry as ImageEntry
 from densekit.doctor.split import Split as Split
 from densekit.doctor.split import coco_split

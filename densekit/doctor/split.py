@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from densekit.data.images import MAX_PIXELS
-from densekit.doctor.coco_rows import CocoRows, ImageRow, read_rows
+from densekit.data.images.read import MAX_PIXELS
+from densekit.doctor.coco.locate import guessed_folder, locate
+from densekit.doctor.coco.rows import CocoRows, ImageRow, read_rows
 from densekit.doctor.defects import Defect
-from densekit.doctor.locate import guessed_folder, locate
-from densekit.doctor.mask_checks import MaskQuestion
+from densekit.doctor.masks.checks import MaskQuestion
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

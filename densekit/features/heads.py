@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from densekit.data.batching import collate
-from densekit.data.feature_set import pixels_of, store_of
+from densekit.data.formats.feature_set import pixels_of, store_of
+from densekit.data.loading.batching import collate
 from densekit.errors import DensekitError
 from densekit.features.recipe import fingerprint
 from densekit.model import DenseModel

@@ -12,14 +12,14 @@ import torch
 
 from densekit.backbones.weights import load_backbone_weights, sha256_of
 from densekit.config import Config, Part
-from densekit.data.coco import CocoDataset
-from densekit.data.coco_file import open_coco
-from densekit.data.feature_set import stored_transform
-from densekit.data.feature_store import VIEWS
-from densekit.data.image_settings import find_range, read_as, read_on, unfit_range
-from densekit.data.images import ImageReader
-from densekit.data.pixel_values import Range
-from densekit.data.transforms import Pipeline
+from densekit.data.formats.coco.coco import CocoDataset
+from densekit.data.formats.coco.file import open_coco
+from densekit.data.formats.feature_set import stored_transform
+from densekit.data.formats.feature_store import VIEWS
+from densekit.data.images.pixel_values import Range
+from densekit.data.images.read import ImageReader
+from densekit.data.images.settings import find_range, read_as, read_on, unfit_range
+from densekit.data.transforms.pipeline import Pipeline
 from densekit.errors import DensekitError
 from densekit.features.export import images_per_shard
 from densekit.features.extract import Extractor

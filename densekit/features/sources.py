@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from densekit.data.image_files import list_images
-from densekit.data.images import ImageReader
-from densekit.data.transforms import Pipeline
+from densekit.data.images.files import list_images
+from densekit.data.images.read import ImageReader
+from densekit.data.transforms.pipeline import Pipeline
 from densekit.errors import DensekitError
 from densekit.files import read_names
 from densekit.types import Sample

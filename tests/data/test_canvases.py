@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from densekit.data.coco import coco
-from densekit.data.coco_masks import coco_masks
-from densekit.data.loader import eval_loader
-from densekit.data.shapes import generate_shapes
-from densekit.data.transforms import Pipeline
+from densekit.data.formats.coco.coco import coco
+from densekit.data.formats.coco.coco_masks import coco_masks
+from densekit.data.formats.shapes import generate_shapes
+from densekit.data.loading.loader import eval_loader
+from densekit.data.transforms.pipeline import Pipeline
 from densekit.types import Classes, Sample
 
 

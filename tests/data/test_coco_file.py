@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
-import densekit.data.coco_file as coco_file
-import densekit.data.coco_parse as coco_parse
-from densekit.data.coco_file import open_coco
-from densekit.data.coco_parse import parse_coco
+import densekit.data.formats.coco.file as coco_file
+import densekit.data.formats.coco.parse as coco_parse
+from densekit.data.formats.coco.file import open_coco
+from densekit.data.formats.coco.parse import parse_coco
+from densekit.data.formats.coco.rle import SegmentationError, segmentation_mask
 from densekit.types import DensekitError
 
 
@@ -359,6 +360,18 @@ def test_mutated_files_open_or_give_our_error(tmp_path, data):
             mutated[data.draw(st.sampled_from(sorted(mutated)))] = data.draw(VALUES)
     path = write(tmp_path / "m.json", mutated)
     _opens_or_explains(path)
+
+
+def test_a_number_that_no_double_holds_is_refused_where_it_is_drawn(tmp_path):
+    text = json.dumps(content(images=1, annotations=1))
+    first = json.loads(text)["annotations"][0]["segmentation"][0][0]
+    path = tmp_path / "m.json"
+    path.write_text(text.replace(f"[[{first}, ", "[[1e999, "))
+    assert "1e999" in path.read_text()
+    polygons = open_coco(path).segmentation(0)
+    assert polygons[0][0] == float("inf")
+    with pytest.raises(SegmentationError, match="holds inf"):
+        segmentation_mask(polygons, 64, 64)
 
 
 @settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))

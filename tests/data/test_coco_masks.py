@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco
 
-from densekit.data.rle import SegmentationError, decode_runs, run_lengths, segmentation_mask
+from densekit.data.formats.coco.rle import SegmentationError, decode_runs, run_lengths, segmentation_mask
 from densekit.registry import DATASETS
 from densekit.types import IGNORE, DensekitError
 

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from densekit.data.coco import coco
-from densekit.data.coco_masks import coco_masks
-from densekit.data.coco_merge import open_annotations
+from densekit.data.formats.coco.coco import coco
+from densekit.data.formats.coco.coco_masks import coco_masks
+from densekit.data.formats.coco.merge import open_annotations
 from densekit.types import DensekitError
 from tests.data.test_coco_file import assert_same_as_pycocotools, content, write
 

@@ -10,8 +10,8 @@ import pytest
 from pycocotools import mask as masks
 from pycocotools.coco import COCO
 
-import densekit.data.coco_parse as coco_parse
-from densekit.data.coco_file import open_coco
+import densekit.data.formats.coco.parse as coco_parse
+from densekit.data.formats.coco.file import open_coco
 from densekit.types import DensekitError
 from tests.data.test_coco_file import assert_same_as_pycocotools, content, write
 
@@ -162,7 +162,7 @@ def test_a_missing_box_is_the_one_that_pycocotools_draws_around_the_segmentation
 def test_run_lengths_may_be_whole_floats(tmp_path):
     data = content(annotations=4)
     data["annotations"][3]["segmentation"]["counts"] = [5.0, 3.0, 1992.0]
-    from densekit.data.rle import segmentation_mask
+    from densekit.data.formats.coco.rle import segmentation_mask
 
     file = open_coco(write(tmp_path / "a.json", data))
     row = next(i for i in range(4) if file.crowd[i])
@@ -191,12 +191,12 @@ def test_a_file_of_images_alone_opens_where_no_labels_are_needed(tmp_path):
 
 def test_notes_are_kept_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DENSEKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("densekit.data.coco_file.CACHE_FROM", 0)
+    monkeypatch.setattr("densekit.data.formats.coco.file.CACHE_FROM", 0)
     data = content()
     references_as_text(data)
     path = write(tmp_path / "a.json", data)
     first = open_coco(path)
-    monkeypatch.setattr("densekit.data.coco_file.parse_coco", None)
+    monkeypatch.setattr("densekit.data.formats.coco.file.parse_coco", None)
     assert open_coco(path).notes == first.notes != ()
 
 

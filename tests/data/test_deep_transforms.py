@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from densekit.data.transforms import Pipeline
+from densekit.data.transforms.pipeline import Pipeline
 from densekit.types import Sample
 
 RANDOM = np.random.default_rng(0)

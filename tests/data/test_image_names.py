@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import densekit.data.image_names as image_names
-from densekit.data.coco import CocoDataset
-from densekit.data.coco_file import open_coco
-from densekit.data.coco_masks import coco_masks
-from densekit.data.image_names import other_spellings
+import densekit.data.images.names as image_names
+from densekit.data.formats.coco.coco import CocoDataset
+from densekit.data.formats.coco.coco_masks import coco_masks
+from densekit.data.formats.coco.file import open_coco
+from densekit.data.images.names import other_spellings
 from densekit.types import DensekitError
 
 NFC, NFD = (unicodedata.normalize(form, "Gr\u00fcn_\u00e9.jpg") for form in ("NFC", "NFD"))

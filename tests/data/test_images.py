@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from densekit.data.image_header import read_header
-from densekit.data.images import inside, leaves_folder, read_image
+from densekit.data.images.header import read_header
+from densekit.data.images.read import inside, leaves_folder, read_image
 from densekit.types import DensekitError
 
 RAMP = np.stack([np.arange(12)[:, None] * 20 + np.zeros(16, int), np.arange(16) * 15 + np.zeros((12, 1), int)], 2)

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-import densekit.data.coco_file as coco_file
-from densekit.data.batching import collate
-from densekit.data.coco import CocoDataset, coco
-from densekit.data.loader import eval_loader, train_loader
-from densekit.data.sampling import BatchPlan, eval_batches, sample_random
-from densekit.data.shapes import generate_shapes
-from densekit.data.transforms import Pipeline
+import densekit.data.formats.coco.file as coco_file
+from densekit.data.formats.coco.coco import CocoDataset, coco
+from densekit.data.formats.shapes import generate_shapes
+from densekit.data.loading.batching import collate
+from densekit.data.loading.loader import eval_loader, train_loader
+from densekit.data.loading.sampling import BatchPlan, eval_batches, sample_random
+from densekit.data.transforms.pipeline import Pipeline
 from densekit.registry import DATASETS
 from densekit.types import IGNORE, Batch, Classes, DensekitError, Sample
 
@@ -292,8 +292,8 @@ class TestTrainLoader:
 LEAVING_EARLY = """
 import os, signal, sys, time
 from pathlib import Path
-from densekit.data.coco import coco
-from densekit.data.loader import train_loader
+from densekit.data.formats.coco.coco import coco
+from densekit.data.loading.loader import train_loader
 shapes = Path(sys.argv[1])
 loader = train_loader(
     coco(images=shapes / "images", annotations=shapes / "annotations/train.json"), batch_size=2, seed=0, workers=2

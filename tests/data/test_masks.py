@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from densekit.data.segmentation import balanced_weights, class_counts
-from densekit.data.transforms import Pipeline
+from densekit.data.formats.segmentation import balanced_weights, class_counts
+from densekit.data.transforms.pipeline import Pipeline
 from densekit.registry import DATASETS
 from densekit.types import IGNORE, DensekitError
 

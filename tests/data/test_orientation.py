@@ -9,12 +9,12 @@ import pytest
 from PIL import Image, ImageOps
 
 from densekit.config import DataConfig
-from densekit.data.coco import CocoDataset
-from densekit.data.coco_file import open_coco
-from densekit.data.image_files import ImageFiles
-from densekit.data.image_settings import read_as, settle
-from densekit.data.images import ImageReader, read_image
-from densekit.data.transforms import Pipeline
+from densekit.data.formats.coco.coco import CocoDataset
+from densekit.data.formats.coco.file import open_coco
+from densekit.data.images.files import ImageFiles
+from densekit.data.images.read import ImageReader, read_image
+from densekit.data.images.settings import read_as, settle
+from densekit.data.transforms.pipeline import Pipeline
 from densekit.registry import DATASETS
 from densekit.types import Classes
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from densekit.data.batching import collate, stack_images
-from densekit.data.images import read_image
+from densekit.data.images.read import read_image
+from densekit.data.loading.batching import collate, stack_images
 from densekit.errors import DensekitError
 from densekit.types import Sample
 

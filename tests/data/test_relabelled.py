@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from densekit.data.image_folder import image_folder
+from densekit.data.formats.image_folder import image_folder
 from densekit.data.relabelled import Relabelled
 from densekit.types import Classes, DensekitError, Sample
 

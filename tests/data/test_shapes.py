@@ -13,8 +13,8 @@ import pytest
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
-from densekit.data.coco_file import open_coco
-from densekit.data.shapes import CLASSES, generate_shapes
+from densekit.data.formats.coco.file import open_coco
+from densekit.data.formats.shapes import CLASSES, generate_shapes
 from densekit.types import DensekitError
 
 ROOT = Path(__file__).resolve().parents[2]

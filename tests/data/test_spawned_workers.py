@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from densekit.data.image_files import ImageFiles
-from densekit.data.images import ImageReader
-from densekit.data.loader import eval_loader, train_loader
-from densekit.data.transforms import Pipeline
+from densekit.data.images.files import ImageFiles
+from densekit.data.images.read import ImageReader
+from densekit.data.loading.loader import eval_loader, train_loader
+from densekit.data.transforms.pipeline import Pipeline
 from densekit.features.export import _Decoder
 from densekit.features.setup import plain_source
 from densekit.registry import DATASETS

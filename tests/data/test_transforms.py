@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from densekit.data.transforms import Pipeline
+from densekit.data.transforms.pipeline import Pipeline
 from densekit.types import IGNORE, DensekitError, Sample
 
 

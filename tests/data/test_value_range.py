@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from densekit.config import DataConfig
-from densekit.data.image_files import ImageFiles
-from densekit.data.image_header import peek
-from densekit.data.image_settings import find_range, read_as, settle, unfit_range
-from densekit.data.images import ImageReader, read_image, read_pixels
-from densekit.data.transforms import Pipeline
-from densekit.data.value_range import values_of
+from densekit.data.images.files import ImageFiles
+from densekit.data.images.header import peek
+from densekit.data.images.read import ImageReader, read_image, read_pixels
+from densekit.data.images.settings import find_range, read_as, settle, unfit_range
+from densekit.data.images.value_range import values_of
+from densekit.data.transforms.pipeline import Pipeline
 from densekit.errors import DensekitError
 from densekit.types import Classes
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from densekit.data.shapes import generate_shapes
+from densekit.data.formats.shapes import generate_shapes
 from densekit.doctor.examine import Report, examine
 
 

@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from densekit.data.rle import extent
+from densekit.data.formats.coco.rle import extent
 from densekit.doctor.examine import examine
-from densekit.doctor.mask_corrections import run_lengths_of
+from densekit.doctor.fixes.masks import run_lengths_of
 from tests.doctor.conftest import bad, found
 
 

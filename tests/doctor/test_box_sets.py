@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from densekit.doctor.box_layouts import judge_layout
-from densekit.doctor.fix import corrected
+from densekit.doctor.boxes.layouts import judge_layout
+from densekit.doctor.fixes.fix import corrected
 from tests.doctor.conftest import bad, found
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from densekit.doctor.examine import examine
-from densekit.doctor.fix import corrected
+from densekit.doctor.fixes.fix import corrected
 from tests.doctor.conftest import bad, found
 
 

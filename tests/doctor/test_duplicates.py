@@ -6,10 +6,11 @@ import cv2
 import numpy as np
 import pytest
 
-from densekit.doctor import image_checks, outlines
-from densekit.doctor.duplicates import identical_images
 from densekit.doctor.examine import examine
-from densekit.doctor.likeness import PICTURE, saved_anew, shared
+from densekit.doctor.images import checks as image_checks
+from densekit.doctor.images import outlines
+from densekit.doctor.images.duplicates import identical_images
+from densekit.doctor.images.likeness import PICTURE, saved_anew, shared
 from tests.doctor.conftest import bad, found
 
 SIDE, MARGIN = 160, 24

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from densekit.data.shapes import generate_shapes
+from densekit.data.formats.shapes import generate_shapes
 from densekit.doctor.examine import examine
-from densekit.doctor.image_checks import Question, look
+from densekit.doctor.images.checks import Question, look
 from densekit.doctor.parallel import over_files
 from tests.doctor.conftest import bad, found
 

@@ -7,10 +7,10 @@ import math
 
 import pytest
 
-from densekit.data.coco import CocoDataset
-from densekit.data.coco_file import open_coco
+from densekit.data.formats.coco.coco import CocoDataset
+from densekit.data.formats.coco.file import open_coco
 from densekit.doctor.examine import examine
-from densekit.doctor.fix import LEFT, write_fixed
+from densekit.doctor.fixes.fix import LEFT, write_fixed
 from densekit.errors import DensekitError
 from tests.doctor import test_annotations as annotation_plants
 from tests.doctor import test_files as file_plants

@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 
+from densekit.doctor.coco.sets import family_of, role_of
 from densekit.doctor.examine import examine
-from densekit.doctor.json_sets import family_of, role_of
-from densekit.doctor.report import as_json, print_report
+from densekit.doctor.telling.report import as_json, print_report
 from tests.doctor.conftest import bad
 
 

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from densekit.data.masks import masks as mask_data
+from densekit.data.formats.masks.masks import masks as mask_data
 from densekit.doctor.examine import examine
 from densekit.doctor.quick import quick_check
 from tests.doctor.conftest import bad, found

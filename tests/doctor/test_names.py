@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from densekit.doctor.examine import examine
-from densekit.doctor.page import write_page
-from densekit.doctor.report import print_report, write_json
+from densekit.doctor.telling.page import write_page
+from densekit.doctor.telling.report import print_report, write_json
 from tests.doctor.conftest import bad, found
 
 

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as masks
 
-from densekit.data.coco_file import open_coco
+from densekit.data.formats.coco.file import open_coco
 from densekit.doctor.examine import examine
-from densekit.doctor.fix import write_fixed
+from densekit.doctor.fixes.fix import write_fixed
 from densekit.errors import DensekitError
 from tests.doctor.conftest import bad
 

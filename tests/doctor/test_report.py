@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 
 from densekit.config import load
-from densekit.data.coco import coco
-from densekit.doctor.anchors import Anchors, anchors_of, fitting_anchors
-from densekit.doctor.boxes import SAME, alike, overlaps
-from densekit.doctor.corrections import CORRECTIONS
+from densekit.data.formats.coco.coco import coco
+from densekit.doctor.boxes.anchors import Anchors, anchors_of, fitting_anchors
+from densekit.doctor.boxes.boxes import SAME, alike, overlaps
 from densekit.doctor.examine import examine
+from densekit.doctor.fixes.corrections import CORRECTIONS
 from densekit.doctor.kinds import KINDS
-from densekit.doctor.page import page
 from densekit.doctor.quick import near_duplicates, quick_check
-from densekit.doctor.report import as_json
+from densekit.doctor.telling.page import page
+from densekit.doctor.telling.report import as_json
 from densekit.errors import DensekitError
 from tests.doctor import test_annotations as plants
 from tests.doctor.conftest import bad, found

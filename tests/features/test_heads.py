@@ -9,7 +9,7 @@ import torch
 
 from densekit import build
 from densekit.config import parse
-from densekit.data.feature_store import FeatureStore
+from densekit.data.formats.feature_store import FeatureStore
 from densekit.errors import DensekitError
 from tests.features.conftest import tool
 from tests.tools import runs
@@ -230,7 +230,7 @@ def test_no_pixel_is_decoded(shapes, tmp_path, monkeypatch):
     def refuse(*args, **options):
         raise AssertionError("a pixel was decoded")
 
-    monkeypatch.setattr("densekit.data.images.cv2.imdecode", refuse)
+    monkeypatch.setattr("densekit.data.images.read.cv2.imdecode", refuse)
     sample = build.dataset(parse(stored, "config"), "train", training=True).sample(0, 0)
     assert sample.image.strides == (0, 0, 0)
     assert sample.image.shape == (64, 64, 3)

@@ -15,7 +15,7 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from densekit.data.coco_file import open_coco
+from densekit.data.formats.coco.file import open_coco
 from densekit.metrics.coco import CocoMetric, detections_to_coco, evaluate_coco
 from densekit.types import Batch, Classes, DensekitError, Detections
 

@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 
 from densekit import config as configs
 from densekit.backbones.weights import read_state_dict
-from densekit.data.feature_store import FeatureStore
-from densekit.data.image_files import list_images
-from densekit.data.images import read_image
-from densekit.data.mask_files import read_values
+from densekit.data.formats.feature_store import FeatureStore
+from densekit.data.formats.masks.files import read_values
+from densekit.data.images.files import list_images
+from densekit.data.images.read import read_image
 from densekit.doctor.examine import examine
 from densekit.errors import DensekitError
 from densekit.registry import DATASETS

@@ -91,7 +91,7 @@ def _data(task: str, data: Path, split: str) -> dict[str, Any]:
 
 def make_data(folder: Path) -> Path:
     """Generated shapes, 32 pixels and more: 13 images to train on, 5 to evaluate on; also sorted into class folders."""
-    from densekit.data.shapes import generate_shapes
+    from densekit.data.formats.shapes import generate_shapes
 
     generate_shapes(folder, train=13, val=5, test=2, size=32, objects=3)
     for split in ("train", "val"):
@@ -219,7 +219,7 @@ def _run(name: str, arguments: list[str], output: str, rank: int, ranks: int, po
     if die_at is not None and rank == 0:
         _die_at(die_at)
     sys.argv = [name, *arguments]
-    from densekit.engine import console
+    from densekit import console
 
     console.run(load_tool(name).main)
 

@@ -13,7 +13,7 @@ import torch
 
 from densekit import build
 from densekit import config as configs
-from densekit.data.shapes import generate_shapes
+from densekit.data.formats.shapes import generate_shapes
 from densekit.types import Classes
 
 ROOT = Path(__file__).resolve().parents[2]

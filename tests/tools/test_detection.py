@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 
-from densekit.data.shapes import generate_shapes
-from densekit.engine.report import COCO_NUMBERS
+from densekit.data.formats.shapes import generate_shapes
+from densekit.show.report import COCO_NUMBERS
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [

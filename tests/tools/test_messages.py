@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from densekit import config as configs
+from densekit import console
 from densekit.config_file import read_yaml
-from densekit.data.transforms import Pipeline
-from densekit.engine import console
+from densekit.data.transforms.pipeline import Pipeline
 from densekit.errors import DensekitError
 from densekit.types import Sample
 from tests.tools import runs

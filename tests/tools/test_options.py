@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from densekit import config as configs
+from densekit import export_options
 from densekit.config_unused import without_effect
-from densekit.engine import export_options
-from densekit.engine.console import at_least, share
+from densekit.console import at_least, share
 from densekit.errors import DensekitError
 from tests.tools import runs
 

@@ -17,7 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
-from densekit.engine import console, predict, result_files
+from densekit import console
+from densekit.infer import predict, result_files
 from densekit.model import DenseModel
 from tests.tools import runs
 

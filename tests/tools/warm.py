@@ -5,7 +5,7 @@ import torch
 import torchvision  # noqa: F401
 
 import densekit.build
-import densekit.engine.samples
+import densekit.infer.samples
 import densekit.metrics.accuracy
 import densekit.metrics.coco
 import densekit.metrics.segmentation  # noqa: F401

@@ -1,0 +1,1 @@
+"""Folders of mask files, and which mask belongs to which image."""

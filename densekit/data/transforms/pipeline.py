@@ -1,0 +1,346 @@
+"""Transform pipelines from the config: our own resizing and flips, and any albumentations transform by name.
+
+Every draw comes from the generator that the data set gives for (seed, epoch, index), so a sample does not depend on
+workers, ranks, or what was loaded before it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pydantic
+
+from densekit.data.transforms.contrast import ContrastStretch
+from densekit.data.transforms.deep import in_eight_bits, with_fills_to_one
+from densekit.data.transforms.geometry import MIN_SIDE, keep_boxes, select_boxes
+from densekit.data.transforms.resize import HorizontalFlip, Resize, ScaleJitter, VerticalFlip
+from densekit.errors import plain_words
+from densekit.types import IGNORE, DensekitError, Sample, nearest
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks the package index over the network at import
+
+Transform = Callable[[Sample, np.random.Generator], Sample]
+
+_OWN: dict[str, Callable[..., Transform]] = {
+    t.__name__: t for t in (Resize, ScaleJitter, HorizontalFlip, VerticalFlip, ContrastStretch)
+}
+_REFUSED = {
+    "Normalize": "the model normalises by the numbers in model.normalize",
+    "ToFloat": "images stay uint8 until the model normalises them",
+    "FromFloat": "images stay uint8 until the model normalises them",
+    "ToTensorV2": "the loader makes the tensors",
+    "ToTensor3D": "the loader makes the tensors",
+    "Lambda": "a config cannot hold code",
+    "Compose": "a pipeline is a composition already; use Sequential",
+}
+
+
+class Pipeline:
+    """Transforms in a row.
+
+    Args:
+        specs: one mapping a transform: ``name`` and its options. Names are our own (``Resize``, ``ScaleJitter``,
+            ``HorizontalFlip``, ``VerticalFlip``, ``ContrastStretch``), or any of albumentations 2.0.8, of which
+            ``OneOf``, ``SomeOf`` and ``Sequential`` take a list ``transforms``.
+        training: False for evaluation, where nothing may be drawn and predictions must be brought back to the original
+            pixels: it takes ``Resize`` to one size, ``ContrastStretch``, and albumentations' transforms of colour alone
+            (``CLAHE``, ``AutoContrast``, ...) with ``p: 1`` and without ranges to draw from.
+        path: where the specs stand in the config, for messages.
+
+    Raises:
+        DensekitError: unknown name, unknown option, wrong value, or a transform that has no place here.
+    """
+
+    def __init__(self, specs: Sequence[Mapping[str, Any]], *, training: bool = True, path: str = "transforms") -> None:
+        self.specs: list[dict[str, Any]] = []
+        self.stages: list[Transform] = []
+        foreign: list[Any] = []
+        for i, spec in enumerate(specs):
+            where, name, options = _read(spec, f"{path}[{i}]")
+            self.specs.append({"name": name, **options})
+            if name not in _OWN:
+                _check_place(name, where)
+                foreign.append(_foreign(name, options, where))
+                if not training:
+                    _check_fixed(foreign[-1], where)
+                continue
+            self._flush(foreign, path)
+            own = _own(name, options, where)
+            if not (training or isinstance(own, ContrastStretch) or (isinstance(own, Resize) and not own.is_random)):
+                raise DensekitError(f"{where}: {name} {_NOT_IN_EVALUATION}")
+            self.stages.append(own)
+        self._flush(foreign, path)
+
+    def __call__(self, sample: Sample, random: np.random.Generator) -> Sample:
+        """Transform a sample.
+
+        Args:
+            sample: image with boxes or mask; arrays are not changed in place. Boxes are in the pixels of
+                ``original_size``, also where the image was decoded at the fraction that ``reduction`` gave.
+            random: the generator of this (seed, epoch, index).
+
+        Returns:
+            A sample with a contiguous image of the same dtype; boxes cut at its edge, those that were emptied (a side
+            under 1 px) dropped with their labels.
+        """
+        for i, stage in enumerate(self.stages):
+            if i == 0 and isinstance(stage, Resize):
+                sample = stage(sample, random, sample.original_size)
+            else:
+                sample = stage(sample, random)
+        mask = None if sample.mask is None else np.ascontiguousarray(sample.mask)
+        return dataclasses.replace(sample, image=np.ascontiguousarray(sample.image), mask=mask)
+
+    def recoloured(self, image: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """An image [H, W, C] after the transforms of colour of an evaluation's pipeline alone, at its own size."""
+        sample = Sample(image, id="", original_size=(image.shape[0], image.shape[1]), seed=0)
+        for stage in self.stages:
+            if isinstance(stage, _Albumentations | ContrastStretch):
+                sample = stage(sample, np.random.default_rng(0))
+        return np.ascontiguousarray(sample.image)
+
+    def reduction(self, size: tuple[int, int]) -> int:
+        """1, 2, 4 or 8: an image of ``size`` may be decoded at that fraction, since it is shrunk first anyway."""
+        if not self.stages or not isinstance(self.stages[0], Resize):
+            return 1
+        target = self.stages[0].largest(size)
+        fits = [r for r in (8, 4, 2) if -(-size[0] // r) >= target[0] and -(-size[1] // r) >= target[1]]
+        return fits[0] if fits else 1
+
+    def sizes(self, sizes: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+        """[n, 2] (height, width) of images -> theirs after the transforms of an evaluation."""
+        found = np.array(sizes, np.int64).reshape(-1, 2)
+        for stage in self.stages:
+            if isinstance(stage, Resize):
+                found = np.array([stage.largest((h, w)) for h, w in found.tolist()], np.int64).reshape(-1, 2)
+        return found
+
+    def in_eight_bits(self, channels: int = 3) -> list[str]:
+        """Names of its transforms that leave 256 values at most of an image of more than 8 bits."""
+        foreign = [t for stage in self.stages if isinstance(stage, _Albumentations) for t in stage.transforms]
+        return in_eight_bits(foreign, channels)
+
+    def _flush(self, foreign: list[Any], path: str) -> None:
+        if foreign:
+            self.stages.append(_Albumentations(list(foreign), path))
+            foreign.clear()
+
+
+_NEEDS_MORE = "has no place in a pipeline: it needs other images, texts or volumes than the sample's own image"
+_NOT_IN_EVALUATION = "cannot be undone on the predictions; evaluation takes Resize to one size, and fixed colours"
+
+
+def _read(spec: Mapping[str, Any], where: str) -> tuple[str, str, dict[str, Any]]:
+    if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
+        raise DensekitError(f"{where}: a transform is a mapping with a name, such as {{name: HorizontalFlip}}")
+    return where, spec["name"], {str(k): v for k, v in spec.items() if k != "name"}
+
+
+def _check_place(name: str, where: str) -> None:
+    if name in _REFUSED:
+        raise DensekitError(f"{where}: {name} has no place in a pipeline: {_REFUSED[name]}; remove it")
+
+
+def _check_fixed(transform: Any, where: str) -> None:
+    """Refuse, for evaluation, what moves pixels and what treats an image in another way each time."""
+    import albumentations
+
+    name = type(transform).__name__
+    if not isinstance(transform, albumentations.ImageOnlyTransform):
+        raise DensekitError(f"{where}: {name} {_NOT_IN_EVALUATION}")
+    if transform.p != 1:
+        raise DensekitError(f"{where}.p: {name} would change one image and not the next (p {transform.p}); set p: 1")
+    random = np.random.default_rng(0)  # a slope with some noise: flat and pure noise look alike after many transforms
+    image = (np.linspace(20, 180, 64)[:, None, None] + random.normal(0, 8, (64, 64, 3))).astype(np.uint8)
+    sample, stage = Sample(image, id="a test", original_size=(64, 64), seed=0), _Albumentations([transform], where)
+    first, *others = (stage(sample, np.random.default_rng(seed)).image for seed in range(4))
+    if not all(np.array_equal(first, other) for other in others):
+        raise DensekitError(
+            f"{where}: {name} draws its numbers anew for each image; evaluation sees an image in one way: "
+            f"give each range one value twice"
+        )
+
+
+def _own(name: str, options: dict[str, Any], where: str) -> Transform:
+    known = list(inspect.signature(_OWN[name]).parameters)
+    _check_options(name, options, known, where)
+    transform: Transform = _built(_OWN[name], options, where)
+    return transform
+
+
+def _check_options(name: str, options: dict[str, Any], known: list[str], where: str) -> None:
+    for key in options:
+        if key not in known:
+            raise DensekitError(f"{where}.{key}: {name} has no such option; {nearest(key, known)}")
+
+
+def _foreign(name: str, options: dict[str, Any], where: str) -> Any:
+    """An albumentations transform; masks that it pads are padded with the ignored label."""
+    import albumentations
+
+    kind = getattr(albumentations, name, None)
+    bases = (albumentations.BasicTransform, albumentations.BaseCompose)
+    if not (inspect.isclass(kind) and issubclass(kind, bases)) or kind in _abstract():
+        raise DensekitError(f"{where}: there is no transform {name!r}; {nearest(name, [*_OWN, *_names()])}")
+    parameters = inspect.signature(kind).parameters
+    _check_options(name, options, list(parameters), where)
+    if "fill_mask" in parameters and parameters["fill_mask"].default is not None:
+        options.setdefault("fill_mask", IGNORE)
+    if _needs_more(kind):
+        raise DensekitError(f"{where}: {name} {_NEEDS_MORE}; remove it")
+    if issubclass(kind, albumentations.BaseCompose):
+        if not options.get("transforms"):
+            raise DensekitError(
+                f"{where}.transforms: {name} needs a list of at least one transform; give it, or leave it"
+            )
+        inner = [_read(s, f"{where}.transforms[{i}]") for i, s in enumerate(options.get("transforms", ()))]
+        options["transforms"] = [_inner(*entry) for entry in inner]
+    return _built(kind, options, where)
+
+
+def _needs_more(kind: Any) -> bool:
+    """Whether a transform takes more than an image with its boxes and masks."""
+    import albumentations
+
+    return "metadata_key" in inspect.signature(kind).parameters or issubclass(kind, albumentations.Transform3D)
+
+
+def _inner(where: str, name: str, options: dict[str, Any]) -> Any:
+    _check_place(name, where)
+    return _foreign(name, options, where)
+
+
+def transform_options() -> dict[str, dict[str, inspect.Parameter]]:
+    """The options of every transform that a training config can name, our own first; ``p`` is a probability."""
+    import albumentations
+
+    composed = [n for n, k in vars(albumentations).items() if inspect.isclass(k) and _composes(k)]
+    found = {name: dict(inspect.signature(kind, eval_str=True).parameters) for name, kind in _OWN.items()}
+    for name in sorted({*_names(), *composed} - {*_OWN, *_REFUSED}):
+        kind = getattr(albumentations, name)
+        parameters = dict(inspect.signature(kind).parameters)
+        if not _needs_more(kind):
+            if (fill := parameters.get("fill_mask")) is not None and fill.default is not None:
+                parameters["fill_mask"] = fill.replace(default=IGNORE)
+            found[name] = parameters
+    return found
+
+
+def _composes(kind: type) -> bool:
+    import albumentations as a
+
+    return issubclass(kind, a.BaseCompose) and kind not in (a.BaseCompose, a.Compose, a.ReplayCompose)
+
+
+def _abstract() -> tuple[Any, ...]:
+    import albumentations as a
+
+    return a.BasicTransform, a.DualTransform, a.ImageOnlyTransform, a.Transform3D, a.BaseCompose
+
+
+def _names() -> list[str]:
+    import albumentations
+
+    kinds = {n: getattr(albumentations, n) for n in dir(albumentations) if not n.startswith("_")}
+    base = albumentations.BasicTransform
+    return [n for n, k in kinds.items() if inspect.isclass(k) and issubclass(k, base) and k not in _abstract()]
+
+
+def _built(kind: Callable[..., Any], options: dict[str, Any], where: str) -> Any:
+    """Build a transform; its warnings are errors too: of a wrong name albumentations only warns."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            return kind(**options)
+    except pydantic.ValidationError as error:
+        raise DensekitError(_invalid(error, where)) from None
+    except (UserWarning, ValueError, TypeError, AttributeError, KeyError) as error:
+        if isinstance(error.__cause__, pydantic.ValidationError):
+            raise DensekitError(_invalid(error.__cause__, where)) from None
+        reason = plain_words(str(error).splitlines()[0]) if str(error) else "not valid"
+        raise DensekitError(f"{where}: {reason}; correct its options") from None
+
+
+def _invalid(error: pydantic.ValidationError, where: str) -> str:
+    first = error.errors(include_url=False)[0]
+    # Behind the option's name stand positions in it, and names of a union's members.
+    key = ".".join(str(k) for i, k in enumerate(first["loc"]) if i == 0 or isinstance(k, int))
+    value = "" if first["type"] == "missing" or not key else f", not {first['input']!r}"
+    return f"{where}{'.' if key else ''}{key}: {plain_words(first['msg'])}{value}; correct its options"
+
+
+class _Albumentations:
+    """A run of albumentations transforms, as one of our own."""
+
+    def __init__(self, transforms: list[Any], path: str) -> None:
+        import albumentations
+
+        self.path = path
+        self.names = ", ".join(type(t).__name__ for t in transforms)
+        self.moves = not all(isinstance(t, albumentations.ImageOnlyTransform) for t in transforms)
+        self.transforms = transforms
+        self._composed: dict[tuple[bool, bool], Any] = {}
+
+    def _compose(self, floats: bool, with_boxes: bool) -> Any:
+        """The run for a kind of sample, made when the first one comes."""
+        import albumentations
+
+        if (floats, with_boxes) not in self._composed:
+            boxes = albumentations.BboxParams(
+                format="pascal_voc",
+                label_fields=["rows"],
+                clip=True,
+                filter_invalid_bboxes=True,  # without it, clip alone still raises
+                min_width=MIN_SIDE,
+                min_height=MIN_SIDE,
+            )
+            transforms = with_fills_to_one(self.transforms) if floats else self.transforms
+            composed = albumentations.Compose(transforms, bbox_params=boxes if with_boxes else None, p=1.0)
+            self._composed[floats, with_boxes] = composed
+        return self._composed[floats, with_boxes]
+
+    def __call__(self, sample: Sample, random: np.random.Generator) -> Sample:
+        """Apply the run to image, mask and boxes."""
+        floats = sample.image.dtype != np.uint8  # which albumentations wants on the 0..1 scale
+        with_boxes = sample.boxes is not None and self.moves
+        compose = self._compose(floats, with_boxes)
+        compose.set_random_seed(int(random.integers(2**32)))
+        given: dict[str, Any] = {"image": sample.image / np.float32(255) if floats else sample.image}
+        if sample.mask is not None and self.moves:
+            given["mask"] = sample.mask if sample.mask.ndim == 2 else sample.mask.transpose(1, 2, 0)
+        if with_boxes:
+            given |= {"bboxes": sample.boxes, "rows": np.arange(len(sample.boxes))}  # type: ignore[arg-type]
+        try:
+            got = compose(**{k: np.ascontiguousarray(v) for k, v in given.items()})
+        except Exception as error:  # the library's own kinds, many of them plain Exceptions
+            raise DensekitError(self._message(sample, str(error))) from None
+        return self._taken(sample, got, floats)
+
+    def _taken(self, sample: Sample, got: dict[str, Any], floats: bool) -> Sample:
+        image = got["image"] if got["image"].ndim == 3 else got["image"][:, :, None]
+        if image.shape[2] != sample.image.shape[2]:
+            reason = f"it makes {image.shape[2]} channels of {sample.image.shape[2]}, and the model takes those"
+            raise DensekitError(self._message(sample, reason))
+        image = image * np.float32(255) if floats else image
+        mask = sample.mask
+        if "mask" in got:
+            mask = got["mask"].astype(np.uint8, copy=False)
+            mask = mask.transpose(2, 0, 1) if sample.mask is not None and sample.mask.ndim == 3 else mask
+        sample = dataclasses.replace(sample, image=image.astype(sample.image.dtype, copy=False), mask=mask)
+        if "rows" not in got:
+            return sample
+        rows = np.asarray(got["rows"], np.float64).astype(np.int64).reshape(-1)  # an empty list or floats at times
+        boxes = np.asarray(got["bboxes"], np.float32).reshape(-1, 4)
+        return keep_boxes(select_boxes(sample, rows, boxes), boxes, image.shape[:2])
+
+    def _message(self, sample: Sample, reason: str) -> str:
+        shape = " x ".join(str(s) for s in sample.image.shape)
+        reason = (reason.strip() or "no reason given").splitlines()[0]
+        return f"{self.path}: {self.names} cannot take image {sample.id!r} of {shape}: {reason}; correct the pipeline"

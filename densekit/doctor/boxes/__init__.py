@@ -1,0 +1,1 @@
+"""Boxes, one by one, as a set, and against what a detector can find."""

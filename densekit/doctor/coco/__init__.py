@@ -1,0 +1,1 @@
+"""COCO jsons read leniently: rows, ids, spellings, segmentations, and where their images are."""

@@ -1,0 +1,1 @@
+"""What ``--fix`` does: repair before removal, on a copy, with a log."""

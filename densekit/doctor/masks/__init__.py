@@ -1,0 +1,1 @@
+"""Mask files, one by one and as a set."""

@@ -1,1 +1,0 @@
-"""Objects in, numbers out: the training step, evaluation, checkpoints, records. No config here."""

@@ -1,0 +1,98 @@
+"""Predictions over a data set, against its annotations; each image counts once, whatever the number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from densekit.console import track
+from densekit.distributed import World, any_rank, gather
+from densekit.errors import DensekitError
+from densekit.infer.augmented import Flip, is_plain, predict_augmented
+from densekit.infer.packed import packed
+from densekit.memory import describe_batch, is_out_of_memory
+from densekit.model import DenseModel
+from densekit.precision import DTYPES, Precision, autocast
+from densekit.types import Batch, Metric, Predictions
+
+
+@torch.inference_mode()
+def evaluate(
+    model: DenseModel,
+    batches: Iterable[Batch],
+    metric: Metric,
+    *,
+    world: World,
+    precision: Precision = "fp32",
+    total: int = 0,
+    flips: Sequence[Flip] = ("none",),
+    scales: Sequence[float] = (1.0,),
+    stopping: Callable[[], bool] = lambda: False,
+) -> dict[str, Any] | None:
+    """Measure a model.
+
+    Args:
+        model: is put into evaluation mode; below fp32 a packed copy of it predicts.
+        batches: this rank's share of the data set.
+        metric: empty; collects the predictions.
+        world: ranks and device.
+        precision: of the forward pass.
+        total: number of batches, for the progress bar.
+        flips: average a segmenter's predictions over these mirrored copies, see ``predict_augmented``.
+        scales: and over these sizes.
+        stopping: asked before each batch: whether to leave the evaluation; where one rank says so, all leave it, the
+            others after their share.
+
+    Returns:
+        The metric's numbers, the losses (``loss`` and each part, averaged over the images; none with flips or scales,
+        where no single pass stands for the predictions), and ``skipped``, a list of the images that could not be read,
+        where there are some. The same on every rank. None where the evaluation was left.
+    """
+    model = packed(model, DTYPES[precision])
+    terms: dict[str, list[tuple[torch.Tensor, int]]] = {}  # read when all is done: no wait, and no float64 on a device
+    images, skipped = 0, []
+    for batch in track(batches, "evaluating", total, shown=world.is_first and total > 0):
+        if stopping():
+            break
+        losses, predictions = _forward(model, batch.to(world.device), precision, flips, scales)
+        for name, value in losses.items():
+            terms.setdefault(name, []).append((value, len(batch.ids)))
+        images += len(batch.ids)
+        skipped += batch.skipped
+        metric.update(predictions, batch)
+    if any_rank(stopping()):
+        return None
+    sums = {name: sum(float(value) * count for value, count in pairs) for name, pairs in terms.items()}
+    return _together(metric, sums, images, skipped)
+
+
+def _forward(
+    model: DenseModel, batch: Batch, precision: Precision, flips: Sequence[Flip], scales: Sequence[float]
+) -> tuple[dict[str, torch.Tensor], Predictions]:
+    try:
+        with autocast(precision, batch.images.device):
+            if is_plain(flips, scales):
+                return model.losses_and_predictions(batch)
+            return {}, predict_augmented(model, batch, flips=flips, scales=scales)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DensekitError(
+            f"out of memory while evaluating a batch of {describe_batch(batch)}; lower evaluation.batch_size or the "
+            f"size in data.eval_transforms"
+        ) from error
+
+
+def _together(metric: Metric, sums: dict[str, float], images: int, skipped: list[str]) -> dict[str, Any]:
+    states, parts = gather(metric.state()), gather((sums, images, skipped))
+    metric.merge(states)
+    numbers = metric.compute()
+    count = max(1, sum(n for _, n, _ in parts))
+    names = dict.fromkeys(name for losses, _, _ in parts for name in losses)
+    means = {name: sum(losses.get(name, 0.0) for losses, _, _ in parts) / count for name in names}
+    if means:
+        numbers |= {"loss": sum(means.values()), "losses": means}
+    missing = [line for _, _, lines in parts for line in lines]
+    return {**numbers, "skipped": missing} if missing else numbers

@@ -1,0 +1,138 @@
+"""Pictures and files of masks: class-index PNGs, coloured overlays with a legend, the confusion matrix."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from densekit.errors import DensekitError
+from densekit.files import whole_file
+from densekit.show.drawing import Image, as_rgb, colours, drawable
+from densekit.types import Classes
+
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+BACKGROUNDS = frozenset({
+    *("background", "backgrounds", "bg", "rest", "void", "none", "nothing", "empty", "null"),
+    *("unlabeled", "unlabelled", "unlabeled area", "no label", "ignore", "ignored"),
+})  # fmt: skip
+"""Names, in small letters, of classes that say that nothing is there."""
+
+
+def is_background(name: str) -> bool:
+    """Whether a class is left without colour: its name says so, as ``BACKGROUNDS``; its number does not matter."""
+    return " ".join(re.split(r"[\W_]+", name.lower())).strip() in BACKGROUNDS
+
+
+def write_mask(path: Path, mask: npt.NDArray[Any]) -> None:
+    """Write class ids [H, W] as a grey PNG that reads back to the same numbers: 8 bit up to 255, else 16 bit.
+
+    Raises:
+        DensekitError: an id that no PNG holds, another ending than .png, or a full disk.
+    """
+    if path.suffix.lower() != ".png":
+        raise DensekitError(f"{path}: masks are written as .png; other formats change the class ids")
+    low, high = (int(mask.min()), int(mask.max())) if mask.size else (0, 0)
+    if low < 0 or high >= 2**16:
+        raise DensekitError(f"{path}: class ids from {low} to {high} don't fit into a PNG (0 to 65535)")
+    done, data = cv2.imencode(".png", mask.astype(np.uint8 if high < 2**8 else np.uint16))
+    assert done
+    with whole_file(path) as file:
+        file.write(data.tobytes())
+
+
+def overlay(image: npt.NDArray[Any], mask: npt.NDArray[Any], classes: Classes, *, opacity: float = 0.5) -> Image:
+    """Colour an image by class, with a line around each region and a legend of the classes that are drawn.
+
+    Args:
+        image: [H, W, C].
+        mask: [H, W] the data set's ids, or [K, H, W] layers of 0 and 1 (the last layer lies on top).
+        classes: names and ids; one whose name says that nothing is there (``is_background``) stays without colour.
+        opacity: of the colour, 0 to 1.
+
+    Returns:
+        A new RGB picture [H, W, 3].
+    """
+    picture = as_rgb(image)
+    shown = []
+    words = zip(classes.names, drawable(classes.names), colours(len(classes)))
+    for region, (name, word, colour) in zip(_regions(mask, classes), words):
+        if (mask.ndim == 2 and is_background(name)) or not region.any():
+            continue
+        shown.append((word, colour))
+        picture[region] = (picture[region] * (1 - opacity) + np.array(colour) * opacity).astype(np.uint8)
+        edges, _ = cv2.findContours(region.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(picture, edges, -1, colour, 1)
+    return _with_legend(picture, shown)
+
+
+def draw_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> Image:
+    """Picture of a confusion matrix: rows are true classes, columns predicted ones, in percent of the row's pixels.
+
+    Args:
+        confusion: [K][K] pixels by true and predicted class.
+        names: of the classes.
+
+    Returns:
+        RGB [H, W, 3].
+    """
+    counts = np.asarray(confusion, np.float64)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    cell, margin = (56, 130) if len(names) <= 25 else (12, 130)
+    picture = np.full((margin + cell * len(names), margin + cell * len(names), 3), 255, np.uint8)
+    for row, column in np.ndindex(*shares.shape):
+        share = float(shares[row, column])
+        top, left = margin + row * cell, margin + column * cell
+        shade = tuple(round(255 - share * (255 - c)) for c in (20, 90, 160))
+        cv2.rectangle(picture, (left, top), (left + cell - 2, top + cell - 2), shade, -1)
+        if cell > 40:
+            _text(picture, f"{100 * share:.1f}", (left + 6, top + cell // 2 + 4), 255 if share > 0.5 else 0)
+    _label_axes(picture, drawable(names), cell, margin)
+    return picture
+
+
+def _label_axes(picture: Image, names: Sequence[str], cell: int, margin: int) -> None:
+    for index, name in enumerate(names):
+        middle = margin + index * cell + cell // 2
+        _text(picture, name[:16], (4, middle + 4), 0)
+    # The columns' names are written along the rows of the turned picture.
+    turned = np.ascontiguousarray(np.rot90(picture[:margin, margin:], -1))
+    for index, name in enumerate(names):
+        _text(turned, name[:16], (4, index * cell + cell // 2 + 4), 0)
+    picture[:margin, margin:] = np.rot90(turned, 1)
+    _text(picture, "true \\ predicted", (4, margin - 8), 0)
+
+
+def _text(picture: Image, text: str, at: tuple[int, int], grey: int) -> None:
+    cv2.putText(picture, text, at, FONT, 0.4, (grey, grey, grey), 1, cv2.LINE_AA)
+
+
+def _regions(mask: npt.NDArray[Any], classes: Classes) -> list[npt.NDArray[np.bool_]]:
+    if mask.ndim == 3:
+        return [layer == 1 for layer in mask]
+    return [mask == value for value in classes.ids]
+
+
+def _with_legend(picture: Image, shown: Sequence[tuple[str, tuple[int, int, int]]]) -> Image:
+    """Names on white below the picture, so that nothing of it is covered."""
+    if not shown:
+        return picture
+    width = picture.shape[1]
+    places, left, row = [], 4, 0
+    for name, _ in shown:
+        needed = 24 + cv2.getTextSize(name, FONT, 0.4, 1)[0][0]
+        if left > 4 and left + needed > width:
+            left, row = 4, row + 1
+        places.append((left, 18 * row + 4))
+        left += needed
+    strip = np.full((18 * (row + 1) + 4, width, 3), 255, np.uint8)
+    for (left, top), (name, colour) in zip(places, shown):
+        cv2.rectangle(strip, (left, top), (left + 11, top + 11), colour, -1)
+        _text(strip, name, (left + 16, top + 10), 0)
+    return np.concatenate([picture, strip])

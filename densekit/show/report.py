@@ -1,0 +1,108 @@
+"""Tables of an evaluation's numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from densekit.metrics import MAIN_METRIC
+from densekit.show.drawing import write_picture
+from densekit.types import Metric, Task
+
+Rows = list[list[object]]
+
+COCO_NUMBERS = {
+    "AP": "IoU .50:.95, all areas",
+    "AP50": "IoU .50",
+    "AP75": "IoU .75",
+    "AP_small": "small, area below 32 x 32",
+    "AP_medium": "medium",
+    "AP_large": "large, area above 96 x 96",
+    "AR1": "recall, 1 detection an image",
+    "AR10": "recall, 10 detections",
+    "AR100": "recall, most detections",
+    "AR_small": "recall, small",
+    "AR_medium": "recall, medium",
+    "AR_large": "recall, large",
+}
+
+WORST = 5
+"""Images that the table of the worst ones shows; the JSON file has all."""
+
+Table = tuple[str, Sequence[str], Rows]
+
+
+def per_image(metric: Metric, file_names: Callable[[Sequence[int | str]], Sequence[str]]) -> list[dict[str, Any]]:
+    """Numbers of each image, in the order of the files' names; each image once, whatever the number of ranks.
+
+    Args:
+        metric: after ``evaluate``, which gave it the images of all ranks.
+        file_names: the image files behind ids.
+
+    Returns:
+        ``file``, ``id`` and the metric's numbers of the image (of a segmenter ``mIoU``, ``dice``, ``mean_accuracy``
+        and ``pixel_accuracy``, None where all is ignored); empty for metrics that measure the data set alone.
+    """
+    if not hasattr(metric, "per_image"):
+        return []
+    own: dict[int | str, dict[str, Any]] = metric.per_image()
+    rows = [{"file": name, "id": i, **own[i]} for name, i in zip(file_names(list(own)), own)]
+    return sorted(rows, key=lambda row: (str(row["file"]), str(row["id"])))
+
+
+def tables(task: Task, numbers: dict[str, Any]) -> list[Table]:
+    """Title, columns and rows of each table that a person wants to see.
+
+    Args:
+        task: decides what the main table explains.
+        numbers: what ``evaluate`` gave, and ``per_image`` where there are such numbers.
+    """
+    explained = COCO_NUMBERS if task == "detection" else {}
+    main: Rows = [
+        [name, _shown(value), explained.get(name, "")]
+        for name, value in numbers.items()
+        if isinstance(value, int | float | None) and not isinstance(value, bool)
+    ]
+    main += [[f"loss: {name}", _shown(value), ""] for name, value in numbers.get("losses", {}).items()]
+    found: list[Table] = [("all classes", ("number", "value", ""), main)]
+    per_class: dict[str, dict[str, Any]] = numbers.get("per_class", {})
+    if per_class:
+        columns = list(next(iter(per_class.values())))
+        of_classes: Rows = [[name, *(_shown(row.get(c)) for c in columns)] for name, row in per_class.items()]
+        found.append(("per class", ("class", *columns), of_classes))
+    measured = [row for row in numbers.get("per_image", ()) if row["mIoU"] is not None]
+    if len(measured) > 1:
+        worst = sorted(measured, key=lambda row: row["mIoU"])[:WORST]
+        names = ("mIoU", "dice", "pixel_accuracy")
+        rows = [[row["file"], *(_shown(row[n]) for n in names)] for row in worst]
+        found.append(("worst images", ("file", *names), rows))
+    if numbers.get("skipped"):
+        found.append(("images that could not be read", ("image",), [[line] for line in numbers["skipped"]]))
+    return found
+
+
+def undefined(task: Task, numbers: dict[str, Any]) -> str | None:
+    """One line where the task's main number is not defined, with the reason; None where it is."""
+    main = MAIN_METRIC[task]
+    if numbers.get(main) is not None:
+        return None
+    nothing = "have no object but crowds" if task == "detection" else "have no pixel that is not ignored"
+    return f"{main} is not defined: the {numbers['images']} images {nothing}"
+
+
+def _shown(value: Any) -> object:
+    """A number that is not defined is no number."""
+    return "-" if value is None or (isinstance(value, float) and not math.isfinite(value)) else value
+
+
+def write_pictures(folder: Path, numbers: dict[str, Any], names: Sequence[str]) -> list[Path]:
+    """Draw what can be drawn of an evaluation: the confusion matrix, where there is one."""
+    if "confusion" not in numbers:
+        return []
+    from densekit.show.drawing_masks import draw_confusion
+
+    path = folder / "confusion.png"
+    write_picture(path, draw_confusion(numbers["confusion"], names))
+    return [path]

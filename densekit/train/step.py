@@ -1,0 +1,225 @@
+"""One update of the weights: forward, backward, guard, update, average.
+
+The step asks the host nothing on a GPU: whether the loss was finite is decided on the device (the fused optimiser
+skips the update) and read one step later. Every random draw is a function of (seed, step, micro-batch, rank), so a
+resumed run needs no generator states.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from densekit.distributed import World, mean_over_ranks
+from densekit.errors import DensekitError
+from densekit.memory import describe_batch, is_out_of_memory
+from densekit.model import DenseModel
+from densekit.precision import Precision, autocast, why_not
+from densekit.train.loss_scale import LossScale
+from densekit.train.optim import AveragedModel, Schedule, set_rate
+from densekit.types import Batch
+
+
+def seed_step(seed: int, step: int, micro: int, rank: int) -> None:
+    """Make dropout, stochastic depth and the like a pure function of where the run is."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, micro, rank]).generate_state(1)[0]))
+
+
+@dataclasses.dataclass(slots=True)
+class StepResult:
+    """What one step gave; tensors stay on the device until someone reads them.
+
+    Attributes:
+        losses: each loss, averaged over the micro-batches and the ranks.
+        norm: of the gradient, before clipping.
+        bad: scalar, 1 where the loss or gradient was not finite on any rank: the update was skipped; else 0.
+        batches: what went in, kept so that a bad step can be written down.
+        step: its number.
+    """
+
+    losses: dict[str, Tensor]
+    norm: Tensor
+    bad: Tensor
+    batches: Sequence[Batch]
+    step: int
+
+
+class TrainStep:
+    """Callable that does one step.
+
+    Args:
+        model: gives losses for a batch.
+        optimizer: fused SGD or AdamW.
+        schedule: factor of the learning rate at a step.
+        world: ranks; with several the model is wrapped in DDP.
+        seed: of the run.
+        precision: of the forward pass.
+        clip: largest norm of the gradient; None does not clip.
+        average: averaged weights to keep, or None.
+        compiled: compile forward and losses with ``torch.compile``.
+        skip_limit: how many steps that are not finite may be skipped. From the first one beyond on no update is
+            applied, so that the weights stay as they were before it until someone looks at ``StepResult.bad``.
+    """
+
+    def __init__(
+        self,
+        model: DenseModel,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        *,
+        world: World,
+        seed: int,
+        precision: Precision = "fp32",
+        clip: float | None = None,
+        average: AveragedModel | None = None,
+        compiled: bool = False,
+        skip_limit: int = 0,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.world = world
+        self.seed = seed
+        self.precision: Precision = precision
+        self.clip = clip
+        self.average = average
+        self.skip_limit = skip_limit
+        self.scaler = LossScale(world.device, enabled=precision == "fp16")
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        runner: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]
+        self.runner = _over_ranks(runner) if world.size > 1 else runner
+        self._statistics = _running_statistics(model)
+        self._skipped = torch.zeros((), device=world.device)
+
+    def __call__(self, batches: Sequence[Batch], step: int) -> StepResult:
+        """Update the weights from the micro-batches of this rank.
+
+        Raises:
+            DensekitError: out of memory, with what was in the batch and which settings to change.
+        """
+        self.model.train()
+        set_rate(self.optimizer, self.schedule(step))
+        self.optimizer.zero_grad(set_to_none=True)
+        before = self._flat_statistics()
+        try:
+            losses = self._backward(batches, step)
+            norm = self._gradient_norm()
+            bad, stay = self._judge(losses, norm)
+            self._update(norm, stay)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise _out_of_memory(batches, self.world.device) from None
+        self._settle_statistics(before, stay)
+        if self.average is not None:
+            self.average.update(step, skip=stay)
+        return StepResult(losses, norm, bad, batches, step)
+
+    @property
+    def model_to_use(self) -> DenseModel:
+        """The averaged model where there is one, else the trained one: what is evaluated and saved as best."""
+        return self.model if self.average is None else self.average.model
+
+    def rate(self, step: int) -> float:
+        """The learning rate of the first parameter group at a step."""
+        return float(self.optimizer.param_groups[0]["base_lr"]) * self.schedule(step)
+
+    def resume_skipped(self, count: int) -> None:
+        """Take over how many steps were skipped before this process began."""
+        self._skipped.fill_(float(count))
+
+    def _backward(self, batches: Sequence[Batch], step: int) -> dict[str, Tensor]:
+        sums: dict[str, Tensor] = {}
+        for micro, batch in enumerate(batches):
+            seed_step(self.seed, step, micro, self.world.rank)
+            last = micro == len(batches) - 1
+            ddp = isinstance(self.runner, DistributedDataParallel)
+            with self.runner.no_sync() if ddp and not last else contextlib.nullcontext():  # type: ignore[operator]
+                with autocast(self.precision, self.world.device):
+                    losses: dict[str, Tensor] = self.runner(batch)
+                total = torch.stack([v.float() for v in losses.values()]).sum() / len(batches)
+                self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+            for name, value in losses.items():
+                part = value.detach().float() / len(batches)
+                sums[name] = sums[name] + part if name in sums else part
+        # A loss that is not finite on one rank is so in the mean: all ranks judge alike.
+        return dict(zip(sums, mean_over_ranks(torch.stack(list(sums.values()))).unbind()))
+
+    def _gradient_norm(self) -> Tensor:
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = self.scaler.unscale(torch.nn.utils.get_total_norm(gradients))
+        if self.clip is not None:  # the share that is left is that of the scaled gradients too
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
+        return norm
+
+    def _judge(self, losses: dict[str, Tensor], norm: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether this step is bad, and whether the weights must stay: bad, or one bad step too many before it."""
+        finite = torch.isfinite(torch.stack(list(losses.values()))).all()
+        # With fp16 an overflowing gradient is part of the search for the scale, not a fault.
+        finite = finite if self.scaler.enabled else finite & torch.isfinite(norm)
+        bad = (~finite).float()
+        stay = torch.maximum(bad, (self._skipped > self.skip_limit).float())
+        self._skipped += bad
+        return bad, stay
+
+    def _update(self, norm: Tensor, stay: Tensor) -> None:
+        overflow = (~torch.isfinite(norm)).float()
+        rests = torch.maximum(stay, overflow)
+        factor = self.scaler.factor if self.scaler.enabled else None
+        if self.world.device.type == "mps":  # no fused optimiser there
+            if not bool(rests):
+                for gradient in (p.grad for p in self.parameters if factor is not None and p.grad is not None):
+                    gradient.div_(factor)
+                self.optimizer.step()
+        else:
+            # A fused optimiser leaves weights and state as they are where found_inf is 1, decided on the device, and
+            # takes the factor out of the gradients.
+            self.optimizer.found_inf = rests  # type: ignore[attr-defined]
+            self.optimizer.grad_scale = factor  # type: ignore[attr-defined]
+            self.optimizer.step()
+        self.scaler.update(overflow, stay)
+
+    def _flat_statistics(self) -> Tensor:
+        return torch.cat([buffer.flatten() for buffer in self._statistics]) if self._statistics else torch.zeros(0)
+
+    @torch.no_grad()
+    def _settle_statistics(self, before: Tensor, stay: Tensor) -> None:
+        """Batch-norm statistics: as before a skipped step, else the mean over the ranks, the same on each."""
+        if not self._statistics:
+            return
+        settled = torch.where(stay > 0, before, mean_over_ranks(self._flat_statistics()))
+        parts = torch.split(settled, [buffer.numel() for buffer in self._statistics])
+        torch._foreach_copy_(self._statistics, list(parts))
+
+
+def _over_ranks(runner: nn.Module) -> nn.Module:
+    """Average the gradients over the ranks."""
+    # 1x1 kernels have the same layout under two sets of strides; the copy that torch warns of costs nothing.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    return DistributedDataParallel(runner, gradient_as_bucket_view=True)
+
+
+def _running_statistics(model: nn.Module) -> list[Tensor]:
+    """The buffers that a forward pass in training changes."""
+    return [
+        buffer
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
+        for buffer in (module.running_mean, module.running_var)
+        if buffer is not None
+    ]
+
+
+def _out_of_memory(batches: Sequence[Batch], device: torch.device) -> DensekitError:
+    remedies = ["lower train.batch_size or raise train.accumulate", "lower the size in data.train_transforms"]
+    remedies += ["set train.precision=bf16"] if why_not("bf16", device) is None else []
+    return DensekitError(
+        f"out of memory in a training step on a batch of {describe_batch(batches[0])}; {', or '.join(remedies)}"
+    )
