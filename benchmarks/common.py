@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 
 from densekit.console import print_table
-from densekit.distributed import keep_freed_memory
+from densekit.engine.distributed import keep_freed_memory
 from densekit.files import write_text
 from densekit.precision import why_not
 

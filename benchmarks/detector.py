@@ -22,8 +22,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from densekit.heads.faster_rcnn import faster_rcnn
 from densekit.heads.faster_rcnn.torchvision import from_torchvision
-from densekit.infer.packed import packed
 from densekit.model import DenseModel
+from densekit.packed import packed
 from densekit.precision import DTYPES, autocast, choose_precision
 from densekit.registry import BACKBONES
 from densekit.types import Batch, BoxTargets, Classes, Targets

@@ -23,9 +23,10 @@ from typing import Any
 import torch
 from common import Table, arguments, check, report_tables
 
-from densekit import build, distributed
+from densekit import build
 from densekit.config import Config, parse
 from densekit.data.formats.shapes import generate_shapes
+from densekit.engine import distributed
 from densekit.features.export import Exporter
 from densekit.features.recipe import Dtype
 from densekit.features.setup import Export, model_of, split_to_export, views_of

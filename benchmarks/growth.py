@@ -29,15 +29,15 @@ from coco_open import OBJECTS, generate
 from common import Table, all_in_turn, arguments, check, device_of, report_tables
 from detector import our_inference, our_step
 
-from densekit import distributed
 from densekit.data.formats.coco.file import open_coco
 from densekit.data.loading.sampling import BatchPlan
+from densekit.engine import distributed
+from densekit.engine.optim import make_optimizer, make_schedule, parameter_groups
+from densekit.engine.step import TrainStep
 from densekit.heads.faster_rcnn import faster_rcnn
 from densekit.model import DenseModel
 from densekit.precision import choose_precision
 from densekit.registry import BACKBONES
-from densekit.train.optim import make_optimizer, make_schedule, parameter_groups
-from densekit.train.step import TrainStep
 from densekit.types import Batch, BoxTargets, Classes, Targets
 
 

@@ -31,9 +31,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from densekit.backbones.describe import describe
-from densekit.infer.packed import packed
 from densekit.model import DenseModel
 from densekit.ops.roi_align import roi_align
+from densekit.packed import packed
 from densekit.precision import DTYPES, choose_precision
 from densekit.types import Batch
 

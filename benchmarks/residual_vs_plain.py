@@ -56,8 +56,9 @@ def row(history: list[dict[str, float]], marks: Sequence[int]) -> list[str]:
 
 def train(network: str, epochs: int, digits: int) -> list[dict[str, float]]:
     """Train one network; the mean training loss and the test accuracy in percent of each epoch."""
-    from densekit import build, distributed
+    from densekit import build
     from densekit import config as configs
+    from densekit.engine import distributed
     from densekit.infer.evaluate import evaluate
 
     config = configs.parse(recipe(network, epochs, digits), "the recipe")

@@ -17,12 +17,12 @@ import torch
 from common import Row, arguments, check, compared_on, device_of, in_turn, report, whole_float32, with_mixed
 from torch import Tensor, nn
 
+from densekit.engine.optim import make_optimizer, parameter_groups
 from densekit.heads.segmentation.smp_weights import from_smp
-from densekit.infer.packed import packed
 from densekit.model import DenseModel
+from densekit.packed import packed
 from densekit.precision import DTYPES, autocast, choose_precision
 from densekit.registry import BACKBONES, HEADS
-from densekit.train.optim import make_optimizer, parameter_groups
 from densekit.types import Batch, Classes, Targets
 
 CLASSES = Classes(tuple("abcd"), (0, 1, 2, 3))

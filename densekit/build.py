@@ -19,17 +19,17 @@ from densekit.data.images import settings as image_settings
 from densekit.data.loading import loader
 from densekit.data.relabelled import Relabelled
 from densekit.data.transforms.pipeline import Pipeline
-from densekit.distributed import World, describe, gather
+from densekit.engine import checkpoint
+from densekit.engine.distributed import World, describe, gather
+from densekit.engine.optim import AveragedModel, make_optimizer, make_schedule, parameter_groups
+from densekit.engine.plan import Plan, choose_metric
+from densekit.engine.step import TrainStep
 from densekit.errors import DensekitError
 from densekit.features.heads import check_store, joined_config
 from densekit.memory import is_out_of_memory
 from densekit.model import DenseModel, build_model
 from densekit.precision import Precision, choose_precision
 from densekit.registry import DATASETS
-from densekit.train import checkpoint
-from densekit.train.optim import AveragedModel, make_optimizer, make_schedule, parameter_groups
-from densekit.train.plan import Plan, choose_metric
-from densekit.train.step import TrainStep
 from densekit.types import Batch, Classes, Dataset, Metric
 
 Split = Literal["train", "val", "test"]

@@ -10,7 +10,7 @@ from densekit.data.images import settings as image_settings
 from densekit.data.images.files import ImageFiles, list_images
 from densekit.data.images.read import ImageReader
 from densekit.data.loading import loader
-from densekit.distributed import World
+from densekit.engine.distributed import World
 from densekit.model import DenseModel
 
 

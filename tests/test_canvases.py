@@ -11,7 +11,7 @@ import torch
 from densekit import canvases
 from densekit.data.loading.batching import collate
 from densekit.types import Classification, Detections, Level, Sample, Segmentation
-from tests.train.parts import CASES, model_on
+from tests.engine.parts import CASES, model_on
 
 SIZES = [(40, 64), (64, 30), (33, 90), (64, 64), (70, 31), (36, 61)]  # canvases of 64 x 64, and three others
 BATCHES = [range(6), (5, 2), (3, 1, 4), (0, 5)]

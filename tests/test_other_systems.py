@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from densekit import machine
-from densekit.distributed import keep_freed_memory
+from densekit.engine.distributed import keep_freed_memory
 from densekit.ops import nms
 from tests import systems
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from densekit.backbones.weights import read_state_dict
+from densekit.engine import checkpoint
 from densekit.errors import DensekitError
-from densekit.train import checkpoint
 
 
 class Meta:

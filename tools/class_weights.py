@@ -29,9 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = configs.load(args.config, args.overrides)
 
     from densekit import build
+    from densekit.engine.class_weights import balanced_losses, count_pixels
     from densekit.files import write_text
     from densekit.model import build_model
-    from densekit.train.class_weights import balanced_losses, count_pixels
 
     data = build.dataset(config, "train", training=True)
     for line in build.notes(data):

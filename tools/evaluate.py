@@ -38,9 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=DEVICES, help="default: cuda where there is one, else cpu")
     args = parser.parse_intermixed_args(argv)
 
-    from densekit import build, distributed
+    from densekit import build
     from densekit.config import is_set
     from densekit.data.images.settings import unfit_range
+    from densekit.engine import distributed
+    from densekit.engine.record import finite
     from densekit.files import write_text
     from densekit.infer.augmented import FLIPS
     from densekit.infer.evaluate import evaluate
@@ -48,7 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from densekit.infer.samples import draw_samples
     from densekit.precision import settle_precision
     from densekit.show import report
-    from densekit.train.record import finite
 
     world = distributed.join(args.device)
     model, config = build.from_checkpoint(args.checkpoint, args.overrides)

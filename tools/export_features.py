@@ -60,7 +60,7 @@ def arguments() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = export_options.settle(arguments().parse_intermixed_args(argv))
 
-    from densekit import distributed  # torch takes seconds to import; --help should not
+    from densekit.engine import distributed  # torch takes seconds to import; --help should not
     from densekit.features.export import Exporter
     from densekit.features.shards import ShardFolder, summary
 

@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     from densekit import build  # torch takes seconds to import; --help should not
-    from densekit.train import checkpoint
+    from densekit.engine import checkpoint
 
     content = checkpoint.load(args.checkpoint)
     model, config = build.from_checkpoint(args.checkpoint)  # checks that backbone and head are whole

@@ -48,13 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     window.add_argument("--probabilities", action="store_true", help="write class probabilities (.npy, float16) too")
     args = parser.parse_intermixed_args(argv)
 
-    from densekit import build, distributed, inputs
+    from densekit import build, inputs
     from densekit.config import is_set
+    from densekit.engine import distributed
+    from densekit.engine.guard import Stop
     from densekit.infer.augmented import FLIPS
     from densekit.infer.predict import Options, predict_images
     from densekit.infer.writers import make_writer
     from densekit.precision import settle_precision
-    from densekit.train.guard import Stop
 
     world = distributed.join(args.device)
     if world.size > 1:

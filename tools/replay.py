@@ -24,10 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=DEVICES, help="default: cuda where there is one, else cpu")
     args = parser.parse_args(argv)
 
-    from densekit import distributed
+    from densekit.engine import distributed
+    from densekit.engine.replay import read_bundle, replay
     from densekit.memory import describe_batch
     from densekit.precision import settle_precision
-    from densekit.train.replay import read_bundle, replay
 
     world = distributed.join(args.device)
     bundle = read_bundle(args.bundle)

@@ -30,14 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from densekit import config as configs  # not above: help should start at once
 
     config = configs.load(args.config, args.overrides)
-    from densekit import build, distributed  # torch takes seconds to import; a misspelt key should not
+    from densekit import build  # torch takes seconds to import; a misspelt key should not
     from densekit.doctor.quick import quick_check
+    from densekit.engine import distributed
+    from densekit.engine.guard import FiniteGuard, Stop
+    from densekit.engine.record import Record
+    from densekit.engine.run_folder import RunFolder
     from densekit.infer.evaluate import evaluate
     from densekit.infer.samples import draw_samples
     from densekit.precision import settle_precision
-    from densekit.train.guard import FiniteGuard, Stop
-    from densekit.train.record import Record
-    from densekit.train.run_folder import RunFolder
 
     world = distributed.join(args.device)
     out = args.out or Path("runs") / Path(args.config).stem

@@ -17,9 +17,9 @@ from torch import Tensor
 from densekit.data.loading.batching import round_up, stack_images
 from densekit.errors import DensekitError
 from densekit.features.recipe import Dtype, neck_levels, neck_of
-from densekit.infer.packed import packed
 from densekit.model import DenseModel
 from densekit.ops.roi_align import roi_align
+from densekit.packed import packed
 from densekit.precision import DTYPES, Precision
 from densekit.types import Batch, Level
 

@@ -12,10 +12,10 @@ import torch
 
 from densekit.backbones.weights import load_backbone_weights, sha256_of
 from densekit.config import Config, Part
+from densekit.data.feature_store import VIEWS
 from densekit.data.formats.coco.coco import CocoDataset
 from densekit.data.formats.coco.file import open_coco
 from densekit.data.formats.feature_set import stored_transform
-from densekit.data.formats.feature_store import VIEWS
 from densekit.data.images.pixel_values import Range
 from densekit.data.images.read import ImageReader
 from densekit.data.images.settings import find_range, read_as, read_on, unfit_range

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from densekit.data.column_store import Strings
-from densekit.data.formats.feature_store import FORMAT, VIEWS, read_manifest, row_key, sha256_of_shard
+from densekit.data.feature_store import FORMAT, VIEWS, read_manifest, row_key, sha256_of_shard
 from densekit.errors import DensekitError
 from densekit.features.recipe import FileFormat, Recipe, difference
 from densekit.files import explain_os_error, printable, whole_file, write_text

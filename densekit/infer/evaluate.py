@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from densekit.console import track
-from densekit.distributed import World, any_rank, gather
+from densekit.engine.distributed import World, any_rank, gather
 from densekit.errors import DensekitError
 from densekit.infer.augmented import Flip, is_plain, predict_augmented
-from densekit.infer.packed import packed
 from densekit.memory import describe_batch, is_out_of_memory
 from densekit.model import DenseModel
+from densekit.packed import packed
 from densekit.precision import DTYPES, Precision, autocast
 from densekit.types import Batch, Metric, Predictions
 

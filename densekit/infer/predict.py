@@ -12,11 +12,11 @@ import torch
 
 from densekit.errors import DensekitError
 from densekit.infer.augmented import Flip, check_augmentation, is_plain, predict_augmented
-from densekit.infer.packed import packed
 from densekit.infer.sliding_window import segment_image
 from densekit.infer.writers import MaskWriter, Seen, Writer
 from densekit.memory import is_out_of_memory
 from densekit.model import DenseModel
+from densekit.packed import packed
 from densekit.precision import DTYPES, Precision, autocast
 from densekit.types import Batch, Detections, Predictions
 

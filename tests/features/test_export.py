@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from densekit.data.formats import feature_store
-from densekit.data.formats.feature_store import FeatureRows, FeatureStore
+from densekit.data import feature_store
+from densekit.data.feature_store import FeatureRows, FeatureStore
 from densekit.data.loading.batching import collate
 from densekit.data.transforms.pipeline import Pipeline
 from densekit.errors import DensekitError

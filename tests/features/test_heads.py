@@ -9,7 +9,7 @@ import torch
 
 from densekit import build
 from densekit.config import parse
-from densekit.data.formats.feature_store import FeatureStore
+from densekit.data.feature_store import FeatureStore
 from densekit.errors import DensekitError
 from tests.features.conftest import tool
 from tests.tools import runs

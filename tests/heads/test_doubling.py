@@ -11,7 +11,7 @@ from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoderBlock
 from torch import nn
 
 from densekit.heads.segmentation.doubling import DoublingBlock, spread
-from densekit.infer.packed import packed
+from densekit.packed import packed
 from densekit.registry import BACKBONES, HEADS
 
 

@@ -223,7 +223,7 @@ def test_precision_of_boxes_and_scores_under_autocast():
 
 
 def test_predictions_compile_without_a_graph_break():
-    head, maps, batch = build(), maps_of(), batch_of()  # losses: tests/train/test_host_waits.py
+    head, maps, batch = build(), maps_of(), batch_of()  # losses: tests/engine/test_host_waits.py
     compiled = torch.compile(lambda maps, batch: head.predict(maps, batch), fullgraph=True, backend="eager")
     with torch.no_grad():
         assert torch.equal(compiled(maps, batch).boxes, head.predict(maps, batch).boxes)

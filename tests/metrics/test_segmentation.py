@@ -8,9 +8,9 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 
+from densekit.engine.plan import METRICS
 from densekit.metrics.segmentation import SegmentationMetric
 from densekit.show.report import undefined
-from densekit.train.plan import METRICS
 from densekit.types import IGNORE, Batch, Classes, DensekitError, Segmentation
 
 CLASSES = Classes(("sky", "road", "car", "bus"), (7, 3, 200, 1))

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from densekit import config as configs
 from densekit.backbones.weights import read_state_dict
-from densekit.data.formats.feature_store import FeatureStore
+from densekit.data.feature_store import FeatureStore
 from densekit.data.formats.masks.files import read_values
 from densekit.data.images.files import list_images
 from densekit.data.images.read import read_image

@@ -27,9 +27,9 @@ from safetensors.torch import save as save_tensors
 from densekit import build
 from densekit import config as configs
 from densekit.data.formats.masks.files import MaskCode
+from densekit.engine import checkpoint
+from densekit.engine.run_folder import RunFolder, RunState
 from densekit.registry import BACKBONES
-from densekit.train import checkpoint
-from densekit.train.run_folder import RunFolder, RunState
 from densekit.types import Classes
 from tests.features.conftest import make_export, make_network, run_export, write_images
 from tests.safety import uses

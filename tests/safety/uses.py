@@ -20,19 +20,19 @@ from PIL import Image
 from densekit import build
 from densekit import config as configs
 from densekit.backbones.weights import load_backbone_weights
-from densekit.data.formats.feature_store import FeatureStore
+from densekit.data.feature_store import FeatureStore
 from densekit.data.formats.masks.files import MaskCode
 from densekit.data.images.read import read_image
 from densekit.data.loading.batching import collate
-from densekit.distributed import World
 from densekit.doctor.examine import Report, examine
 from densekit.doctor.fixes.fix import write_fixed
 from densekit.doctor.telling.report import as_json
+from densekit.engine.distributed import World
+from densekit.engine.run_folder import RunFolder
+from densekit.engine.step import TrainStep
 from densekit.errors import DensekitError
 from densekit.model import DenseModel, build_model
 from densekit.registry import BACKBONES, DATASETS
-from densekit.train.run_folder import RunFolder
-from densekit.train.step import TrainStep
 from densekit.types import IGNORE, Batch, Classes
 from tests.tools import runs
 

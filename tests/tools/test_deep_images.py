@@ -11,8 +11,8 @@ from PIL import Image
 
 from densekit import build, inputs
 from densekit import config as configs
-from densekit.data.formats.feature_store import FeatureStore
-from densekit.distributed import World
+from densekit.data.feature_store import FeatureStore
+from densekit.engine.distributed import World
 from tests.tools import runs
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from densekit.doctor.parallel import over_files
-from densekit.train.record import read
+from densekit.engine.record import read
 from tests import systems
 from tests.tools import runs
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from densekit import precision
-from densekit.data.formats.feature_store import FeatureStore
-from densekit.infer.packed import convolves_packed
-from densekit.train.checkpoint import load
+from densekit.data.feature_store import FeatureStore
+from densekit.engine.checkpoint import load
+from densekit.packed import convolves_packed
 from tests.tools import runs
 
 REFUSED = "bf16 does not run on this CPU, which has no instructions for bf16 convolutions; use auto or fp32"

@@ -14,8 +14,8 @@ from PIL import Image
 from densekit.data.formats.masks.masks import masks as masks_data
 from densekit.data.formats.shapes import generate_shapes
 from densekit.data.relabelled import Relabelled
+from densekit.engine.class_weights import balanced_losses, count_pixels
 from densekit.metrics.segmentation import SegmentationMetric
-from densekit.train.class_weights import balanced_losses, count_pixels
 from densekit.types import Batch, Classes, DensekitError, Segmentation
 
 ROOT = Path(__file__).resolve().parents[2]

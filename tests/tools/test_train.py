@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from densekit import console
+from densekit.engine.checkpoint import load, previous
+from densekit.engine.plan import METRICS
+from densekit.engine.run_folder import RunFolder
 from densekit.errors import DensekitError
 from densekit.model import DenseModel
-from densekit.train.checkpoint import load, previous
-from densekit.train.plan import METRICS
-from densekit.train.run_folder import RunFolder
 from tests.tools import runs
 
 

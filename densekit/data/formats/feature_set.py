@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from densekit.data.formats.feature_store import FeatureStore
+from densekit.data.feature_store import FeatureStore
 from densekit.data.images.read import MAX_PIXELS, ImageReader
 from densekit.data.transforms.pipeline import Pipeline
 from densekit.data.transforms.resize import HorizontalFlip, Resize, VerticalFlip

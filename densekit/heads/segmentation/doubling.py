@@ -55,7 +55,7 @@ class DoublingBlock(nn.Module):
         return cast(Tensor, self.conv2(x))
 
     def pack(self, dtype: torch.dtype) -> None:
-        """For inference on the CPU: fold the norm into both parts, cast and lay out weights (``infer/packed.py``)."""
+        """For inference on the CPU: fold the norm into both parts, cast and lay out weights (``packed.py``)."""
         conv, norm = self.conv1[0], self.conv1[1]
         if isinstance(conv, nn.Conv2d) and conv.weight.device.type == "cpu" and foldable(norm):
             self.packed = _Packed(*fold_norm(conv, norm), self.channels, dtype)

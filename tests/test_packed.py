@@ -8,10 +8,10 @@ from torch import nn
 
 from densekit import layers
 from densekit.backbones.blocks import Block
-from densekit.infer.packed import packed
 from densekit.layers import LAYOUTS, FrozenBatchNorm2d, PackedConv2d
 from densekit.model import DenseModel
 from densekit.ops import winograd
+from densekit.packed import packed
 from densekit.registry import BACKBONES, HEADS
 from densekit.types import Batch, Classes
 from tests.precisions import needs_bf16

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from densekit.console import end_children
-from densekit.distributed import World, any_rank
+from densekit.engine import checkpoint
+from densekit.engine.distributed import World, any_rank
+from densekit.engine.run_folder import RunFolder, RunState
+from densekit.engine.step import StepResult, TrainStep
 from densekit.errors import DensekitError
 from densekit.memory import describe_batch
-from densekit.train import checkpoint
-from densekit.train.run_folder import RunFolder, RunState
-from densekit.train.step import StepResult, TrainStep
 from densekit.types import Batch, BoxTargets, Targets
 
 

@@ -11,8 +11,8 @@ import zipfile
 import pytest
 import torch
 
-from densekit.train import checkpoint
-from densekit.train.checkpoint import classes_of, load, load_last, load_weights, previous, save
+from densekit.engine import checkpoint
+from densekit.engine.checkpoint import classes_of, load, load_last, load_weights, previous, save
 from densekit.types import Classes, DensekitError
 
 

@@ -11,7 +11,7 @@ import pytest
 STEPS = """
 import resource, sys
 import torch
-from densekit import distributed
+from densekit.engine import distributed
 if sys.argv[1] == "keep":
     assert distributed.join("cpu").device == torch.device("cpu")
 def step():

@@ -17,10 +17,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from densekit.distributed import World
-from densekit.train.optim import AveragedModel
-from densekit.train.step import TrainStep
-from tests.train.parts import CASES, batch_on, model_on
+from densekit.engine.distributed import World
+from densekit.engine.optim import AveragedModel
+from densekit.engine.step import TrainStep
+from tests.engine.parts import CASES, batch_on, model_on
 
 META, CPU = torch.device("meta"), torch.device("cpu")
 COMPILED = [

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from densekit.config import parse
+from densekit.engine.replay import Bundle, replay
 from densekit.model import DenseModel
-from densekit.train.replay import Bundle, replay
 from densekit.types import Batch, Classes, Level
 
 CONFIG = parse(

@@ -14,12 +14,12 @@ import torch
 import torchvision
 from torch.profiler import ProfilerActivity, profile
 
-from densekit.distributed import World
+from densekit.engine.distributed import World
+from densekit.engine.optim import AveragedModel, make_optimizer, parameter_groups
+from densekit.engine.step import TrainStep
 from densekit.errors import DensekitError
 from densekit.ops import deterministic, nms, roi_align
-from densekit.train.optim import AveragedModel, make_optimizer, parameter_groups
-from densekit.train.step import TrainStep
-from tests.train.parts import CASES, batch_on, model_on
+from tests.engine.parts import CASES, batch_on, model_on
 
 META, CPU = torch.device("meta"), torch.device("cpu")
 

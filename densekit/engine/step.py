@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from densekit.distributed import World, mean_over_ranks
+from densekit.engine.distributed import World, mean_over_ranks
+from densekit.engine.loss_scale import LossScale
+from densekit.engine.optim import AveragedModel, Schedule, set_rate
 from densekit.errors import DensekitError
 from densekit.memory import describe_batch, is_out_of_memory
 from densekit.model import DenseModel
 from densekit.precision import Precision, autocast, why_not
-from densekit.train.loss_scale import LossScale
-from densekit.train.optim import AveragedModel, Schedule, set_rate
 from densekit.types import Batch
 
 

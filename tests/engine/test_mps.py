@@ -17,18 +17,18 @@ import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from densekit import distributed
-from densekit.distributed import World
+from densekit.engine import distributed
+from densekit.engine.distributed import World
+from densekit.engine.loss_scale import LossScale
+from densekit.engine.optim import AveragedModel, make_optimizer, restore
+from densekit.engine.record import memory_in_use
+from densekit.engine.step import TrainStep
 from densekit.errors import DensekitError
 from densekit.memory import is_out_of_memory
 from densekit.model import DenseModel
 from densekit.ops import mixup
 from densekit.precision import choose_precision
 from densekit.registry import BACKBONES, HEADS
-from densekit.train.loss_scale import LossScale
-from densekit.train.optim import AveragedModel, make_optimizer, restore
-from densekit.train.record import memory_in_use
-from densekit.train.step import TrainStep
 from densekit.types import Batch, BoxTargets, Classes, Targets
 
 META, MPS = torch.device("meta"), torch.device("mps")

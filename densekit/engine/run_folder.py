@@ -16,13 +16,13 @@ import yaml
 
 import densekit
 from densekit.config import parse
-from densekit.distributed import World, barrier, gather
+from densekit.engine import checkpoint
+from densekit.engine.distributed import World, barrier, gather
+from densekit.engine.optim import restore
+from densekit.engine.step import TrainStep
 from densekit.errors import DensekitError
 from densekit.files import only_process, remove_leftovers, write_text
 from densekit.model import DenseModel
-from densekit.train import checkpoint
-from densekit.train.optim import restore
-from densekit.train.step import TrainStep
 
 _MAY_CHANGE = ("log.", "data.workers", "evaluation.pictures", "train.max_minutes", "train.save_every")
 """Config keys that do not change the weights, so a run may go on with other values."""

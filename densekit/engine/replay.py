@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from densekit.config import Config, parse
+from densekit.engine import checkpoint
+from densekit.engine.guard import unpack_batch
+from densekit.engine.step import seed_step
 from densekit.errors import DensekitError
 from densekit.model import DenseModel, build_model
 from densekit.precision import Precision, autocast
-from densekit.train import checkpoint
-from densekit.train.guard import unpack_batch
-from densekit.train.step import seed_step
 from densekit.types import Batch
 
 

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from densekit import machine
+from densekit.engine.step import StepResult
 from densekit.errors import DensekitError
 from densekit.files import explain_os_error, whole_file
-from densekit.train.step import StepResult
 
 
 class Record:

@@ -13,14 +13,14 @@ import yaml
 from torch import nn
 
 from densekit import config as configs
-from densekit.distributed import World
-from densekit.train import guard
-from densekit.train.guard import Stop, pack_batch, unpack_batch
-from densekit.train.optim import AveragedModel, make_optimizer, make_schedule
-from densekit.train.plan import Plan, choose_metric
-from densekit.train.record import Record, read
-from densekit.train.run_folder import RunFolder, RunState
-from densekit.train.step import TrainStep
+from densekit.engine import guard
+from densekit.engine.distributed import World
+from densekit.engine.guard import Stop, pack_batch, unpack_batch
+from densekit.engine.optim import AveragedModel, make_optimizer, make_schedule
+from densekit.engine.plan import Plan, choose_metric
+from densekit.engine.record import Record, read
+from densekit.engine.run_folder import RunFolder, RunState
+from densekit.engine.step import TrainStep
 from densekit.types import Batch, BoxTargets, Classes, DensekitError, Targets
 
 WORLD = World(0, 1, 1, torch.device("cpu"))

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from densekit.distributed import World
+from densekit.engine import step as steps
+from densekit.engine.distributed import World
+from densekit.engine.guard import FiniteGuard
+from densekit.engine.optim import AveragedModel, make_optimizer, make_schedule, parameter_groups
+from densekit.engine.run_folder import RunFolder, RunState
+from densekit.engine.step import TrainStep, seed_step
 from densekit.memory import describe_batch
-from densekit.train import step as steps
-from densekit.train.guard import FiniteGuard
-from densekit.train.optim import AveragedModel, make_optimizer, make_schedule, parameter_groups
-from densekit.train.run_folder import RunFolder, RunState
-from densekit.train.step import TrainStep, seed_step
 from densekit.types import Batch, BoxTargets, Classes, DensekitError, Targets
 
 CPU = torch.device("cpu")

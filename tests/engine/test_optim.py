@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from densekit.train.optim import make_optimizer, make_schedule, parameter_groups, set_rate
+from densekit.engine.optim import make_optimizer, make_schedule, parameter_groups, set_rate
 
 
 def test_warm_up_is_linear_and_ends_at_the_full_rate():

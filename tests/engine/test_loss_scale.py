@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from densekit.distributed import World
-from densekit.train import loss_scale
-from densekit.train.loss_scale import LossScale
-from densekit.train.optim import make_optimizer, parameter_groups
-from densekit.train.step import TrainStep
+from densekit.engine import loss_scale
+from densekit.engine.distributed import World
+from densekit.engine.loss_scale import LossScale
+from densekit.engine.optim import make_optimizer, parameter_groups
+from densekit.engine.step import TrainStep
 
 CPU = torch.device("cpu")
 

@@ -7,9 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from densekit.engine.run_folder import RunState
 from densekit.errors import DensekitError, nearest
 from densekit.metrics import MAIN_METRIC
-from densekit.train.run_folder import RunState
 from densekit.types import Task
 
 _COCO = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_small", "AR_medium", "AR_large", "AR1", "AR10")
