@@ -7,6 +7,9 @@ category ids), predictions.csv and pictures/ with the boxes drawn; a segmenter w
 pictures/ (overlays); a classifier writes predictions.json and predictions.csv. images.json names the image behind each
 image id. Images are resized as in the checkpoint's evaluation and everything comes back in the pixels of the file.
 
+With --annotations a.json the results have that data set's own image ids, so that pycocotools or a test server scores
+predictions.json as it is: all images that the json names are predicted, from the one folder given.
+
 An image that can't be read or predicted is skipped, named at the end and in skipped.txt; the exit code is then 3
 (data.on_bad_image=error stops at it). Ctrl-C ends after the batch, and what was predicted is on disk.
 """
@@ -35,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt of a run folder")
     parser.add_argument("inputs", nargs="+", metavar="IMAGES", help="files, folders, globs; key.path=value overrides")
+    parser.add_argument("--annotations", type=Path, metavar="JSON", help="COCO json of the images: results in its ids")
     parser.add_argument("--out", type=Path, default=Path("predictions"), help="folder to write (default: predictions)")
     parser.add_argument("--score", type=share, help="detection: lowest score that is drawn (default: 0.5)")
     parser.add_argument("--no-pictures", action="store_true", help="write numbers only")
@@ -81,7 +85,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         tuple(args.scales),
     )
     options.check(model)
-    images, left_out = inputs.image_files(config, model, files)
+    if args.annotations is None:
+        images, left_out = inputs.image_files(config, model, files)
+    else:
+        images, left_out = inputs.annotated_files(config, model, files, args.annotations)
+        model.classes = images.classes  # the same unless names were matched: then in the ids of the json
     say("\n".join([*notes, *left_out]) or None)
     writer = make_writer(
         model.task,

@@ -29,16 +29,10 @@ class Relabelled:
     """
 
     def __init__(self, inner: Dataset, learned: Classes, where: str = "the data set") -> None:
-        own = dict(zip(inner.classes.names, inner.classes.ids))
-        for name in own:
-            if name not in learned.names:
-                raise DensekitError(
-                    f"{where} has a class {name!r} that the model did not learn ({nearest(name, learned.names)}); "
-                    f"rename it, or leave it out by the data set's option classes"
-                )
+        own = inner.classes.names
         self.inner = inner
         self.task: Task = inner.task
-        self.classes = Classes(learned.names, _ids(own, learned))
+        self.classes = matched(inner.classes, learned, where)
         self.notes = list(getattr(inner, "notes", ()))
         if lacking := [name for name in learned.names if name not in own]:
             more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
@@ -79,6 +73,21 @@ class Relabelled:
         table = self._table[:256].astype(np.uint8)
         table[IGNORE] = IGNORE
         return table[mask]
+
+
+def matched(own: Classes, learned: Classes, where: str) -> Classes:
+    """The model's classes with a data set's ids, by name; see ``Relabelled``.
+
+    Raises:
+        DensekitError: the data set has a class that the model did not learn.
+    """
+    for name in own.names:
+        if name not in learned.names:
+            raise DensekitError(
+                f"{where} has a class {name!r} that the model did not learn ({nearest(name, learned.names)}); "
+                f"rename it, or leave it out by the data set's option classes"
+            )
+    return Classes(learned.names, _ids(dict(zip(own.names, own.ids)), learned))
 
 
 def _ids(own: dict[str, int], learned: Classes) -> tuple[int, ...]:

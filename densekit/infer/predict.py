@@ -32,6 +32,10 @@ class Images(Protocol):
         """The image [H, W, C]."""
         ...
 
+    def image_id(self, index: int) -> int | str:
+        """What the results call it."""
+        ...
+
     def recoloured(self, image: Any) -> Any:
         """The same image in the colours of the evaluation."""
         ...
@@ -175,7 +179,7 @@ class _Predictor:
         except DensekitError as error:
             self.writer.files.skip(str(error))
             return None
-        return Seen(index + 1, self.images.paths[index], (height, width), image)
+        return Seen(self.images.image_id(index), self.images.paths[index], (height, width), image)
 
     def _skip_large(self, batch: Batch, row: int) -> None:
         height, width = batch.original_sizes[row].tolist()

@@ -113,6 +113,8 @@ class ImageFiles:
         classes: of the model.
         transforms: of the evaluation.
         read_image: how the files are read.
+        ids: of the images where a data set gives them; None numbers the files from 1.
+        sizes: [n, 2] (height, width) of the images where a data set gives them; they are then read as it reads them.
     """
 
     def __init__(
@@ -123,9 +125,12 @@ class ImageFiles:
         classes: Classes,
         transforms: Pipeline,
         read_image: ImageReader,
+        ids: Sequence[int | str] | None = None,
+        sizes: npt.NDArray[np.int64] | None = None,
     ) -> None:
         self.paths, self.task, self.classes = list(paths), task, classes
         self.transforms, self.read_image = transforms, read_image
+        self._ids, self._sizes = ids, sizes
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -134,9 +139,13 @@ class ImageFiles:
         """The image file at ``index``."""
         return self.paths[index]
 
+    def image_id(self, index: int) -> int | str:
+        """What the results call the image at ``index``."""
+        return index + 1 if self._ids is None else self._ids[index]
+
     def read(self, index: int) -> npt.NDArray[np.generic]:
-        """The untouched image [H, W, C], turned upright by its EXIF tag."""
-        return self.read_image(self.paths[index])
+        """The untouched image [H, W, C], turned upright by its EXIF tag, or as its given size asks for."""
+        return self.read_image(self.paths[index], size=self._size(index))
 
     def recoloured(self, image: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
         """An untouched image in the colours of the evaluation, at its own size."""
@@ -144,10 +153,17 @@ class ImageFiles:
 
     def sample(self, epoch: int, index: int) -> Sample:
         """One image, transformed as in evaluation; its id is its position in the list."""
-        image = self.read(index)
-        size = (int(image.shape[0]), int(image.shape[1]))
+        size = self._size(index)
+        if size is None:
+            image = self.read(index)
+            size = (int(image.shape[0]), int(image.shape[1]))
+        else:
+            image = self.read_image(self.paths[index], size=size, reduce=self.transforms.reduction(size))
         return self.transforms(Sample(image, id=index, original_size=size, seed=0), np.random.default_rng(0))
 
     def aspect_ratios(self) -> None:
         """Not known before the images are decoded."""
         return None
+
+    def _size(self, index: int) -> tuple[int, int] | None:
+        return None if self._sizes is None else (int(self._sizes[index, 0]), int(self._sizes[index, 1]))
