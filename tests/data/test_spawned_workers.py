@@ -20,6 +20,7 @@ from densekit.features.setup import plain_source
 from densekit.registry import DATASETS
 from densekit.types import Classes
 from tests import systems
+from tests.data.formats import folders
 from tests.tools import runs
 
 SPECS = [
@@ -36,6 +37,7 @@ def shapes(tmp_path_factory):
     for name, values in (("images", np.arange(96).reshape(6, 4, 4)), ("labels", np.arange(6) % 3)):
         head = struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape)
         (folder / f"{name}.gz").write_bytes(gzip.compress(head + values.astype(np.uint8).tobytes(), mtime=0))
+    label(folder / "labelled")
     return folder
 
 
@@ -48,7 +50,22 @@ def options(name, shapes):
         "masks": masks,
         "image_folder": {"images": f"{shapes}/folders/train"},
         "idx": {"images": f"{shapes}/images.gz", "labels": f"{shapes}/labels.gz"},
+        "yolo": {"folder": f"{shapes}/labelled"},
+        "voc": {"folder": f"{shapes}/labelled"},
+        "labelme": {"folder": f"{shapes}/labelled"},
+        "csv": {"boxes": f"{shapes}/labelled/boxes.csv"},
     }[name]
+
+
+def label(folder):
+    """Six images with one box each, in every format."""
+    for n in range(6):
+        folders.image(folder / f"images/{n}.jpg")
+        folders.text(folder / f"labels/{n}.txt", "0 .5 .5 .5 .5\n")
+        folders.xml(folder / f"Annotations/{n}.xml", f"{n}.jpg", [folders.xml_object("cell", (1, 1, 9, 9))])
+        shape = ("cell", "polygon", [[1, 1], [9, 1], [5, 9]])
+        folders.labelme(folder / f"json/{n}.json", f"../images/{n}.jpg", [shape])
+    folders.text(folder / "boxes.csv", "".join(f"{n}.jpg,1,1,9,9,cell\n" for n in range(6)))
 
 
 def same(a, b):

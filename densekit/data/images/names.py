@@ -38,7 +38,7 @@ def other_spellings(folder: Path, names: Sequence[str], *, outside: bool = False
     missing = _missing(folder, names, outside)
     if not missing:
         return {}
-    files = _Files(folder)
+    files = FileNames(_all_files(folder))
     candidates = {i: several for i in missing if (several := files.meant_by(names[i]))}
     common = _common_folder(candidates.values()) if len(candidates) == len(missing) else None
     found: dict[int, str] = {}
@@ -97,13 +97,13 @@ def _listing(folder: Path, place: str) -> frozenset[str]:
         return frozenset()
 
 
-class _Files:
-    """All files of a folder and its subfolders, by their folded names with and without ending."""
+class FileNames:
+    """Names of files, relative to a folder, by their folded last part with and without ending."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, names: Iterable[str]) -> None:
         self._by_name: defaultdict[str, list[str]] = defaultdict(list)
         self._by_stem: defaultdict[str, list[str]] = defaultdict(list)
-        for name in _all_files(folder):
+        for name in names:
             own = folded(name.rpartition("/")[2])
             self._by_name[own].append(name)
             stem, ending = os.path.splitext(own)

@@ -29,9 +29,13 @@ class CocoDataset:
         seed: of the run; every draw comes from (seed, epoch, index).
         channels: image channels to give.
         max_pixels: a larger image is refused before it is decoded.
+
+    Attributes:
+        ids_are_positions: a class is told by its name; its id says nothing beside it.
     """
 
     task: Task = "detection"
+    ids_are_positions: bool = False
 
     def __init__(
         self,

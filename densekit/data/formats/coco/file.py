@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import json
 import mmap
 import os
 from collections import Counter
@@ -48,12 +49,14 @@ class CocoFile:
         boxes: [A, 4] float64 (x, y, width, height), as the file has them.
         areas: [A] float64; width x height of the box where the file gives none.
         crowd: [A] bool.
-        segmentations: [A] int64, where in the file each segmentation stands; -1 for none. See ``segmentation``.
+        segmentations: [A] int64, where in the file (or in ``polygons``) each segmentation stands; -1 for none. See
+            ``segmentation``.
         notes: one line for each kind of value that is read although COCO would write it otherwise.
         dropped: one line for each rule that boxes were dropped by (``on_bad_box="drop"``).
         store: the cache file that the columns are mapped from, where there is one.
         parts: of several jsons that are one data set: each one's path, and where its text starts among the positions in
             ``segmentations``. ``path`` is then their common folder.
+        polygons: as JSON, of labels that are in no json; None: the segmentations are in ``path``.
     """
 
     path: Path
@@ -72,6 +75,7 @@ class CocoFile:
     dropped: tuple[str, ...] = ()
     store: Path | None = None
     parts: tuple[tuple[Path, int], ...] = ()
+    polygons: Strings | None = None
 
     def __len__(self) -> int:
         return len(self.file_names)
@@ -113,6 +117,8 @@ class CocoFile:
         at = int(self.segmentations[annotation])
         if at < 0:
             return None
+        if self.polygons is not None:
+            return json.loads(self.polygons[at])
         path, start = self._part(at)
         try:
             return read_segmentation(_mapped(path), at - start)
@@ -160,7 +166,7 @@ class CocoFile:
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process maps the same cache file and copies nothing."""
         if self.store is not None:
-            return _from_store, (self.path, self.store, self.dropped)
+            return read_store, (self.path, self.store, self.dropped)
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return _rebuilt, (fields,)
 
@@ -190,7 +196,7 @@ def open_coco(
     if not path.is_file():
         raise DensekitError(_missing(path))
     file = _opened(path, cache, labelled)
-    file = _with_good_boxes(file, on_bad_box)
+    file = with_good_boxes(file, on_bad_box)
     return file if classes is None else only_classes(file, classes)
 
 
@@ -211,14 +217,14 @@ def _opened(path: Path, cache: bool, labelled: bool) -> CocoFile:
     same_path = f"{path.stem}-{hashlib.blake2b(str(path.resolve()).encode()).hexdigest()[:12]}"
     store = folder / "coco" / f"{same_path}-{fingerprint(path, _VERSION)}.safetensors"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # absent or damaged: parse and write it anew
-        return _from_store(path, store, ())
+        return read_store(path, store)
     file = _from_columns(parse_coco(path))
     with contextlib.suppress(OSError):  # no room or no right to write: work without a cache
-        _write_store(file, store)
+        write_store(file, store)
         for old in store.parent.glob(f"{same_path}-*.safetensors"):
             if old != store:
                 old.unlink()
-        return _from_store(path, store, ())
+        return read_store(path, store)
     return file
 
 
@@ -271,9 +277,10 @@ _TEXT_COLUMNS = ("image_ids", "file_names", "annotation_ids")
 _COLUMNS = (*_TEXT_COLUMNS, "sizes", "first", "labels", "boxes", "areas", "crowd", "segmentations")
 
 
-def _write_store(file: CocoFile, store: Path) -> None:
+def write_store(file: CocoFile, store: Path) -> None:
+    """Write the columns of a file to a cache file; raises OSError."""
     columns: dict[str, npt.NDArray[Any]] = {}
-    for name in _COLUMNS:
+    for name in (*_COLUMNS, *(["polygons"] if file.polygons is not None else [])):
         column = getattr(file, name)
         if isinstance(column, Strings):
             columns |= {f"{name}.letters": column.letters, f"{name}.ends": column.ends}
@@ -283,7 +290,18 @@ def _write_store(file: CocoFile, store: Path) -> None:
     write_columns(store, columns, about)
 
 
-def _from_store(path: Path, store: Path, dropped: tuple[str, ...]) -> CocoFile:
+def read_store(path: Path, store: Path, dropped: tuple[str, ...] = ()) -> CocoFile:
+    """Map the columns of a cache file.
+
+    Args:
+        path: of the file that they were read from.
+        store: the cache file.
+        dropped: see ``CocoFile``.
+
+    Raises:
+        OSError: there is no cache file.
+        ValueError: it is damaged or of another version; likewise KeyError and TypeError.
+    """
     columns, about = map_columns(store)
     if about["version"] != _VERSION:
         raise ValueError("another version's cache")
@@ -291,7 +309,7 @@ def _from_store(path: Path, store: Path, dropped: tuple[str, ...]) -> CocoFile:
         name: Strings(columns[f"{name}.letters"], columns[f"{name}.ends"])
         if f"{name}.ends" in columns
         else columns[name]
-        for name in _COLUMNS
+        for name in (*_COLUMNS, *(["polygons"] if "polygons.ends" in columns else []))
     }
     classes = Classes(names=tuple(about["names"]), ids=tuple(about["ids"]))
     notes = tuple(about["notes"])
@@ -302,7 +320,8 @@ def _rebuilt(fields: dict[str, Any]) -> CocoFile:
     return CocoFile(**fields)
 
 
-def _with_good_boxes(file: CocoFile, on_bad_box: Literal["error", "drop"]) -> CocoFile:
+def with_good_boxes(file: CocoFile, on_bad_box: Literal["error", "drop"]) -> CocoFile:
+    """The same file, if its boxes keep the rules; else an error, or the file without those that do not."""
     defects = box_defects(file.boxes, file.sizes[file.owners])
     lines = []
     for code, mask in defects.items():
