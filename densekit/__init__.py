@@ -23,6 +23,7 @@ _PUBLIC = {
     "DensekitError": "densekit.errors",
     "FeatureStore": "densekit.features",
     "Level": "densekit.types",
+    "Predictor": "densekit.predictor",
     "build_model": "densekit.model",
     "load_checkpoint": "densekit.build:from_checkpoint",
     "load_config": "densekit.config:load",

@@ -40,6 +40,7 @@ LAYERS = {
     "features": 8,
     "build": 9,
     "inputs": 10,
+    "predictor": 10,
     "doctor": 10,
     "__main__": 11,
 }

@@ -15,6 +15,7 @@ def test_the_public_surface_is_small_and_every_name_of_it_exists():
         "FeatureStore",
         "HEADS",
         "Level",
+        "Predictor",
         "__version__",
         "build_model",
         "load_checkpoint",

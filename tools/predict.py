@@ -52,14 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     window.add_argument("--probabilities", action="store_true", help="write class probabilities (.npy, float16) too")
     args = parser.parse_intermixed_args(argv)
 
-    from densekit import build, inputs
+    from densekit import inputs
     from densekit.config import is_set
     from densekit.engine import distributed
     from densekit.engine.guard import Stop
-    from densekit.infer.augmented import FLIPS
-    from densekit.infer.predict import Options, predict_images
     from densekit.infer.writers import make_writer
-    from densekit.precision import settle_precision
+    from densekit.predictor import Predictor
 
     world = distributed.join(args.device)
     if world.size > 1:
@@ -68,29 +66,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     files = [text for text in args.inputs if not is_override(text)]
     overrides = [text for text in args.inputs if is_override(text)]
-    model, config = build.from_checkpoint(args.checkpoint, overrides)
-    asked = is_set("train.precision", overrides)
-    precision, notes = settle_precision(config.train.precision, world.device, asked=asked)
+    predictor = Predictor(
+        args.checkpoint,
+        overrides,
+        device=str(world.device),
+        window=args.window,
+        overlap=0.25 if args.overlap is None else args.overlap,
+        flips=args.flips,
+        scales=args.scales,
+    )
+    model, config = predictor.model, predictor.config
     refuse_without_effect(
         ("--score", args.score is not None and model.task != "detection", "detectors"),
         ("--probabilities", args.probabilities and model.task != "segmentation", "segmenters"),
         ("--overlap", args.overlap is not None and args.window is None, "--window"),
         ("--batch", args.batch is not None and args.window is not None, "images as a whole, not for --window"),
     )
-    options = Options(
-        precision,
-        args.window,
-        0.25 if args.overlap is None else args.overlap,
-        FLIPS if args.flips else ("none",),
-        tuple(args.scales),
-    )
-    options.check(model)
     if args.annotations is None:
         images, left_out = inputs.image_files(config, model, files)
     else:
         images, left_out = inputs.annotated_files(config, model, files, args.annotations)
         model.classes = images.classes  # the same unless names were matched: then in the ids of the json
-    say("\n".join([*notes, *left_out]) or None)
+    say("\n".join([*predictor.notes, *left_out]) or None)
     writer = make_writer(
         model.task,
         model.classes,
@@ -103,9 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     on_bad_image = config.data.on_bad_image if is_set("data.on_bad_image", overrides) else "skip"
     size = 1 if args.window else args.batch or 8
     batches = inputs.image_batches(config, images, world, batch_size=size, on_bad_image=on_bad_image)
-    model = model.to(world.device)
     with writer, Stop(world) as stop:
-        predict_images(model, track(batches, "predicting", len(batches)), images, writer, options, stop.here)
+        predictor.write(track(batches, "predicting", len(batches)), images, writer, stop.here)
     say(writer.summary())
     say(writer.files.skipped_summary(len(images)))
     if stop.here():

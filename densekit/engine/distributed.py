@@ -46,7 +46,7 @@ def join(device: str | None = None) -> World:
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank, local = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    where = _device(device, local_rank)
+    where = find_device(device, local_rank)
     if where.type == "cuda":
         torch.cuda.set_device(where)
     elif where.type == "cpu":
@@ -63,10 +63,18 @@ def join(device: str | None = None) -> World:
     return World(rank, size, local, where)
 
 
-def _device(asked: str | None, local_rank: int) -> torch.device:
+def find_device(asked: str | None, local_rank: int = 0) -> torch.device:
+    """The device of a name; see ``join``.
+
+    Raises:
+        DensekitError: it is not there.
+    """
     if asked is None:
         asked = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(asked)
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        raise DensekitError(f"there is no device {asked!r}; use cpu, cuda, cuda:1 or mps") from None
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", local_rank)
     there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(device.type, 1)

@@ -1,32 +1,36 @@
-"""Predictions on images without annotations."""
+"""Predictions on images without annotations: batches in, one result an image out."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 
 from densekit.errors import DensekitError
 from densekit.infer.augmented import Flip, check_augmentation, is_plain, predict_augmented
+from densekit.infer.results import BoxResult, ClassResult, MaskResult, Seen, result_of
 from densekit.infer.sliding_window import segment_image
-from densekit.infer.writers import MaskWriter, Seen, Writer
+from densekit.infer.writers import Writer
 from densekit.memory import is_out_of_memory
 from densekit.model import DenseModel
-from densekit.packed import packed
-from densekit.precision import DTYPES, Precision, autocast
+from densekit.precision import Precision, autocast
 from densekit.types import Batch, Detections, Predictions
 
 Result = TypeVar("Result")
 
 
 class Images(Protocol):
-    """A list of files that can be read one by one, untouched."""
+    """Images that can be read one by one, untouched."""
 
-    paths: Sequence[Path]
+    @property
+    def paths(self) -> Sequence[Path | None]:
+        """Their files; None for one that came as pixels."""
+        ...
 
     def read(self, index: int) -> Any:
         """The image [H, W, C]."""
@@ -73,36 +77,52 @@ class Options:
             )
 
 
-@torch.inference_mode()
+@dataclasses.dataclass(frozen=True, slots=True)
+class Skipped:
+    """An image without a result.
+
+    Attributes:
+        index: of the image.
+        line: says which it is, and why.
+    """
+
+    index: int
+    line: str
+
+
+Outcome = BoxResult | MaskResult | ClassResult | Skipped
+
+
 def predict_images(
-    model: DenseModel,
+    predict: BatchPredictor,
     batches: Iterable[Batch],
     images: Images,
     writer: Writer,
-    options: Options,
     stopping: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Predict images and hand each one's predictions to the writer, in the order of the batches.
+    """Predict images and hand each one's result to the writer, in the order of the batches.
 
     An image that can't be read, on which alone memory runs out, or for which the model's numbers are not finite, is
     skipped: ``writer.files.skipped`` says which, and why.
 
     Args:
-        model: in evaluation mode, on its device.
+        predict: see ``BatchPredictor``.
         batches: of the images, ids are positions in the list.
         images: the untouched files, read again for the pictures and for sliding windows.
-        writer: takes the predictions.
-        options: how to predict.
+        writer: takes the results.
         stopping: asked behind each batch: whether to leave the rest.
 
     Raises:
         DensekitError: not one image could be predicted, or the disk is full.
     """
-    predictor = _Predictor(packed(model, DTYPES[options.precision]), images, writer, options)
     for batch in batches:
         for line in batch.skipped:
             writer.files.skip(line)
-        predictor.take(batch)
+        for outcome in predict(batch, images, pixels=writer.pictures, probabilities=writer.probabilities):
+            if isinstance(outcome, Skipped):
+                writer.files.skip(outcome.line)
+            else:
+                writer.add(outcome)
         if stopping():
             return
     if writer.files.skipped and not writer.files.count:
@@ -110,27 +130,41 @@ def predict_images(
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Predictor:
-    """Predicts batch by batch."""
+class BatchPredictor:
+    """Predicts batch by batch; an image's result does not depend on its batch.
+
+    Attributes:
+        model: in evaluation mode, on its device, packed for the precision.
+        options: how to predict.
+    """
 
     model: DenseModel
-    images: Images
-    writer: Writer
     options: Options
 
-    def take(self, batch: Batch) -> None:
-        """Predict a batch; image by image where they don't fit into memory together."""
+    def __call__(
+        self, batch: Batch, images: Images, *, pixels: bool = False, probabilities: bool = False
+    ) -> Iterator[Outcome]:
+        """A result an image, in the order of the batch; image by image where memory does not suffice for all together.
+
+        Args:
+            batch: ids are positions in ``images``.
+            images: that the batch was made of.
+            pixels: read each one now, so that one that can't be read any more is skipped; else when it is drawn.
+            probabilities: segmentation: keep them.
+        """
         if self.options.window is not None:
             for row in range(len(batch.ids)):
-                self._by_window(batch, row)
+                yield self._by_window(batch, row, images, probabilities)
         elif (predictions := _if_it_fits(lambda: self._predict(batch))) is not None:
-            self._hand_over(batch, predictions)
+            for row in range(len(batch.ids)):
+                yield self._outcome(batch, row, images, predictions, pixels, probabilities)
         elif len(batch.ids) == 1:
-            self._skip_large(batch, 0)
+            yield self._too_large(batch, 0, images)
         else:
             for row in range(len(batch.ids)):
-                self.take(_image_of(batch, row))
+                yield from self(_image_of(batch, row), images, pixels=pixels, probabilities=probabilities)
 
+    @torch.inference_mode()
     def _predict(self, batch: Batch) -> Predictions:
         device = self.model.mean.device
         with autocast(self.options.precision, device):
@@ -139,54 +173,63 @@ class _Predictor:
                 return predict_augmented(self.model, batch.to(device), flips=flips, scales=scales)
             return self.model.predict(batch.to(device))
 
-    def _hand_over(self, batch: Batch, predictions: Predictions) -> None:
-        for row, index in enumerate(int(i) for i in batch.ids):
-            if not _finite(predictions, row):
-                name = self.images.paths[index]
-                self.writer.files.skip(f"{name}: the model's numbers are not finite; try train.precision=fp32")
-            elif (seen := self._seen(batch, row, pixels=self.writer.pictures)) is not None:
-                self.writer.add(seen, predictions, row)
+    def _outcome(
+        self, batch: Batch, row: int, images: Images, predictions: Predictions, pixels: bool, probabilities: bool
+    ) -> Outcome:
+        seen = _seen(batch, row, images, pixels)
+        if isinstance(seen, Skipped):
+            return seen
+        if not _finite(predictions, row):
+            line = f"{seen.name}: the model's numbers are not finite; try train.precision=fp32"
+            return Skipped(int(batch.ids[row]), line)
+        return result_of(seen, self.model.classes, predictions, row, probabilities=probabilities)
 
-    def _by_window(self, batch: Batch, row: int) -> None:
+    def _by_window(self, batch: Batch, row: int, images: Images, probabilities: bool) -> Outcome:
         """Segment a file at its own resolution by a sliding window, with bounded memory."""
         assert self.options.window is not None
-        assert isinstance(self.writer, MaskWriter)
-        if (seen := self._seen(batch, row, pixels=True)) is None:
-            return
+        seen = _seen(batch, row, images, pixels=True)
+        if isinstance(seen, Skipped):
+            return seen
         segment = functools.partial(
             segment_image,
             self.model,
-            self.images.recoloured(seen.pixels),
+            images.recoloured(seen.look()),
             window=self.options.window,
             overlap=self.options.overlap,
             flips=self.options.flips,
             scales=self.options.scales,
-            probabilities=self.writer.probabilities,
+            probabilities=probabilities,
         )
         with autocast(self.options.precision, self.model.mean.device):
             found = _if_it_fits(segment)
         if found is None:
-            self._skip_large(batch, row)
-        else:
-            self.writer.add_mask(seen, found.mask, found.probabilities)
+            return self._too_large(batch, row, images)
+        return MaskResult(seen, self.model.classes, found.mask, found.probabilities)
 
-    def _seen(self, batch: Batch, row: int, *, pixels: bool) -> Seen | None:
-        """An image of a batch for the writer; None, and noted, where its file can't be read any more."""
-        index = int(batch.ids[row])
-        height, width = batch.original_sizes[row].tolist()
-        try:
-            image = self.images.read(index) if pixels else None
-        except DensekitError as error:
-            self.writer.files.skip(str(error))
-            return None
-        return Seen(self.images.image_id(index), self.images.paths[index], (height, width), image)
-
-    def _skip_large(self, batch: Batch, row: int) -> None:
+    def _too_large(self, batch: Batch, row: int, images: Images) -> Skipped:
         height, width = batch.original_sizes[row].tolist()
         segments = self.model.task == "segmentation"
         remedy = "lower --window, or give one" if segments else "set a smaller size in data.eval_transforms"
-        name = self.images.paths[int(batch.ids[row])]
-        self.writer.files.skip(f"{name}: out of memory on this image of {width} x {height} alone; {remedy}")
+        index = int(batch.ids[row])
+        name = _name(images, index)
+        return Skipped(index, f"{name}: out of memory on this image of {width} x {height} alone; {remedy}")
+
+
+def _seen(batch: Batch, row: int, images: Images, pixels: bool) -> Seen | Skipped:
+    """An image of a batch; skipped where its pixels are asked for and its file can't be read any more."""
+    index = int(batch.ids[row])
+    height, width = batch.original_sizes[row].tolist()
+    look = functools.partial(images.read, index)
+    if pixels:
+        try:
+            look = functools.partial(np.asarray, images.read(index))
+        except DensekitError as error:
+            return Skipped(index, str(error))
+    return Seen(images.image_id(index), images.paths[index], (height, width), look)
+
+
+def _name(images: Images, index: int) -> str:
+    return str(images.paths[index] or f"image {images.image_id(index)}")
 
 
 def _if_it_fits(make: Callable[[], Result]) -> Result | None:

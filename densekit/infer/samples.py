@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import numpy.typing as npt
 import torch
 
 from densekit.data.loading.batching import collate
-from densekit.infer.writers import Seen, make_writer
+from densekit.infer.results import Seen, result_of
+from densekit.infer.writers import make_writer
 from densekit.model import DenseModel
 from densekit.show.drawing import Image, draw_boxes, drawable, enlarged, side_by_side, write_picture
 from densekit.show.drawing_masks import overlay
@@ -48,7 +50,8 @@ def draw_samples(model: DenseModel, data: Dataset, out: Path, count: int) -> Non
             predictions = model.predict(batch.to(device))
             name = Path(str(sample.id)).with_suffix("").name
             size = (int(sample.image.shape[0]), int(sample.image.shape[1]))
-            stem = writer.add(Seen(sample.id, Path(f"{name}.png"), size, None), predictions, 0)
+            seen = Seen(sample.id, Path(f"{name}.png"), size, functools.partial(np.asarray, sample.image))
+            stem = writer.add(result_of(seen, model.classes, predictions, 0))
             picture = side_by_side(panels(sample, predictions, model.classes))
             write_picture(out / "pictures" / f"{stem}.jpg", picture)
 

@@ -258,15 +258,15 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_whole_files(checkpoints, pho
 
 
 def test_a_stop_ends_after_the_batch_and_keeps_what_is_finished(checkpoints, photos, tmp_path, monkeypatch):
-    real, calls = predict._Predictor.take, []
+    real, calls = predict.BatchPredictor.__call__, []
 
-    def take(self, batch):
+    def called(self, batch, *arguments, **options):
         calls.append(batch)
         if len(calls) == 2:
             os.kill(os.getpid(), signal.SIGINT)
-        real(self, batch)
+        return real(self, batch, *arguments, **options)
 
-    monkeypatch.setattr(predict._Predictor, "take", take)
+    monkeypatch.setattr(predict.BatchPredictor, "__call__", called)
     arguments = (photos, "--out", tmp_path / "out", "--batch", 2)
     printed = predicted(checkpoints["detection"], *arguments, code=console.INTERRUPTED)
     assert "stopped: 4 of 5 images are done" in printed
