@@ -118,3 +118,12 @@ def test_a_file_that_is_not_there_is_still_an_error_at_its_image(windows):
     assert np.array_equal(data.sample(0, 0).image[0, 0], [0, 7, 9])
     with pytest.raises(DensekitError, match="there is no such image"):
         data.sample(0, 1)
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd"])
+def test_a_name_that_leaves_the_folder_and_is_no_file_in_it_is_refused(windows, name):
+    content = json.loads((windows / "a.json").read_text())
+    content["images"][1]["file_name"] = name
+    (windows / "a.json").write_text(json.dumps(content))
+    with pytest.raises(DensekitError, match=f"file_name '{name}' leaves the image folder"):
+        CocoDataset(windows / "images", file=open_coco(windows / "a.json"))

@@ -49,7 +49,8 @@ def image_ids(rows: CocoRows) -> Iterator[Defect]:
 def file_names(rows: CocoRows) -> Iterator[Defect]:
     """Names that leave the folder, and names that two entries share."""
     for image in rows.images:
-        if leaves_folder(image.file_name) or (rows.folder is not None and rows.place(image) is None):
+        leaves = leaves_folder(image.file_name) and image.row not in rows.spelled
+        if leaves or (rows.folder is not None and rows.place(image) is None):
             message = f"image {image.id!r}: file_name {image.file_name!r} leaves the image folder{_found(rows, image)}"
             yield image_defect(rows, image, "name_leaves_folder", message)
     twice = {image.row for _, image in _repeated((i.id, i) for i in rows.images)}

@@ -34,9 +34,7 @@ def locate(rows: CocoRows, folder: Path | None) -> CocoRows:
     if folder is not None:
         found = other_spellings(folder, [image.file_name for image in rows.images], outside=True)
         rows.spelled = {rows.images[i].row: name for i, name in found.items()}
-    rows.defects += [
-        _name_defect(rows, i) for i in rows.images if i.row in rows.spelled and not leaves_folder(i.file_name)
-    ]
+    rows.defects += [_name_defect(rows, i) for i in rows.images if i.row in rows.spelled]
     _read_sizes(rows)
     return rows
 

@@ -39,6 +39,7 @@ class CategoryRow(msgspec.Struct, gc=False):
 
     id: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
     name: str
+    supercategory: Any = None
 
 
 class AnnotationRow(msgspec.Struct, gc=False):
@@ -70,11 +71,12 @@ class ImageColumns:
 
 @dataclasses.dataclass(slots=True)
 class CategoryColumns:
-    """The ``categories`` of a file, in file order; ``odd`` as for images."""
+    """The ``categories`` of a file, in file order; ``odd`` as for images, ``parents`` is None where there is none."""
 
     ids: list[int]
     names: list[str]
     odd: list[str]
+    parents: list[Any]
 
 
 @dataclasses.dataclass(slots=True)
@@ -121,7 +123,8 @@ def image_columns(rows: list[ImageRow], odd: list[str], *_: Any) -> ImageColumns
 def category_columns(rows: list[CategoryRow], odd: list[str], *_: Any) -> CategoryColumns:
     """Columns of rows; a category whose name is empty is called by its id, as one without a name is."""
     empty = [NAME_FROM_ID] * sum(not r.name for r in rows)
-    return CategoryColumns([r.id for r in rows], [r.name or str(r.id) for r in rows], [*odd, *empty])
+    names = [r.name or str(r.id) for r in rows]
+    return CategoryColumns([r.id for r in rows], names, [*odd, *empty], [r.supercategory for r in rows])
 
 
 def annotation_columns(rows: list[AnnotationRow], odd: list[str], piece: bytes, at: int) -> AnnotationColumns:

@@ -30,7 +30,7 @@ from densekit.types import Classes, DensekitError, nearest
 CACHE_FROM = 1 << 22
 """Size in bytes from which on a file's columns are cached; smaller ones are parsed faster than a cache is kept tidy."""
 
-_VERSION = "densekit-coco-2"
+_VERSION = "densekit-coco-3"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -234,6 +234,10 @@ def _from_columns(columns: CocoColumns, labelled: bool = True) -> CocoFile:
     annotations, order = columns.annotations, np.argsort(images, kind="stable")
     ids, names = columns.categories.ids, columns.categories.names
     by_id = np.argsort(np.array(ids, np.int64), kind="stable")
+    heading = _heading(columns)
+    by_id = by_id[by_id != heading]
+    rank = np.full(len(ids), -1)
+    rank[by_id] = np.arange(len(by_id))
     classes = Classes.named_in(columns.path, (names[i] for i in by_id), (ids[i] for i in by_id))
     boxes, areas = annotations.boxes[order], annotations.areas[order]
     with np.errstate(all="ignore"):
@@ -246,19 +250,32 @@ def _from_columns(columns: CocoColumns, labelled: bool = True) -> CocoFile:
         sizes=np.stack((columns.images.heights, columns.images.widths), 1),
         first=np.concatenate(([0], np.cumsum(np.bincount(images, minlength=len(columns.images.ids))))),
         annotation_ids=_packed(annotations.ids, order),
-        labels=np.argsort(by_id, kind="stable")[categories[order]],
+        labels=rank[categories[order]],
         boxes=boxes,
         areas=areas,
         crowd=annotations.crowd[order] == 1,
         segmentations=annotations.segmentations[order],
-        notes=_notes(columns),
+        notes=_notes(columns, heading),
     )
 
 
-def _notes(columns: CocoColumns) -> tuple[str, ...]:
-    """How often each kind of odd value was read."""
+def _heading(columns: CocoColumns) -> int:
+    """Position of the category 0 that Roboflow writes: the supercategory of all others, without objects; -1: none."""
+    categories = columns.categories
+    at = categories.ids.index(0) if 0 in categories.ids else -1
+    others = [parent for i, parent in enumerate(categories.parents) if i != at]
+    unused = 0 not in columns.annotations.category_ids
+    return at if at >= 0 and unused and others and set(map(str, others)) == {categories.names[at]} else -1
+
+
+def _notes(columns: CocoColumns, heading: int) -> tuple[str, ...]:
+    """How often each kind of odd value was read, and what was left out."""
+    told = []
+    if heading >= 0:
+        name = repr(columns.categories.names[heading])
+        told = [f"{columns.path}: category 0, {name}, is the heading of the others and has no objects: it is left out"]
     odd = Counter([*columns.images.odd, *columns.categories.odd, *columns.annotations.odd])
-    return tuple(f"{columns.path}: {count} {words}" for words, count in odd.items())
+    return (*told, *(f"{columns.path}: {count} {words}" for words, count in odd.items()))
 
 
 def _packed_images(path: Path, ids: Ids) -> npt.NDArray[np.int64] | Strings:

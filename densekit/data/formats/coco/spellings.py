@@ -45,6 +45,7 @@ class AnyCategory(msgspec.Struct, gc=False):
 
     id: Any = UNSET
     name: Any = UNSET
+    supercategory: Any = None
 
 
 class AnyAnnotation(msgspec.Struct, gc=False):
@@ -72,7 +73,7 @@ def image_row(row: AnyImage, odd: list[str]) -> ImageRow:
 def category_row(row: AnyCategory, odd: list[str]) -> CategoryRow:
     """The category that an entry stands for."""
     number = whole_of(row.id, "id", odd)
-    return CategoryRow(number, category_name_of(row.name, number, odd))
+    return CategoryRow(number, category_name_of(row.name, number, odd), row.supercategory)
 
 
 def annotation_row(row: AnyAnnotation, odd: list[str]) -> AnnotationRow:

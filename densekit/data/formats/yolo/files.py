@@ -117,7 +117,7 @@ def _existing(line: str, *folders: Path) -> Path | None:
 
 
 def is_label(path: Path) -> bool:
-    """Whether the head of a text file is that of a label file: numbers, five or more a line; or nothing."""
+    """Whether the head of a text file is that of a label file: lines of numbers, a class first; or nothing."""
     with path.open("rb") as file:
         head = file.read(_HEAD)
     lines = head.splitlines()[: 3 if len(head) < _HEAD else 1]
@@ -125,7 +125,7 @@ def is_label(path: Path) -> bool:
         rows = [[float(word) for word in line.split()] for line in lines if line.strip()]
     except ValueError:
         return False
-    return all(len(row) >= 5 and row[0] >= 0 and row[0] == int(row[0]) for row in rows)
+    return all(len(row) >= 2 and row[0] >= 0 and row[0] == int(row[0]) for row in rows)
 
 
 def yaml_of(folder: Path) -> Path | None:
