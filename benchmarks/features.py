@@ -62,9 +62,9 @@ LEAST_CORRELATION = 0.95
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--images", type=int, help="how many (512; 192 with --short)")
+    parser.add_argument("--images", type=int, help="how many (512; 64 with --short)")
     args = parser.parse_args()
-    count, device = args.images or (192 if args.short else 512), device_of(args)
+    count, device = args.images or (64 if args.short else 512), device_of(args)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         generate(folder / "images", count)

@@ -27,10 +27,12 @@ def test_the_readmes_table_of_backbones_is_the_registrys():
     list_parts = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(list_parts)
     from densekit.backbones.describe import family_table
+    from densekit.backbones.resnet import VARIANTS
 
     table = re.search(r"<!-- begin own backbones.*?-->\n(.*?)<!-- end own backbones -->", TEXT, re.S).group(1)
     rows = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in table.strip().splitlines()[2:]]
     assert rows == [[str(cell) for cell in row] for row in family_table()]
+    assert [row[0] for row in rows] == [v.name for v in VARIANTS]
 
 
 @pytest.mark.parametrize("registry", [HEADS, DATASETS], ids=lambda r: r.kind)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from densekit.backbones import resnet
 from densekit.backbones.describe import describe, family_table
 from densekit.backbones.resnet import VARIANTS
 from densekit.errors import DensekitError
@@ -70,9 +71,11 @@ def test_describing_leaves_the_network_as_it_was():
     assert net.conv1.weight.device.type == "cpu"
 
 
-def test_the_family_table_has_every_variant():
+def test_the_family_table_has_a_row_for_each_variant(monkeypatch):  # of all of them: tests/test_readme.py
+    some = [v for v in VARIANTS if v.name in ("resnet20", "resnet50")]
+    monkeypatch.setattr(resnet, "VARIANTS", some)
     rows = family_table((1, 3, 32, 32))
-    assert [row[0] for row in rows] == [v.name for v in VARIANTS]
+    assert [row[0] for row in rows] == [v.name for v in some]
     assert ["resnet50", "32 x 32", "23.51"] in [row[:3] for row in rows]
 
 

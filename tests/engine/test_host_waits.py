@@ -119,7 +119,7 @@ def test_the_scale_of_fp16_is_found_without_a_value_read(no_values):
 def test_losses_and_their_gradients_compile_without_a_graph_break(head, options, kind):
     torch._dynamo.reset()
     gradients = []
-    model, batch = model_on(CPU, head, options, "resnet18"), batch_on(CPU, kind)
+    model, batch = model_on(CPU, head, options), batch_on(CPU, kind)
     for run in (torch.compile(model, fullgraph=True, backend="aot_eager"), model):
         torch.manual_seed(0)  # dropout draws the same
         model.zero_grad(set_to_none=True)
