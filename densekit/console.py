@@ -96,12 +96,13 @@ def end_children() -> None:
         child.kill()
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """An argparse type: a whole number from ``least`` on."""
+def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
+    """An argparse type: a whole number from ``least`` on, or to ``most``."""
+    rule = f"of at least {least}" if most is None else f"from {least} to {most}"
 
     def number(text: str) -> int:
-        if not text.removeprefix("-").isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, not {text!r}")
+        if not text.removeprefix("-").isdecimal() or int(text) < least or (most is not None and int(text) > most):
+            raise argparse.ArgumentTypeError(f"must be a whole number {rule}, not {text!r}")
         return int(text)
 
     return number

@@ -48,7 +48,14 @@ def test_the_types_of_numbers_take_their_limits():
     assert at_least(0)("0") == 0
     assert at_least(1)("12") == 12
     assert (share("0"), share("1"), share("2.5e-1")) == (0, 1, 0.25)
-    for kind, text in ((at_least(1), "0"), (at_least(0), "-1"), (at_least(0), "1.5"), (share, "x"), (share, "-0.1")):
+    for kind, text in (
+        (at_least(1), "0"),
+        (at_least(0, 8), "9"),
+        (at_least(0), "-1"),
+        (at_least(0), "1.5"),
+        (share, "x"),
+        (share, "-0.1"),
+    ):
         with pytest.raises(Exception, match="must be"):
             kind(text)
 
