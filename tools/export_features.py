@@ -51,7 +51,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--seed", type=at_least(0), help="for --backbone: of weights that no file gives (0)")
     add("--batch", dest="batch_size", metavar="N", type=at_least(1), default=8, help="images at once (8)")
     add("--shard-images", type=at_least(1), help="images a shard (default: about 64 MB a shard)")
-    add("--workers", type=at_least(0, 1024), help="that decode: threads; processes on a GPU (default: the cores, at most 8)")
+    add("--workers", type=at_least(0, 1024), help="threads (GPU: processes) that decode (default: cores, at most 8)")
     add("--device", choices=DEVICES, help="default: cuda where there is one, else cpu")
     add("--verify", action="store_true", help="read every shard and make damaged ones again")
     return parser
