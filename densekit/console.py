@@ -32,6 +32,9 @@ _REMEDIES = {
 DEVICES = ("cpu", "cuda", "mps")
 """What ``--device`` takes; ``mps`` is the GPU of a Mac."""
 
+RESULT_FORMATS = ("coco", "csv", "yolo", "voc", "labelme")
+"""What ``predict.py --formats`` takes."""
+
 INTERRUPTED = 130
 """Exit code of a run that was asked to stop: 128 + SIGINT."""
 

@@ -2,13 +2,16 @@
 
     python tools/predict.py runs/bccd/best.pt photos/ extra/*.jpg --out predictions
 
-Images are files, folders or globs. A detector writes predictions.json (COCO result format, in the data set's own
-category ids), predictions.csv and pictures/ with the boxes drawn; a segmenter writes masks/ (class-index PNG) and
-pictures/ (overlays); a classifier writes predictions.json and predictions.csv. images.json names the image behind each
-image id. Images are resized as in the checkpoint's evaluation and everything comes back in the pixels of the file.
+Images are files, folders, globs, or lists of files (.txt, one a line). A detector writes predictions.json (COCO result
+format, in the data set's own category ids), predictions.csv and pictures/ with the boxes drawn; a segmenter writes
+masks/ (class-index PNG) and pictures/ (overlays); a classifier writes predictions.json and predictions.csv. images.json
+names the image behind each image id. Images are resized as in the checkpoint's evaluation and everything comes back in
+the pixels of the file.
 
 With --annotations a.json the results have that data set's own image ids, so that pycocotools or a test server scores
 predictions.json as it is: all images that the json names are predicted, from the one folder given.
+
+--formats yolo voc labelme writes boxes of at least --score as label files, for annotation tools to start from.
 
 An image that can't be read or predicted is skipped, named at the end and in skipped.txt; the exit code is then 3
 (data.on_bad_image=error stops at it). Ctrl-C ends after the batch, and what was predicted is on disk.
@@ -23,6 +26,7 @@ from pathlib import Path
 from densekit.console import (
     DEVICES,
     INTERRUPTED,
+    RESULT_FORMATS,
     SKIPPED,
     at_least,
     refuse_without_effect,
@@ -40,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("inputs", nargs="+", metavar="IMAGES", help="files, folders, globs; key.path=value overrides")
     parser.add_argument("--annotations", type=Path, metavar="JSON", help="COCO json of the images: results in its ids")
     parser.add_argument("--out", type=Path, default=Path("predictions"), help="folder to write (default: predictions)")
-    parser.add_argument("--score", type=share, help="detection: lowest score that is drawn (default: 0.5)")
+    parser.add_argument("--score", type=share, help="detection: lowest score in pictures and labels (default: 0.5)")
+    parser.add_argument("--formats", nargs="+", choices=RESULT_FORMATS, help="detection (default: coco csv)")
     parser.add_argument("--no-pictures", action="store_true", help="write numbers only")
     parser.add_argument("--batch", type=at_least(1), help="images per batch (default: 8)")
     parser.add_argument("--device", choices=DEVICES, help="default: cuda where there is one, else cpu")
@@ -78,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model, config = predictor.model, predictor.config
     refuse_without_effect(
         ("--score", args.score is not None and model.task != "detection", "detectors"),
+        ("--formats", args.formats is not None and model.task != "detection", "detectors"),
         ("--probabilities", args.probabilities and model.task != "segmentation", "segmenters"),
         ("--overlap", args.overlap is not None and args.window is None, "--window"),
         ("--batch", args.batch is not None and args.window is not None, "images as a whole, not for --window"),
@@ -95,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         score=0.5 if args.score is None else args.score,
         pictures=not args.no_pictures,
         probabilities=args.probabilities,
+        formats=args.formats or ("coco", "csv"),
     )
     # What the config says of bad images is meant for training; here only a word on the command line stops at one.
     on_bad_image = config.data.on_bad_image if is_set("data.on_bad_image", overrides) else "skip"

@@ -27,7 +27,7 @@ process loses are the images since the last one."""
 SHOWN = 20
 """Skipped images that are listed on the terminal."""
 
-FOLDERS = ("masks", "pictures", "probabilities")
+FOLDERS = ("masks", "pictures", "probabilities", "labels", "voc", "labelme")
 """Folders of a prediction that hold a file an image."""
 
 
@@ -97,19 +97,20 @@ class GrowingFile:
 
 
 class ResultFiles:
-    """``predictions.json``, ``predictions.csv``, ``images.json``, and ``skipped.txt`` where images were skipped.
+    """``images.json``; ``predictions.json`` and ``predictions.csv`` where asked for; ``skipped.txt`` where needed.
 
     A context: it publishes what was added when it ends, by an error too.
 
     Args:
         out: the folder.
-        columns: of the CSV file; None: ``images.json`` alone.
+        columns: of the CSV file; None: there is none.
+        rows: whether there is ``predictions.json``.
 
     Raises:
         DensekitError: the folder can't be written.
     """
 
-    def __init__(self, out: Path, columns: Sequence[str] | None) -> None:
+    def __init__(self, out: Path, columns: Sequence[str] | None, *, rows: bool = True) -> None:
         if out.exists() and not out.is_dir():
             raise DensekitError(f"--out {out} is a file; give a folder")
         self._claim = only_process(out)
@@ -119,8 +120,9 @@ class ResultFiles:
             remove_leftovers(out / folder)
         self.out, self.count, self.skipped = out, 0, list[str]()
         self._rows = self._table = None
-        if columns is not None:
+        if rows:
             self._rows = GrowingFile(out / "predictions.json", start="[\n", between=",\n", end="\n]\n")
+        if columns is not None:
             self._table = GrowingFile(out / "predictions.csv", start=_csv([columns]))
         # Published last: an image that stands there has its predictions in the others.
         self._images = GrowingFile(out / "images.json", start="[\n", between=",\n", end="\n]\n")
@@ -157,8 +159,9 @@ class ResultFiles:
         Raises:
             DensekitError: the disk is full; what was published stays.
         """
-        if self._rows is not None and self._table is not None:
+        if self._rows is not None:
             self._rows.add([json.dumps(row) for row in rows])
+        if self._table is not None:
             self._table.add([_csv(table)])
         self._images.add([json.dumps(image)])
         self.count += 1

@@ -6,13 +6,15 @@ data set were given.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
-from densekit.files import printable, whole_file
+from densekit.files import printable, whole_file, write_text
+from densekit.infer.label_files import LABEL_FORMATS
 from densekit.infer.result_files import ResultFiles, unique_stem
 from densekit.infer.results import BoxResult, ClassResult, MaskResult, Result, Seen
 from densekit.show.drawing import write_picture
@@ -49,7 +51,14 @@ class Writer:
 
 
 def make_writer(
-    task: Task, classes: Classes, out: Path, *, score: float = 0.5, pictures: bool = True, probabilities: bool = False
+    task: Task,
+    classes: Classes,
+    out: Path,
+    *,
+    score: float = 0.5,
+    pictures: bool = True,
+    probabilities: bool = False,
+    formats: Sequence[str] = ("coco", "csv"),
 ) -> Writer:
     """The writer of a task.
 
@@ -57,27 +66,32 @@ def make_writer(
         task: of the head.
         classes: of the model.
         out: folder to write.
-        score: lowest score of a box that is drawn (all are written).
+        score: lowest score of a box that is drawn or written as a label (COCO results and CSV have all).
         pictures: draw at all.
         probabilities: segmentation: also write them, [K, H, W] float16 ``.npy``.
+        formats: detection: ``coco``, ``csv``, and those of ``label_files.py``.
 
     Raises:
         DensekitError: the folder can't be written, or another process writes there.
     """
     if task == "detection":
-        return BoxWriter(out, score=score, pictures=pictures)
+        return BoxWriter(classes, out, score=score, pictures=pictures, formats=formats)
     if task == "segmentation":
         return MaskWriter(classes, out, pictures=pictures, probabilities=probabilities)
     return ClassWriter(classes, out)
 
 
 class BoxWriter(Writer):
-    """``predictions.json`` (COCO results), ``predictions.csv``, ``pictures/``."""
+    """``predictions.json`` (COCO results), ``predictions.csv``, a folder of labels a format, ``pictures/``."""
 
-    def __init__(self, out: Path, *, score: float, pictures: bool) -> None:
+    def __init__(self, classes: Classes, out: Path, *, score: float, pictures: bool, formats: Sequence[str]) -> None:
         columns = ["file", "class", "category_id", "score", "x", "y", "w", "h"]
-        super().__init__(ResultFiles(out, columns), pictures=pictures)
+        files = ResultFiles(out, columns if "csv" in formats else None, rows="coco" in formats)
+        super().__init__(files, pictures=pictures)
         self.score = score
+        self._labels = [LABEL_FORMATS[name] for name in dict.fromkeys(formats) if name not in ("coco", "csv")]
+        if "yolo" in formats:
+            write_text(out / "classes.txt", "".join(f"{printable(name)}\n" for name in classes.names))
         self._found = self._drawn = 0
         self._best = 0.0
 
@@ -89,6 +103,9 @@ class BoxWriter(Writer):
         stem = self.files.stem(_path(result.image))
         if self.pictures:
             write_picture(self.files.out / "pictures" / f"{stem}.jpg", result.picture(self.score))
+        for labels in self._labels:
+            path = self.files.out / labels.folder / f"{stem}.{labels.ending}"
+            write_text(path, labels.text(result.above(self.score), path))
         self.files.add(_entry(result.image, stem), rows, table)
         self._found, self._drawn = self._found + len(rows), self._drawn + len(result.above(self.score))
         self._best = max(self._best, float(result.scores.max(initial=0)))
@@ -109,7 +126,7 @@ class MaskWriter(Writer):
     """``masks/`` (class-index PNG), ``pictures/`` (overlays), ``probabilities/`` where asked for."""
 
     def __init__(self, classes: Classes, out: Path, *, pictures: bool, probabilities: bool) -> None:
-        super().__init__(ResultFiles(out, None), pictures=pictures, probabilities=probabilities)
+        super().__init__(ResultFiles(out, None, rows=False), pictures=pictures, probabilities=probabilities)
         taken = set[str]()
         self._endings = [unique_stem(_plain(name), taken) for name in classes.names]
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from densekit.data.images.read import IMAGE_SUFFIXES, ImageReader
 from densekit.data.transforms.pipeline import Pipeline
 from densekit.errors import DensekitError
+from densekit.files import read_names
 from densekit.types import Classes, Sample, Task
 
 SIDE_FILES = frozenset({
@@ -54,8 +55,8 @@ def list_images(inputs: Sequence[str | Path]) -> Listing:
     """The image files that the inputs name.
 
     Args:
-        inputs: files (of any ending), folders (searched with their subfolders for image endings; hidden files and
-            folders, such as macOS's ``._*``, are passed over), or globs.
+        inputs: files (of any ending), lists of files (``.txt``, one a line), folders (searched with their subfolders
+            for image endings; hidden files and folders, such as macOS's ``._*``, are passed over), or globs.
 
     Raises:
         DensekitError: an input that names nothing, or a folder without images.
@@ -82,12 +83,24 @@ def count_others(paths: Iterable[Path]) -> dict[str, int]:
 
 def _expand(path: Path, left_out: collections.Counter[str]) -> list[Path]:
     if path.is_file():
-        return [path]
+        return _listed(path) if path.suffix.lower() == ".txt" else [path]
     if path.is_dir():
         files = sorted(_visible_files(path))
         left_out.update(count_others(files))
         return [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
     return sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+
+
+def _listed(file: Path) -> list[Path]:
+    """Files that a list names, relative to it or else to the current folder; blank lines and ``#`` ones are skipped."""
+    try:
+        lines = [line.strip() for line in read_names(file)]
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DensekitError(f"{file}: can't be read ({reason}); give a text file with an image a line") from None
+    names = [Path(line) for line in lines if line and not line.startswith("#")]
+    beside = [file.parent / name for name in names]
+    return [there if there.exists() or not name.exists() else name for there, name in zip(beside, names)]
 
 
 def _visible_files(folder: Path) -> Iterator[Path]:
