@@ -6,7 +6,8 @@
 
 PATH is a COCO json, a config or a run's folder (its splits, also against each other, and its anchors), a folder with
 images/ and masks/, a folder with COCO jsons in it, in annotations/ or in its subfolders (all of them, also against each
-other), a folder of masks (with --images), or a folder of images. --fix repairs what can be
+other), a folder with labels of YOLO, Pascal VOC, LabelMe or a CSV, a folder of masks (with --images), or a folder of
+images. --fix repairs what can be
 told from the rest of the file or from the images, and removes what cannot. Exit code: 0 nothing worse than notes, 3
 warnings, 4 errors, 2 a mistake in the command.
 """

@@ -64,7 +64,7 @@ class Report:
 
 
 def examine(path: Path, images: Path | None = None, *, processes: int | None = None, shown: bool = True) -> Report:
-    """Examine a COCO json, a mask set, an image folder, or the data sets of a config.
+    """Examine a COCO json, labels of another format, a mask set, an image folder, or the data sets of a config.
 
     Args:
         path: see ``find_splits``.
@@ -83,7 +83,8 @@ def examine(path: Path, images: Path | None = None, *, processes: int | None = N
         found += split.defects
         if split.rows is not None:
             of_rows_alone = row_defects(split.rows, processes=processes, shown=shown)
-            found += of_rows_alone + _refused_by_training(split.rows, [*split.defects, *of_rows_alone])
+            found += of_rows_alone
+            found += _refused_by_training(split.rows, [*split.defects, *of_rows_alone]) if split.is_json else []
     for family in families(splits):
         found += differing_classes(family)
     channels = None if config is None else config.model.channels

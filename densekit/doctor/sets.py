@@ -7,12 +7,14 @@ import os
 from pathlib import Path
 
 from densekit import config as configs
+from densekit.data.formats.labelme import is_labelme
 from densekit.data.formats.masks.files import MaskCode, read_classes
 from densekit.data.formats.masks.masks import MaskFolder
 from densekit.data.images.read import IMAGE_SUFFIXES, MAX_PIXELS
 from densekit.doctor.coco.sets import SPLITS, json_splits, jsons_left_out
 from densekit.doctor.defects import Defect
 from densekit.doctor.file_lists import left_out_files, list_files
+from densekit.doctor.labels import FORMATS, label_split, label_splits, unread
 from densekit.doctor.masks.checks import MaskQuestion
 from densekit.doctor.masks.sets import mask_code, mask_questions
 from densekit.doctor.split import ImageEntry as ImageEntry
@@ -42,7 +44,8 @@ def find_splits(path: Path, images: Path | None = None) -> Found:
 
     Args:
         path: a COCO json, a config (yaml) or a run's folder, a folder with ``images`` and ``masks``, a folder with COCO
-            jsons in it or in its subfolders, a folder of masks (with ``images``), or a folder of images.
+            jsons in it or in its subfolders, a folder, ``data.yaml`` or table of another format of labels, a folder of
+            masks (with ``images``), or a folder of images.
         images: the image folder of a json or of masks; None: where such folders mostly are.
 
     Raises:
@@ -61,7 +64,10 @@ def find_splits(path: Path, images: Path | None = None) -> Found:
     if path.suffix.lower() in (".yaml", ".yml"):
         if images is not None:
             raise DensekitError(f"--images is for a json or masks; {path} names its image folders itself")
-        return _of_config(path)
+        found = Found(*label_splits(path))
+        return found if found.splits else _of_config(path)
+    if path.suffix.lower() == ".csv" and images is None:
+        return Found(*label_splits(path))
     return Found([coco_split("", path, images)])
 
 
@@ -72,6 +78,11 @@ def _of_folder(path: Path, images: Path | None) -> Found:
         splits = [_mask_split(n, inner / n, path / "masks" / n, _code(path)) for n in names]
         return Found(splits, jsons_left_out(path, "masks are, where a folder has them"))
     found = Found(*json_splits(path, images))
+    if any(split.rows is not None and split.rows.content for split in found.splits):
+        return found
+    if images is None and (labels := Found(*label_splits(path))).splits:
+        broken = [s for s in found.splits if s.rows is not None and not is_labelme(s.rows.path)]
+        return Found([*labels.splits, *broken], labels.left_out)
     if found.splits:
         return found
     if images is not None:
@@ -81,6 +92,7 @@ def _of_folder(path: Path, images: Path | None) -> Found:
     if not any(split.images for split in found.splits):
         endings = ", ".join(sorted(IMAGE_SUFFIXES))
         raise DensekitError(f"{path}: no image found ({endings}); give a json, a config, or a folder with images")
+    found.splits[0].defects += unread(path)
     return found
 
 
@@ -135,6 +147,8 @@ def _of_part(name: str, part: configs.Part, max_pixels: int, source: str) -> lis
     try:
         if part.name in ("coco", "coco_masks") and "images" in part.options:
             return _read_jsons(name, part, max_pixels)
+        if part.name in FORMATS:
+            return [label_split(name, part.name, part.options, max_pixels)[0]]
         return [_read_part(name, part, max_pixels)]
     except (DensekitError, KeyError, TypeError, ValueError) as error:
         message = str(error) if str(error).startswith("data.") else f"data.{name}: {error}"

@@ -37,6 +37,7 @@ class Split:
         defects: found on the way.
         max_pixels: a larger image is not decoded.
         chosen: names of the categories that the config chooses; None: all.
+        is_json: whether ``rows`` are a json's, and not labels of another format.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Split:
     defects: list[Defect] = dataclasses.field(default_factory=list)
     max_pixels: int = MAX_PIXELS
     chosen: tuple[str, ...] | None = None
+    is_json: bool = True
 
 
 def coco_split(name: str, path: Path, images: Path | None, max_pixels: int = MAX_PIXELS) -> Split:

@@ -52,6 +52,9 @@ def write_fixed(report: Report, target: Path, *, may_remove: float = MOST) -> li
     broken = next((d.message for d in split.rows.defects if d.code == "file_unreadable"), None)
     if broken is not None:
         raise DensekitError(f"--fix: {report.path}: {broken}; that can't be corrected, export the file again")
+    unread = [d.message for d in split.defects if d.code == "label_unreadable"]
+    if unread:
+        raise DensekitError(f"--fix: {len(unread)} labels can't be read: {unread[0]}; correct these first")
     if not 0 <= may_remove <= 1:
         raise DensekitError(f"--may-remove {may_remove:g}: give a part of the images or annotations, from 0 to 1")
     check_targets(split.rows.path, [target, target.with_suffix(".log")])

@@ -12,6 +12,18 @@ ANNOTATIONS: dict[str, Kind] = {
         REFUSED,
         "restore or export the file again",
     ),
+    "label_unreadable": Kind(
+        "error",
+        "a label that cannot be read teaches nothing, or something false",
+        REFUSED,
+        "correct it as told, or remove it",
+    ),
+    "labels_unread": Kind(
+        "error",
+        "nothing was examined but the images",
+        "It reads labels that its config names, and no others.",
+        "give the folder as its program exports it: COCO, YOLO, Pascal VOC, LabelMe or CSV, with its images",
+    ),
     "array_empty": Kind(
         "error", "there is nothing to learn from", REFUSED, "export the file with its images and categories"
     ),

@@ -34,13 +34,14 @@ class BadLabels(DensekitError):
     """Labels that cannot be learned from.
 
     Attributes:
-        problems: one line each, boxes that break a rule left out.
-        file: what could be read; None: nothing.
+        problems: one line each; boxes that break a rule are in the file.
+        file: what could be read.
+        folder: of the images.
     """
 
-    def __init__(self, message: str, problems: Sequence[str], file: CocoFile | None) -> None:
+    def __init__(self, message: str, problems: Sequence[str], file: CocoFile, folder: Path) -> None:
         super().__init__(message)
-        self.problems, self.file = tuple(problems), file
+        self.problems, self.file, self.folder = tuple(problems), file, folder
 
 
 def open_layout(
@@ -70,7 +71,7 @@ def open_layout(
     if file is None:
         file, problems = _read(layout)
         if problems:
-            raise BadLabels(_summary(problems), problems, file)
+            raise BadLabels(_summary(problems), problems, file, layout.root)
         if store is not None:
             with contextlib.suppress(OSError):  # no room or no right to write: work without a cache
                 write_store(file, store)
@@ -78,7 +79,7 @@ def open_layout(
     try:
         file = with_good_boxes(file, on_bad_box)
     except DensekitError as error:
-        raise BadLabels(str(error), (), file) from None
+        raise BadLabels(str(error), (), file, layout.root) from None
     return file if classes is None else _chosen(file, classes, layout.names is not None)
 
 

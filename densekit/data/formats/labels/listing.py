@@ -50,7 +50,8 @@ def inner_folder(folder: Path, *names: str) -> Path | None:
 
 def role_folders(folder: Path) -> Iterator[tuple[str, Path]]:
     """The subfolders that are called as splits are, with the split that each one is."""
-    inner = {entry.name.lower(): Path(entry.path) for entry in os.scandir(folder) if entry.is_dir()}
+    entries = os.scandir(folder) if folder.is_dir() else ()
+    inner = {entry.name.lower(): Path(entry.path) for entry in entries if entry.is_dir()}
     for name, role in ROLES.items():
         if name in inner:
             yield role, inner[name]

@@ -129,9 +129,9 @@ def is_label(path: Path) -> bool:
 
 
 def yaml_of(folder: Path) -> Path | None:
-    """The one YAML of a folder that describes a YOLO set; ``data.yaml`` where there are several."""
+    """A YAML that describes a YOLO set, or the one of a folder; ``data.yaml`` where there are several."""
     if folder.suffix.lower() in _YAML and folder.is_file():
-        return folder
+        return folder if _describes_a_set(folder) else None
     if not folder.is_dir():
         return None
     found = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in _YAML and _describes_a_set(p)]
@@ -153,8 +153,8 @@ def open_files(folder: Path) -> YoloFiles:
         DensekitError: the ``data.yaml`` cannot be read, or its names make no sense.
     """
     path = yaml_of(folder)
-    if path is not None:
-        return _of_yaml(path)
+    if path is not None or folder.is_file():
+        return _of_yaml(path or folder)
     images = inner_folder(folder, "images")
     places = {role: place / "images" for role, place in role_folders(folder) if (place / "images").is_dir()}
     if images is not None:

@@ -32,13 +32,15 @@ class YoloReader:
     """Reads the label file of an image.
 
     Attributes:
-        root: folder that names are relative to.
+        root: folder that names of images are relative to.
+        base: folder that places of labels are told relative to.
         names: of the classes by number; None: any number is a class.
         source: that declares them, for messages.
         keypoints: whether lines go on with keypoints behind the box.
     """
 
     root: Path
+    base: Path
     names: Mapping[int, str] | None
     source: Path
     keypoints: bool = False
@@ -55,7 +57,7 @@ class YoloReader:
         except OSError as error:
             record.problems.append(f"{path}: cannot be read ({error.strerror}); check that it is a file")
             return [record]
-        place = os.path.relpath(path, self.root).replace(os.sep, "/")
+        place = os.path.relpath(path, self.base).replace(os.sep, "/")
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -126,7 +128,7 @@ def layout(
         images = [images[i] for i in listed(list, inner)]
     labels = [path for image in images if (path := label_path(image)) is not None]
     notes = _unused(files, images, labels) if list is None else []
-    reader = YoloReader(root, files.names, files.source, files.keypoints)
+    reader = YoloReader(root, files.root, files.names, files.source, files.keypoints)
     return Layout(folder, root, images, reader, files.names, relative=True, notes=tuple(notes), beside=labels)
 
 
@@ -156,16 +158,17 @@ def _unused(files: YoloFiles, images: Sequence[Path], labels: Sequence[Path]) ->
 
 
 def recognise(folder: Path) -> Found | None:
-    """A folder with a ``data.yaml`` as ultralytics writes it, or with images and YOLO's text files."""
+    """A ``data.yaml`` as ultralytics writes it, a folder that has one, or one with images and YOLO's text files."""
     path = yaml_of(folder)
+    if path is None and not folder.is_dir():
+        return None
+    files = open_files(path or folder)
+    roles = [role for role in files.splits if files.has_labels(role)]
+    if roles:
+        notes = [f"{files.source}: no labels for {role}, left aside" for role in files.splits if role not in roles]
+        return Found("yolo", {role: {"folder": files.source, "split": role} for role in roles}, tuple(notes))
     if path is not None:
-        files = open_files(path)
-        splits = {role: {"folder": path, "split": role} for role in files.splits if files.has_labels(role)}
-        if splits:
-            return Found("yolo", splits)
-    files = open_files(folder)
-    if files.splits and (roles := [role for role in files.splits if files.has_labels(role)]):
-        return Found("yolo", {role: {"folder": folder, "split": role} for role in roles})
+        return None
     if files.has_labels(None):
         return Found("yolo", {"": {"folder": folder}})
     inner = {role: place for role, place in role_folders(folder) if open_files(place).has_labels(None)}
