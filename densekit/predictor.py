@@ -39,9 +39,10 @@ class Predictor:
         precision: of the arithmetic; None takes that of the checkpoint, or what this device runs.
         batch_size: images at once.
         window: segmentation: side of a sliding window in pixels, for large images.
-        overlap: least part of a window that its neighbour covers too.
-        flips: segmentation: average over mirrored images.
-        scales: segmentation: average over these sizes.
+        tiles: detection: side of tiles in pixels, for large images and small objects.
+        overlap: least part of a window or tile that its neighbour covers too.
+        flips: average over mirrored images (not classification).
+        scales: average over these sizes (not classification).
 
     Attributes:
         model: in evaluation mode, on its device.
@@ -62,6 +63,7 @@ class Predictor:
         precision: Asked | None = None,
         batch_size: int = 8,
         window: int | None = None,
+        tiles: int | None = None,
         overlap: float = 0.25,
         flips: bool = False,
         scales: Sequence[float] = (1.0,),
@@ -72,11 +74,11 @@ class Predictor:
         model, self.config = build.from_checkpoint(Path(checkpoint), overrides)
         asked = precision is not None or is_set("train.precision", overrides)
         chosen, self.notes = settle_precision(precision or self.config.train.precision, where, asked=asked)
-        self.options = Options(chosen, window, overlap, FLIPS if flips else ("none",), tuple(scales))
+        self.options = Options(chosen, window, tiles, overlap, FLIPS if flips else ("none",), tuple(scales))
         self.options.check(model)
         self.model = packed(model.to(where), DTYPES[chosen])
         self.batch_size = batch_size
-        self._predict = BatchPredictor(self.model, self.options)
+        self._predict = BatchPredictor(self.model, self.options, self.config.data.pad_to)
         self._transforms = build.transforms(self.config.data, training=False)
 
     @overload

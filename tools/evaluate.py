@@ -9,9 +9,9 @@ top-1 and top-5; all get the loss. --pictures draws some of the images, what is 
 as evaluation.pictures says), and the confusion matrix of segmenters and classifiers. Under torchrun the ranks share the
 images and every image counts once.
 
-A segmenter's --json also has the numbers of each image (per_image), and the table names the worst ones. --flips and
---scales measure it as tools/predict.py uses it with the same options; then there is no loss, for no single pass
-stands for the predictions.
+A segmenter's --json also has the numbers of each image (per_image), and the table names the worst ones. --flips,
+--scales and --tiles measure as tools/predict.py predicts with the same options; then there is no loss, for no single
+pass stands for the predictions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from densekit.console import DEVICES, print_table, run, say
+from densekit.console import DEVICES, print_table, refuse_without_effect, run, say, share
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,8 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     parser.add_argument("--pictures", type=Path, help="folder for sample predictions and the confusion matrix")
     parser.add_argument("--match-names", action="store_true", help="match classes by name where ids or order differ")
-    parser.add_argument("--flips", action="store_true", help="segmentation: average over mirrored images")
-    parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="segmentation: average over these sizes")
+    parser.add_argument("--flips", action="store_true", help="average over mirrored images")
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="average over these sizes")
+    parser.add_argument("--tiles", type=int, help="detection: side of tiles in pixels, for large images, small objects")
+    parser.add_argument("--overlap", type=share, help="least share that tiles overlap (default: 0.25)")
     parser.add_argument("--device", choices=DEVICES, help="default: cuda where there is one, else cpu")
     args = parser.parse_intermixed_args(argv)
 
@@ -46,8 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from densekit.files import write_text
     from densekit.infer.augmented import FLIPS
     from densekit.infer.evaluate import evaluate
-    from densekit.infer.predict import Options
+    from densekit.infer.predict import Options, predicts_with
     from densekit.infer.samples import draw_samples
+    from densekit.infer.tiles import untouched
     from densekit.precision import settle_precision
     from densekit.show import report
 
@@ -55,12 +58,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     model, config = build.from_checkpoint(args.checkpoint, args.overrides)
     asked = is_set("train.precision", args.overrides)
     precision, notes = settle_precision(config.train.precision, world.device, asked=asked)
-    options = Options(precision, flips=FLIPS if args.flips else ("none",), scales=tuple(args.scales))
+    options = Options(
+        precision,
+        tiles=args.tiles,
+        overlap=0.25 if args.overlap is None else args.overlap,
+        flips=FLIPS if args.flips else ("none",),
+        scales=tuple(args.scales),
+    )
+    refuse_without_effect(("--overlap", args.overlap is not None and args.tiles is None, "--tiles"))
     options.check(model)
     data = build.dataset(config, args.data, training=False, classes=model.classes, match_names=args.match_names)
     model.classes = data.classes  # the same unless names were matched: then predictions come in this data set's ids
     build.check_stores(config, model, data, training=False)
-    batches = build.eval_batches(config, data, world)
+    transforms = build.transforms(config.data, training=False)
+    batches = build.eval_batches(config, data if args.tiles is None else untouched(data), world)
     metric = build.metric(config, model, data)
     title = f"{args.checkpoint} on {args.data}: {len(data)} images, {len(data.classes)} classes, {precision}"
     say("\n".join([*unfit_range(config.data, data), *build.notes(data), *notes, title]), world.is_first)
@@ -71,8 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         world=world,
         precision=precision,
         total=len(batches),
-        flips=options.flips,
-        scales=options.scales,
+        predict=predicts_with(options, transforms, config.data.pad_to),
     )
     if world.is_first:
         if rows := report.per_image(metric, functools.partial(build.file_names, data)):

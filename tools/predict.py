@@ -49,11 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-pictures", action="store_true", help="write numbers only")
     parser.add_argument("--batch", type=at_least(1), help="images per batch (default: 8)")
     parser.add_argument("--device", choices=DEVICES, help="default: cuda where there is one, else cpu")
+    parser.add_argument("--overlap", type=share, help="least share that windows or tiles overlap (default: 0.25)")
+    parser.add_argument("--flips", action="store_true", help="average over mirrored images")
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="average over these sizes")
+    parser.add_argument("--tiles", type=int, help="detection: side of tiles in pixels, for large images, small objects")
     window = parser.add_argument_group("segmentation")
     window.add_argument("--window", type=int, help="side of a sliding window in pixels: bounded memory on large images")
-    window.add_argument("--overlap", type=share, help="least share that windows overlap (default: 0.25)")
-    window.add_argument("--flips", action="store_true", help="average over mirrored images")
-    window.add_argument("--scales", type=float, nargs="+", default=[1.0], help="average over these sizes")
     window.add_argument("--probabilities", action="store_true", help="write class probabilities (.npy, float16) too")
     args = parser.parse_intermixed_args(argv)
 
@@ -76,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         overrides,
         device=str(world.device),
         window=args.window,
+        tiles=args.tiles,
         overlap=0.25 if args.overlap is None else args.overlap,
         flips=args.flips,
         scales=args.scales,
@@ -85,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("--score", args.score is not None and model.task != "detection", "detectors"),
         ("--formats", args.formats is not None and model.task != "detection", "detectors"),
         ("--probabilities", args.probabilities and model.task != "segmentation", "segmenters"),
-        ("--overlap", args.overlap is not None and args.window is None, "--window"),
+        ("--overlap", args.overlap is not None and (args.window or args.tiles) is None, "--window and --tiles"),
         ("--batch", args.batch is not None and args.window is not None, "images as a whole, not for --window"),
     )
     if args.annotations is None:

@@ -22,7 +22,7 @@ Flip = Literal["none", "horizontal", "vertical", "both"]
 FLIPS: tuple[Flip, ...] = ("none", "horizontal", "vertical", "both")
 """All of them: what the tools' ``--flips`` averages over."""
 
-_FLIPPED_DIMS: dict[str, tuple[int, ...]] = {"none": (), "horizontal": (-1,), "vertical": (-2,), "both": (-2, -1)}
+FLIPPED_DIMS: dict[str, tuple[int, ...]] = {"none": (), "horizontal": (-1,), "vertical": (-2,), "both": (-2, -1)}
 
 
 def check_augmentation(flips: Sequence[str], scales: Sequence[float]) -> None:
@@ -32,8 +32,8 @@ def check_augmentation(flips: Sequence[str], scales: Sequence[float]) -> None:
         DensekitError: an unknown flip, a scale that is not above zero, or an empty list.
     """
     for flip in flips:
-        if flip not in _FLIPPED_DIMS:
-            raise DensekitError(f"there is no flip {flip!r}; {nearest(flip, _FLIPPED_DIMS)}")
+        if flip not in FLIPPED_DIMS:
+            raise DensekitError(f"there is no flip {flip!r}; {nearest(flip, FLIPPED_DIMS)}")
     for scale in scales:
         if not 0 < scale < 100:
             raise DensekitError(f"scale {scale} must lie between 0 and 100; 1 is the image as it is")
@@ -81,7 +81,7 @@ def predict_augmented(
             "stored features can't be flipped or scaled; leave out --flips and --scales, or give the images themselves "
             "to the checkpoint that tools/join_head.py writes"
         )
-    parts = [_averaged(model, part, flips, scales, head) for part in _without_padding(batch)]
+    parts = [_averaged(model, part, flips, scales, head) for part in without_padding(batch)]
     return Segmentation([p for part in parts for p in part.probabilities], [m for part in parts for m in part.masks])
 
 
@@ -97,10 +97,10 @@ def _averaged(
     sums: list[Tensor] = []
     multi_label = False
     for scale in scales:
-        scaled = _scaled(batch, scale)
+        larger = scaled(batch, scale)
         for flip in flips:
-            dims = _FLIPPED_DIMS[flip]
-            found = _predict(model, dataclasses.replace(scaled, images=scaled.images.flip(dims)), head)
+            dims = FLIPPED_DIMS[flip]
+            found = _predict(model, dataclasses.replace(larger, images=larger.images.flip(dims)), head)
             back = [p.flip(dims) for p in found.probabilities]
             sums = [s + b for s, b in zip(sums, back)] if sums else back
             multi_label = found.masks[0].dim() == 3
@@ -114,7 +114,7 @@ def _predict(model: DenseModel, batch: Batch, head: str | None) -> Segmentation:
     return found
 
 
-def _without_padding(batch: Batch) -> Iterator[Batch]:
+def without_padding(batch: Batch) -> Iterator[Batch]:
     """The batch, or its images one by one where some are padded: a flip would move the padding before the image."""
     size = list(batch.images.shape[-2:])
     sizes = batch.numbers(batch.sizes)
@@ -132,7 +132,8 @@ def _without_padding(batch: Batch) -> Iterator[Batch]:
         )
 
 
-def _scaled(batch: Batch, scale: float) -> Batch:
+def scaled(batch: Batch, scale: float) -> Batch:
+    """The batch with its images, all without padding, at a factor of their size."""
     if scale == 1:
         return batch
     height, width = (max(1, round(side * scale)) for side in batch.images.shape[-2:])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -10,12 +10,13 @@ import torch
 from densekit.console import track
 from densekit.engine.distributed import World, any_rank, gather
 from densekit.errors import DensekitError
-from densekit.infer.augmented import Flip, is_plain, predict_augmented
 from densekit.memory import describe_batch, is_out_of_memory
 from densekit.model import DenseModel
 from densekit.packed import packed
 from densekit.precision import DTYPES, Precision, autocast
 from densekit.types import Batch, Metric, Predictions
+
+Forward = Callable[[Batch], tuple[dict[str, torch.Tensor], Predictions]]
 
 
 @torch.inference_mode()
@@ -27,8 +28,7 @@ def evaluate(
     world: World,
     precision: Precision = "fp32",
     total: int = 0,
-    flips: Sequence[Flip] = ("none",),
-    scales: Sequence[float] = (1.0,),
+    predict: Callable[[DenseModel], Callable[[Batch], Predictions]] | None = None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any] | None:
     """Measure a model.
@@ -40,23 +40,24 @@ def evaluate(
         world: ranks and device.
         precision: of the forward pass.
         total: number of batches, for the progress bar.
-        flips: average a segmenter's predictions over these mirrored copies, see ``predict_augmented``.
-        scales: and over these sizes.
+        predict: given the model that predicts, how it does so in another way than ``DenseModel.predict``: on mirrored
+            and scaled copies, or by tiles. Then there are no losses, for no single pass stands for the predictions.
         stopping: asked before each batch: whether to leave the evaluation; where one rank says so, all leave it, the
             others after their share.
 
     Returns:
-        The metric's numbers, the losses (``loss`` and each part, averaged over the images; none with flips or scales,
-        where no single pass stands for the predictions), and ``skipped``, a list of the images that could not be read,
-        where there are some. The same on every rank. None where the evaluation was left.
+        The metric's numbers, the losses (``loss`` and each part, averaged over the images), and ``skipped``, a list of
+        the images that could not be read, where there are some. The same on every rank. None where the evaluation was
+        left.
     """
     model = packed(model, DTYPES[precision])
+    forward = model.losses_and_predictions if predict is None else _without_losses(predict(model))
     terms: dict[str, list[tuple[torch.Tensor, int]]] = {}  # read when all is done: no wait, and no float64 on a device
     images, skipped = 0, []
     for batch in track(batches, "evaluating", total, shown=world.is_first and total > 0):
         if stopping():
             break
-        losses, predictions = _forward(model, batch.to(world.device), precision, flips, scales)
+        losses, predictions = _forward(forward, batch.to(world.device), precision)
         for name, value in losses.items():
             terms.setdefault(name, []).append((value, len(batch.ids)))
         images += len(batch.ids)
@@ -68,14 +69,14 @@ def evaluate(
     return _together(metric, sums, images, skipped)
 
 
-def _forward(
-    model: DenseModel, batch: Batch, precision: Precision, flips: Sequence[Flip], scales: Sequence[float]
-) -> tuple[dict[str, torch.Tensor], Predictions]:
+def _without_losses(predict: Callable[[Batch], Predictions]) -> Forward:
+    return lambda batch: ({}, predict(batch))
+
+
+def _forward(forward: Forward, batch: Batch, precision: Precision) -> tuple[dict[str, torch.Tensor], Predictions]:
     try:
         with autocast(precision, batch.images.device):
-            if is_plain(flips, scales):
-                return model.losses_and_predictions(batch)
-            return {}, predict_augmented(model, batch, flips=flips, scales=scales)
+            return forward(batch)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -11,10 +11,13 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 
+from densekit.data.transforms.pipeline import Pipeline
 from densekit.errors import DensekitError
 from densekit.infer.augmented import Flip, check_augmentation, is_plain, predict_augmented
+from densekit.infer.augmented_boxes import detect_augmented
 from densekit.infer.results import BoxResult, ClassResult, MaskResult, Seen, result_of
 from densekit.infer.sliding_window import segment_image
+from densekit.infer.tiles import TileDetector, check_tiles, detect_batch
 from densekit.infer.writers import Writer
 from densekit.memory import is_out_of_memory
 from densekit.model import DenseModel
@@ -40,8 +43,9 @@ class Images(Protocol):
         """What the results call it."""
         ...
 
-    def recoloured(self, image: Any) -> Any:
-        """The same image in the colours of the evaluation."""
+    @property
+    def transforms(self) -> Pipeline:
+        """Those of the evaluation."""
         ...
 
 
@@ -52,13 +56,15 @@ class Options:
     Attributes:
         precision: of the forward pass.
         window: side of a sliding window in pixels (segmentation); None predicts each image as a whole.
-        overlap: least part of a window that its neighbour covers too.
-        flips: average over these mirrored copies (segmentation).
-        scales: average over these sizes (segmentation).
+        tiles: side of tiles in pixels (detection); None predicts each image as a whole.
+        overlap: least part of a window or tile that its neighbour covers too.
+        flips: average over these mirrored copies (not classification).
+        scales: average over these sizes (not classification).
     """
 
     precision: Precision = "fp32"
     window: int | None = None
+    tiles: int | None = None
     overlap: float = 0.25
     flips: tuple[Flip, ...] = ("none",)
     scales: tuple[float, ...] = (1.0,)
@@ -67,14 +73,19 @@ class Options:
         """Refuse what the model's head can't do.
 
         Raises:
-            DensekitError: windows, flips or scales for another task than segmentation, or values out of range.
+            DensekitError: windows, tiles, flips or scales for another task, or values out of range.
         """
         check_augmentation(self.flips, self.scales)
-        special = self.window is not None or not is_plain(self.flips, self.scales)
-        if special and model.task != "segmentation":
-            raise DensekitError(
-                f"--window, --flips and --scales are for segmenters; this checkpoint's head does {model.task}"
-            )
+        if self.tiles is not None:
+            check_tiles(self.tiles, self.overlap)
+        averaged = not is_plain(self.flips, self.scales)
+        for given, names, tasks in (
+            (self.window is not None, "--window is for segmenters", ("segmentation",)),
+            (self.tiles is not None, "--tiles is for detectors", ("detection",)),
+            (averaged, "--flips and --scales are for detectors and segmenters", ("detection", "segmentation")),
+        ):
+            if given and model.task not in tasks:
+                raise DensekitError(f"{names}; this checkpoint's head does {model.task}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -136,10 +147,12 @@ class BatchPredictor:
     Attributes:
         model: in evaluation mode, on its device, packed for the precision.
         options: how to predict.
+        pad_to: as in evaluation, for tiles.
     """
 
     model: DenseModel
     options: Options
+    pad_to: int = 32
 
     def __call__(
         self, batch: Batch, images: Images, *, pixels: bool = False, probabilities: bool = False
@@ -155,6 +168,12 @@ class BatchPredictor:
         if self.options.window is not None:
             for row in range(len(batch.ids)):
                 yield self._by_window(batch, row, images, probabilities)
+        elif self.options.tiles is not None and batch.original_sizes.max() > self.options.tiles:
+            for row in range(len(batch.ids)):
+                if batch.original_sizes[row].max() > self.options.tiles:
+                    yield self._by_tiles(batch, row, images)
+                else:
+                    yield from self(_image_of(batch, row), images, pixels=pixels)
         elif (predictions := _if_it_fits(lambda: self._predict(batch))) is not None:
             for row in range(len(batch.ids)):
                 yield self._outcome(batch, row, images, predictions, pixels, probabilities)
@@ -168,10 +187,10 @@ class BatchPredictor:
     def _predict(self, batch: Batch) -> Predictions:
         device = self.model.mean.device
         with autocast(self.options.precision, device):
-            if self.model.task == "segmentation":
-                flips, scales = self.options.flips, self.options.scales
-                return predict_augmented(self.model, batch.to(device), flips=flips, scales=scales)
-            return self.model.predict(batch.to(device))
+            flips, scales = self.options.flips, self.options.scales
+            if is_plain(flips, scales):
+                return self.model.predict(batch.to(device))
+            return _averaged(self.model, batch.to(device), flips=flips, scales=scales)
 
     def _outcome(
         self, batch: Batch, row: int, images: Images, predictions: Predictions, pixels: bool, probabilities: bool
@@ -179,9 +198,13 @@ class BatchPredictor:
         seen = _seen(batch, row, images, pixels)
         if isinstance(seen, Skipped):
             return seen
+        return self._finite_result(seen, int(batch.ids[row]), predictions, row, probabilities)
+
+    def _finite_result(
+        self, seen: Seen, index: int, predictions: Predictions, row: int, probabilities: bool = False
+    ) -> Outcome:
         if not _finite(predictions, row):
-            line = f"{seen.name}: the model's numbers are not finite; try train.precision=fp32"
-            return Skipped(int(batch.ids[row]), line)
+            return Skipped(index, f"{seen.name}: the model's numbers are not finite; try train.precision=fp32")
         return result_of(seen, self.model.classes, predictions, row, probabilities=probabilities)
 
     def _by_window(self, batch: Batch, row: int, images: Images, probabilities: bool) -> Outcome:
@@ -193,7 +216,7 @@ class BatchPredictor:
         segment = functools.partial(
             segment_image,
             self.model,
-            images.recoloured(seen.look()),
+            images.transforms.recoloured(seen.look()),
             window=self.options.window,
             overlap=self.options.overlap,
             flips=self.options.flips,
@@ -206,13 +229,55 @@ class BatchPredictor:
             return self._too_large(batch, row, images)
         return MaskResult(seen, self.model.classes, found.mask, found.probabilities)
 
+    def _by_tiles(self, batch: Batch, row: int, images: Images) -> Outcome:
+        """Detect on a file at its own resolution tile by tile, with bounded memory."""
+        seen = _seen(batch, row, images, pixels=True)
+        if isinstance(seen, Skipped):
+            return seen
+        detect = tile_detector(self.model, self.options, images.transforms, self.pad_to)
+        with autocast(self.options.precision, self.model.mean.device):
+            found = _if_it_fits(functools.partial(detect, seen.look()))
+        if found is None:
+            return self._too_large(batch, row, images)
+        return self._finite_result(seen, int(batch.ids[row]), found, 0)
+
     def _too_large(self, batch: Batch, row: int, images: Images) -> Skipped:
         height, width = batch.original_sizes[row].tolist()
-        segments = self.model.task == "segmentation"
-        remedy = "lower --window, or give one" if segments else "set a smaller size in data.eval_transforms"
+        remedy = {"segmentation": "lower --window, or give one", "detection": "lower --tiles, or give some"}.get(
+            self.model.task, "set a smaller size in data.eval_transforms"
+        )
         index = int(batch.ids[row])
         name = _name(images, index)
         return Skipped(index, f"{name}: out of memory on this image of {width} x {height} alone; {remedy}")
+
+
+def predicts_with(
+    options: Options, transforms: Pipeline, pad_to: int
+) -> Callable[[DenseModel], Callable[[Batch], Predictions]] | None:
+    """How ``evaluate`` predicts with these options; None: as ever.
+
+    Args:
+        options: without ``window``.
+        transforms: of the evaluation, which tiles go through; with tiles, batches hold untouched images.
+        pad_to: as in evaluation.
+    """
+    if options.tiles is not None:
+        return lambda model: functools.partial(detect_batch, tile_detector(model, options, transforms, pad_to))
+    if is_plain(options.flips, options.scales):
+        return None
+    flips, scales = options.flips, options.scales
+    return lambda model: functools.partial(_averaged, model, flips=flips, scales=scales)
+
+
+def _averaged(model: DenseModel, batch: Batch, *, flips: Sequence[Flip], scales: Sequence[float]) -> Predictions:
+    averaged = detect_augmented if model.task == "detection" else predict_augmented
+    return averaged(model, batch, flips=flips, scales=scales)
+
+
+def tile_detector(model: DenseModel, options: Options, transforms: Pipeline, pad_to: int) -> TileDetector:
+    """Detects tile by tile as the options say."""
+    assert options.tiles is not None
+    return TileDetector(model, transforms, options.tiles, options.overlap, options.flips, options.scales, pad_to)
 
 
 def _seen(batch: Batch, row: int, images: Images, pixels: bool) -> Seen | Skipped:

@@ -71,7 +71,7 @@ def segment_image(
         DensekitError: an empty image, another number of channels than the model's, or an option out of range.
     """
     _check(model, image, window, overlap, batch_size)
-    (ys, height), (xs, width) = (_positions(side, window, overlap) for side in image.shape[:2])
+    (ys, height), (xs, width) = (positions(side, window, overlap) for side in image.shape[:2])
     blend_y, blend_x = _hann(height), _hann(width)
     total_y, total_x = _totals(image.shape[0], ys, blend_y), _totals(image.shape[1], xs, blend_x)
     blend = (blend_y[:, None] * blend_x).to(model.mean.device)
@@ -135,7 +135,7 @@ def _predict(
     return predict_augmented(model, batch.to(model.mean.device), flips=flips, scales=scales, head=head)
 
 
-def _positions(side: int, window: int, overlap: float) -> tuple[list[int], int]:
+def positions(side: int, window: int, overlap: float) -> tuple[list[int], int]:
     """Where windows begin along one side, evenly spread, and how long they are."""
     if side <= window:
         return [0], side

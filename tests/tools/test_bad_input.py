@@ -235,10 +235,14 @@ def test_a_damaged_or_missing_checkpoint_is_refused(tmp_path, trained):
 
 
 @pytest.mark.parametrize("tool", ["evaluate", "predict"])
-def test_flips_and_scales_are_for_segmenters(trained, shapes, tool):
+def test_flips_scales_and_tiles_are_refused_where_the_head_has_no_use_for_them(trained, shapes, tool):
     inputs = [shapes / "images/val"] if tool == "predict" else []
-    line = runs.refused(tool, trained / "detection" / "best.pt", *inputs, "--flips")
-    assert "--flips and --scales are for segmenters; this checkpoint's head does detection" in line
+    line = runs.refused(tool, trained / "classification" / "best.pt", *inputs, "--flips")
+    assert "--flips and --scales are for detectors and segmenters; this checkpoint's head does classification" in line
+    line = runs.refused(tool, trained / "segmentation" / "best.pt", *inputs, "--tiles", 64)
+    assert "--tiles is for detectors; this checkpoint's head does segmentation" in line
+    line = runs.refused(tool, trained / "detection" / "best.pt", *inputs, "--tiles", 8)
+    assert "tiles of 8 pixels are too small" in line
 
 
 def test_pixels_are_counted_in_masks_alone(tmp_path, shapes):

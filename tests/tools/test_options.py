@@ -22,7 +22,7 @@ from tests.tools import runs
         ("classification", ["--score", 0.3], "--score is for detectors"),
         ("detection", ["--probabilities"], "--probabilities is for segmenters"),
         ("classification", ["--probabilities"], "--probabilities is for segmenters"),
-        ("segmentation", ["--overlap", 0.5], "--overlap is for --window"),
+        ("segmentation", ["--overlap", 0.5], "--overlap is for --window and --tiles"),
         ("segmentation", ["--batch", 2, "--window", 64], "--batch is for images as a whole"),
         ("detection", ["--window", 64], "for segmenters"),
         ("classification", ["--flips"], "for segmenters"),

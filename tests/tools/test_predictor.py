@@ -183,7 +183,7 @@ def test_wrong_settings_are_said_in_one_line(checkpoints):
     for settings, words in (
         ({"device": "gpu"}, "there is no device 'gpu'"),
         ({"batch_size": 0}, "batch_size 0 must be at least 1"),
-        ({"window": 64}, "are for segmenters"),
+        ({"window": 64}, "is for segmenters"),
     ):
         with pytest.raises(DensekitError, match=words):
             Predictor(checkpoints["detection"], **settings)

@@ -160,10 +160,6 @@ class ImageFiles:
         """The untouched image [H, W, C], turned upright by its EXIF tag, or as its given size asks for."""
         return self.read_image(self.paths[index], size=self._size(index))
 
-    def recoloured(self, image: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-        """An untouched image in the colours of the evaluation, at its own size."""
-        return self.transforms.recoloured(image)
-
     def sample(self, epoch: int, index: int) -> Sample:
         """One image, transformed as in evaluation; its id is its position in the list."""
         size = self._size(index)

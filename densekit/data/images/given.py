@@ -70,10 +70,6 @@ class GivenImages:
             )
         return np.ascontiguousarray(on_scale(pixels, self.read_image.value_range, Path(name)))
 
-    def recoloured(self, image: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-        """An untouched image in the colours of the evaluation, at its own size."""
-        return self.transforms.recoloured(image)
-
     def sample(self, index: int) -> Sample:
         """One image, transformed as in evaluation; its id is its position."""
         image = self.read(index)

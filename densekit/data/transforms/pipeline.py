@@ -106,6 +106,13 @@ class Pipeline:
                 sample = stage(sample, np.random.default_rng(0))
         return np.ascontiguousarray(sample.image)
 
+    def resized(self, sample: Sample) -> Sample:
+        """A sample after the transforms of size of an evaluation's pipeline alone; see ``recoloured``."""
+        for stage in self.stages:
+            if isinstance(stage, Resize):
+                sample = stage(sample, np.random.default_rng(0))
+        return dataclasses.replace(sample, image=np.ascontiguousarray(sample.image))
+
     def reduction(self, size: tuple[int, int]) -> int:
         """1, 2, 4 or 8: an image of ``size`` may be decoded at that fraction, since it is shrunk first anyway."""
         if not self.stages or not isinstance(self.stages[0], Resize):

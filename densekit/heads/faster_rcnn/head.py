@@ -62,6 +62,11 @@ class FasterRCNN(nn.Module):
         size = (maps[-1].shape[2] * self.stride, maps[-1].shape[3] * self.stride)
         return pyramid, self.rpn(pyramid, size)
 
+    @property
+    def nms_threshold(self) -> float:
+        """IoU above which two detections are one object."""
+        return self.roi.nms_threshold
+
     def losses(self, maps: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
         """``rpn_objectness``, ``rpn_box``, ``class`` and ``box``: float32 scalars, already weighted.
 

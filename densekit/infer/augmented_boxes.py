@@ -1,0 +1,104 @@
+"""Test-time augmentation of a detector: the mean of what is found on flipped and scaled copies."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from densekit.errors import DensekitError
+from densekit.infer.augmented import FLIPPED_DIMS, Flip, check_augmentation, is_plain, scaled, without_padding
+from densekit.infer.merging import Found, merge_views
+from densekit.model import DenseModel
+from densekit.types import Batch, Detections
+
+
+@torch.inference_mode()
+def detect_augmented(
+    model: DenseModel, batch: Batch, *, flips: Sequence[Flip] = ("none",), scales: Sequence[float] = (1.0,)
+) -> Detections:
+    """Detections over every flip at every scale, as ``merge_views`` joins them.
+
+    Args:
+        model: in evaluation mode, with a detection head.
+        batch: on the model's device.
+        flips: each of ``none``, ``horizontal``, ``vertical``, ``both``.
+        scales: factors on the size of the batch's images.
+
+    Returns:
+        In the pixels of the original images, as ``DenseModel.predict`` gives them; for one scale of 1 and no flip
+        exactly those, else on the CPU.
+
+    Raises:
+        DensekitError: as ``check_augmentation``, or the batch brings stored maps.
+    """
+    check_augmentation(flips, scales)
+    if is_plain(flips, scales):
+        return _detect(model, batch)
+    if batch.maps is not None:
+        raise DensekitError(
+            "stored features can't be flipped or scaled; leave out --flips and --scales, or give the images themselves "
+            "to the checkpoint that tools/join_head.py writes"
+        )
+    return padded([one for part in without_padding(batch) for one in _merged(model, part, flips, scales)])
+
+
+def found_in(detections: Detections, row: int) -> Found:
+    """The boxes of one image of a batch, on the CPU."""
+    valid = detections.valid[row]
+    boxes, scores, labels = (v[row][valid].cpu() for v in (detections.boxes, detections.scores, detections.labels))
+    return Found(boxes.float(), scores.float(), labels)
+
+
+def padded(images: Sequence[Found]) -> Detections:
+    """The boxes of several images as one batch."""
+    count, most = len(images), max(len(one.scores) for one in images)
+    found = Detections(
+        torch.zeros(count, most, 4),
+        torch.zeros(count, most),
+        torch.zeros(count, most, dtype=torch.int64),
+        torch.zeros(count, most, dtype=torch.bool),
+    )
+    for row, one in enumerate(images):
+        own = slice(0, len(one.scores))
+        found.boxes[row, own], found.scores[row, own], found.labels[row, own] = one
+        found.valid[row, own] = True
+    return found
+
+
+def nms_threshold(model: DenseModel) -> float:
+    """IoU above which the model's head takes two boxes for one object; 0.5 where it does not tell."""
+    return float(getattr(model.head(), "nms_threshold", 0.5))
+
+
+def _merged(model: DenseModel, batch: Batch, flips: Sequence[Flip], scales: Sequence[float]) -> list[Found]:
+    """Of images without padding."""
+    views: list[list[Found]] = [[] for _ in batch.ids]
+    most = 0
+    for scale in scales:
+        larger = scaled(batch, scale)
+        for flip in flips:
+            found = _detect(model, dataclasses.replace(larger, images=larger.images.flip(FLIPPED_DIMS[flip])))
+            most = max(most, found.scores.shape[1])
+            for row, size in enumerate(batch.numbers(batch.original_sizes)):
+                own = found_in(found, row)
+                views[row].append(own._replace(boxes=_back(own.boxes, size, flip)))
+    return [Found(*(v[:most] for v in merge_views(one, nms_threshold(model)))) for one in views]
+
+
+def _back(boxes: Tensor, size: Sequence[int], flip: Flip) -> Tensor:
+    """Boxes on a flipped copy -> on the image of (height, width)."""
+    x1, y1, x2, y2 = boxes.unbind(1)
+    if -1 in FLIPPED_DIMS[flip]:
+        x1, x2 = size[1] - x2, size[1] - x1
+    if -2 in FLIPPED_DIMS[flip]:
+        y1, y2 = size[0] - y2, size[0] - y1
+    return torch.stack([x1, y1, x2, y2], 1)
+
+
+def _detect(model: DenseModel, batch: Batch) -> Detections:
+    found = model.predict(batch)
+    assert isinstance(found, Detections)
+    return found
