@@ -31,18 +31,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     config = configs.load(args.config, args.overrides)
     from densekit import build  # torch takes seconds to import; a misspelt key should not
+    from densekit.doctor.lost_files import check_files
     from densekit.doctor.quick import quick_check
     from densekit.engine import distributed
     from densekit.engine.guard import FiniteGuard, Stop
     from densekit.engine.record import Record
-    from densekit.engine.run_folder import RunFolder
+    from densekit.engine.run_folder import RunFolder, holds_run
     from densekit.infer.evaluate import evaluate
     from densekit.infer.samples import draw_samples
     from densekit.precision import settle_precision
 
     world = distributed.join(args.device)
     out = args.out or Path("runs") / Path(args.config).stem
-    precision, _ = settle_precision(config.train.precision, world.device, asked=not (out / "config.yaml").exists())
+    precision, _ = settle_precision(config.train.precision, world.device, asked=not holds_run(out))
 
     # Data and model: everything that the config names is built and checked before the run folder is touched.
     train_set = build.dataset(config, "train", training=True)
@@ -51,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     model, report = build.model(config, train_set.classes)
     build.check_stores(config, model, train_set, val_set, training=True)
     plan = build.plan(config, train_set, world, model)
-    checked = quick_check(train_set, val=val_set, config=config)
+    checked = check_files(config, train_set, val_set)
+    checked += quick_check(train_set, val=val_set, config=config, saved=out / "config.yaml")
     step = build.train_step(config, model.to(world.device), plan, world, precision)
 
     # The run folder, and the state of a run to go on with.

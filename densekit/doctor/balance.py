@@ -6,9 +6,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from densekit.doctor.coco.rows import CocoRows
 from densekit.doctor.defects import Defect
 from densekit.doctor.masks.checks import MaskLook, MaskQuestion
+from densekit.doctor.masks.values import ignored_object
 from densekit.doctor.sets import Split
 from densekit.errors import DensekitError
 from densekit.types import IGNORE, Classes
@@ -67,6 +70,7 @@ def pixel_defects(questions: Sequence[MaskQuestion], looks: Sequence[MaskLook]) 
     pixels: Counter[int] = Counter()
     for look in looks:
         pixels.update({v: n for v, n in look.pixels.items() if v != IGNORE})
+    counts = np.array([sum(look.pixels.get(label, 0) for look in looks) for label in range(256)], np.int64)
     names = codes[0].classes.names
     folder = str(Path(questions[0].mask).parent)
     if len(pixels) == 1 and len(names) > 1 and len(looks) >= _MASKS:
@@ -74,6 +78,8 @@ def pixel_defects(questions: Sequence[MaskQuestion], looks: Sequence[MaskLook]) 
         share = ignored / (ignored + pixels.total())
         message = f"every pixel of {len(looks)} masks is {names[min(pixels)]!r} or ignored ({share:.1%} of them are)"
         yield Defect("masks_of_one_class", folder, message)
+    elif message := ignored_object(codes[0], counts) or "":
+        yield Defect("mask_255_ignored", folder, message)
     elif pixels:
         yield from counted({name: pixels[label] for label, name in enumerate(names)}, "pixels", folder)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,11 @@ from densekit.doctor.boxes.boxes import SAME, TINY, alike
 from densekit.doctor.boxes.limits import limit_note
 from densekit.doctor.boxes.sets import NOTHING, UNMEASURED, findings, of_columns
 from densekit.doctor.kinds import KINDS
+from densekit.doctor.masks.at_start import mask_notes
 from densekit.errors import DensekitError
-from densekit.types import IGNORE
-
-_LOOKED_AT = 24  # masks at most
-_FEW = 3  # masks: fewer say nothing of a set
 
 
-def quick_check(dataset: Any, *, val: Any = None, config: Config | None = None) -> list[str]:
+def quick_check(dataset: Any, *, val: Any = None, config: Config | None = None, saved: Path | None = None) -> list[str]:
     """Short notes on the data before they are learned from.
 
     Args:
@@ -31,6 +29,7 @@ def quick_check(dataset: Any, *, val: Any = None, config: Config | None = None) 
             labels.
         val: the one that chooses the best checkpoint, where there is one.
         config: of the run: the limits of its detectors.
+        saved: where the run writes its config, for the command that examines all of it.
 
     Returns:
         One line a finding, and the command that examines the rest, where the doctor can.
@@ -41,8 +40,9 @@ def quick_check(dataset: Any, *, val: Any = None, config: Config | None = None) 
     notes = _of_data(dataset, "data", config)
     if val is not None and isinstance(file := _file(val), CocoFile):
         notes += _of_set(val, file, "data.val", config)
-    arguments = _arguments(dataset, _file(dataset))
-    return [*notes, f"data: all checks: python tools/doctor.py {arguments}"] if arguments else notes
+    if saved is not None and _has_files(dataset):
+        notes.append(f"data: all checks: python -m densekit doctor {shlex.quote(str(saved))}")
+    return notes
 
 
 def _file(dataset: Any) -> Any:
@@ -54,7 +54,7 @@ def _of_data(dataset: Any, name: str, config: Config | None) -> list[str]:
     if isinstance(file, CocoFile):
         return [*_of_set(dataset, file, name, config), *_of_coco(file)]
     if isinstance(source := getattr(dataset, "source", None), MaskFolder):
-        return _of_masks(source)
+        return mask_notes(source)
     if isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.dtype.kind in "iu":
         counts = dict(zip(dataset.classes.names, _counts(labels, len(dataset.classes))))
         return [*_of_one_class(counts), *_of_counts(counts, "images")]
@@ -82,15 +82,10 @@ def _of_set(dataset: Any, file: CocoFile, name: str, config: Config | None) -> l
     return notes
 
 
-def _arguments(dataset: Any, file: Any) -> str:
-    """What the doctor is to be called with."""
+def _has_files(dataset: Any) -> bool:
+    """Whether there is something that the doctor can examine."""
     source = getattr(dataset, "source", dataset)
-    folder = getattr(source, "folder", None)
-    if isinstance(file, CocoFile):
-        return f"{shlex.quote(str(file.path))} --images {shlex.quote(str(folder))}"
-    if isinstance(source, MaskFolder):
-        return f"{shlex.quote(str(source.masks))} --images {shlex.quote(str(source.images))}"
-    return "" if folder is None else shlex.quote(str(folder))
+    return isinstance(source, MaskFolder) or getattr(source, "folder", None) is not None
 
 
 def _of_coco(file: CocoFile) -> list[str]:
@@ -117,25 +112,6 @@ def _of_counts(counts: dict[str, int], what: str) -> list[str]:
             f"data: {common!r} has {counts[common]} {what}, {rare!r} {counts[rare]}: rare ones are learned late"
         )
     return notes
-
-
-def _of_masks(source: MaskFolder) -> list[str]:
-    """A few masks are read: where all of them show one class, mostly an object's value is ignored."""
-    chosen = range(0, len(source), -(-len(source) // _LOOKED_AT))
-    found: set[int] = set()
-    try:
-        for index in chosen:
-            found |= set(np.unique(source.mask(index)).tolist())
-    except DensekitError:  # told when training comes to it
-        return []
-    if source.code.layers or len(source.classes) < 2 or len(found - {IGNORE}) > 1 or len(chosen) < _FEW:
-        return []
-    name = source.classes.names[min(found)] if found - {IGNORE} else "ignored"
-    also = " or ignored" if IGNORE in found else ""
-    return [
-        f"data: every pixel of the {len(chosen)} masks that were looked at is {name!r}{also}; "
-        f"{KINDS['masks_of_one_class'].remedy}"
-    ]
 
 
 def _of_one_class(counts: dict[str, int]) -> list[str]:

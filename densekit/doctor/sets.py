@@ -112,7 +112,7 @@ def _code(folder: Path) -> MaskCode | None:
     """Classes from the ``classes.txt`` of a mask set; None where it has none."""
     for place in (folder, folder.parent, folder.parent.parent):
         if (place / "classes.txt").is_file():
-            return MaskCode(read_classes(place / "classes.txt"))
+            return MaskCode(read_classes(place / "classes.txt"), ignore_given=False)
     return None
 
 

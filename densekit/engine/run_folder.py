@@ -15,7 +15,7 @@ import torch
 import yaml
 
 import densekit
-from densekit.config import parse
+from densekit.config import dump, parse
 from densekit.engine import checkpoint
 from densekit.engine.distributed import World, barrier, gather
 from densekit.engine.optim import restore
@@ -67,6 +67,20 @@ class RunState:
         return new
 
 
+def holds_run(path: Path) -> bool:
+    """Whether a folder holds a run that came to its first step; what one that failed before left may be replaced."""
+    saved, metrics = path / "config.yaml", path / "metrics.jsonl"
+    if not saved.exists():
+        return False
+    if any(path.glob("*.pt")) or (metrics.exists() and metrics.stat().st_size > 0):
+        return True
+    try:
+        text = saved.read_text(encoding="utf-8")
+        return dump(parse(yaml.safe_load(text), "it")) != text  # a config that no run wrote is someone's own
+    except (DensekitError, yaml.YAMLError, UnicodeDecodeError, OSError):
+        return True
+
+
 class RunFolder:
     """Opens, fills and resumes a run folder.
 
@@ -109,6 +123,8 @@ class RunFolder:
         if not saved.exists():
             if any(self.path.glob("*.pt")):
                 raise DensekitError(f"{self.path} holds checkpoints but no config.yaml; give another --out")
+            return
+        if not holds_run(self.path):
             return
         if not resume:
             raise DensekitError(f"{self.path} holds another run; add --resume to go on with it or give another --out")

@@ -188,7 +188,6 @@ def test_the_quick_check_counts_what_the_examination_finds(planted):
     assert any("3 boxes" in line for line in notes)
     assert any("'hexagon'" in line for line in notes)
     assert any("no annotation" in line for line in notes)
-    assert notes[-1].endswith(f"tools/doctor.py {planted.json} --images {planted.root / 'images'}")
 
 
 def test_pairs_of_boxes_are_those_that_a_double_loop_finds():

@@ -60,7 +60,10 @@ class IdxDataset:
         if len(images) != len(labels):
             raise DensekitError(f"there are {len(images)} images but {len(labels)} labels; give files that go together")
         if images.shape[3] not in (1, channels):
-            raise DensekitError(f"the images have {images.shape[3]} channels, the model takes {channels}; set channels")
+            raise DensekitError(
+                f"the images have {images.shape[3]} channels, the model takes {channels}; set "
+                f"model.channels={images.shape[3]}"
+            )
         self.classes = _classes(labels, names)
         self.first, end = part or (0, len(images))
         if not 0 <= self.first < end <= len(images):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from densekit.data.column_store import Strings
+from densekit.data.images.present import absent
 from densekit.data.images.read import IMAGE_SUFFIXES, MAX_PIXELS, ImageReader
 from densekit.data.loading.sampling import draw_seed, sample_random
 from densekit.data.transforms.pipeline import Pipeline
@@ -63,6 +64,11 @@ class ImageFolder:
     def path(self, index: int) -> Path:
         """The image file at ``index``."""
         return self.folder / str(self.names[index])
+
+    def missing_files(self) -> list[Path]:
+        """The image files that are not there: links to nothing."""
+        names = list(self.names)
+        return [self.folder / names[i] for i in absent(self.folder, names)]
 
     def image_id(self, index: int) -> str:
         """The path below the folder."""

@@ -229,7 +229,7 @@ def _tag_to_apply(path: Path, header: ImageHeader, size: tuple[int, int] | None,
 
 
 def _channels_message(path: Path, found: int, wanted: int) -> str:
-    return f"{path}: {found} channels, but the model takes {wanted}; set channels to {found} or convert the file"
+    return f"{path}: {found} channels, but the model takes {wanted}; set model.channels={found}, or convert the file"
 
 
 def _size_message(path: Path, width: int, height: int, size: tuple[int, int]) -> str:

@@ -122,6 +122,12 @@ SETS: dict[str, Kind] = {
         "It learns to say this class everywhere.",
         "if an ignored value is the object (0/255 masks), give it to the class: classes: {background: 0, object: 255}",
     ),
+    "mask_255_ignored": Kind(
+        "error",
+        "where 255 is the object, as in 0/255 masks, the object is ignored and its class has no pixel to learn from",
+        "It is refused.",
+        "give the class its value, as told; where 255 is ignored indeed, say so by ignore: [255]",
+    ),
     # The set as a whole.
     "class_without_objects": Kind(
         "note", "it cannot be learned", "The class stays untrained.", "label some, or leave the class out"

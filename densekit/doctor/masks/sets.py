@@ -56,6 +56,7 @@ def mask_code(options: Mapping[str, Any]) -> MaskCode | None:
         colours,
         tuple(_colour(c) for c in options.get("ignore_colors", ())),
         bool(options.get("multi_label", False)),
+        "ignore" in options,
     )
 
 

@@ -68,6 +68,10 @@ class CocoDataset:
         """See ``CocoImages``."""
         return self.files.notes
 
+    def missing_files(self) -> list[Path]:
+        """See ``CocoImages``."""
+        return self.files.missing_files()
+
     @property
     def max_objects(self) -> int:
         """The most boxes that any image has."""

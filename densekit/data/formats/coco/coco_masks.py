@@ -64,6 +64,10 @@ class CocoMasks:
         """The image file; its name may not leave the folder."""
         return self.files.path(index)
 
+    def missing_files(self) -> list[Path]:
+        """See ``CocoImages``."""
+        return self.files.missing_files()
+
     @property
     def folder(self) -> Path:
         """The images."""

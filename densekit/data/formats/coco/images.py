@@ -6,6 +6,7 @@ from pathlib import Path
 
 from densekit.data.formats.coco.file import CocoFile
 from densekit.data.images.names import other_spellings, spelling_note
+from densekit.data.images.present import absent
 from densekit.data.images.read import inside, leaves_folder
 from densekit.types import DensekitError
 
@@ -35,6 +36,13 @@ class CocoImages:
         self.notes = [*file.notes, *file.dropped]
         if self._spelled:
             self.notes.append(spelling_note(file.path, names, self._spelled))
+
+    def missing_files(self) -> list[Path]:
+        """The image files that are not there."""
+        names = list(self.file.file_names)
+        for index, name in self._spelled.items():
+            names[index] = name
+        return [self.folder / names[i] for i in absent(self.folder, names)]
 
     def _check_inside(self, names: list[str]) -> None:
         for index, name in enumerate(names if _any_suspicious(names) else ()):

@@ -38,6 +38,7 @@ class MaskCode:
     Attributes:
         classes: names, and values in the files.
         ignore: values that are not looked at.
+        ignore_given: the user named them; else 255 is ignored because it mostly is.
         colours: colour of each class, in label order, where the files are colour-coded.
         ignore_colours: colours that are not looked at.
         layers: the files hold a layer of 0 and 1 per class.
@@ -48,6 +49,7 @@ class MaskCode:
     colours: tuple[Colour, ...] | None = None
     ignore_colours: tuple[Colour, ...] = ()
     layers: bool = False
+    ignore_given: bool = True
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.classes) <= IGNORE:

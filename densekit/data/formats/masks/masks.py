@@ -11,6 +11,7 @@ import pydantic
 from densekit.data.formats.masks.files import Labels, MaskCode, read_classes, read_colour_table
 from densekit.data.formats.masks.pairs import Pair, pairs_by_list, pairs_by_name, part_of
 from densekit.data.formats.segmentation import SegmentationDataset
+from densekit.data.images.present import absent
 from densekit.data.images.read import MAX_PIXELS
 from densekit.data.transforms.pipeline import Pipeline
 from densekit.registry import DATASETS
@@ -43,6 +44,12 @@ class MaskFolder:
         """The mask file."""
         return self.masks / self.pairs[index].mask
 
+    def missing_files(self) -> list[Path]:
+        """The image and mask files that are not there."""
+        images, masks = [pair.image for pair in self.pairs], [pair.mask for pair in self.pairs]
+        lost = [self.images / images[i] for i in absent(self.images, images)]
+        return [*lost, *(self.masks / masks[i] for i in absent(self.masks, masks))]
+
     def mask(self, index: int) -> Labels:
         """Labels of the mask file."""
         return self.code.read(self.mask_path(index), self.max_pixels)
@@ -62,7 +69,7 @@ def masks(
     images: Path,
     masks: Path,
     classes: Path | tuple[str, ...] | dict[str, int] | None = None,
-    ignore: tuple[Value, ...] = (IGNORE,),
+    ignore: tuple[Value, ...] | None = None,
     colors: Path | dict[str, Colour] | None = None,
     ignore_colors: tuple[Colour, ...] = (),
     multi_label: bool = False,
@@ -85,7 +92,7 @@ def masks(
         masks: folder of masks: PNG, TIFF, BMP, or .npy.
         classes: names for the values 0, 1, 2, ...; or values by name (``{background: 0, cell: 255}``); or a text file
             with a name a line. May be left out with ``colors``.
-        ignore: values that are not looked at; 255 unless a class has it.
+        ignore: values that are not looked at; None: 255, unless a class has it.
         colors: colour of each class by name, for colour-coded masks, or a text file with ``name,red,green,blue`` a
             line. Palette masks are then read by their colours too.
         ignore_colors: colours that are not looked at; in a file of colours their lines are no classes.
@@ -125,7 +132,7 @@ def masks(
 
 def _mask_code(
     classes: Path | tuple[str, ...] | Mapping[str, int] | None,
-    ignore: tuple[int, ...],
+    ignore: tuple[int, ...] | None,
     colors: Mapping[str, Colour] | None,
     ignore_colors: tuple[Colour, ...],
     multi_label: bool,
@@ -137,7 +144,8 @@ def _mask_code(
     if ignore_colors and colors is None:
         raise DensekitError("ignore_colors: has no effect without colors; give the colour of each class as colors")
     known = read_classes(classes) if classes is not None else read_classes(tuple(colors or ()))
-    return MaskCode(known, ignore, _colours(known, colors), ignore_colors, multi_label)
+    ignored = (IGNORE,) if ignore is None else ignore
+    return MaskCode(known, ignored, _colours(known, colors), ignore_colors, multi_label, ignore is not None)
 
 
 def _colours(classes: Classes, colors: Mapping[str, Colour] | None) -> tuple[Colour, ...] | None:
