@@ -57,7 +57,7 @@ def dataset(
         part.name,
         part.options,
         path=f"data.{split}",
-        transforms=transforms(config.data, training),
+        transforms=transforms(config.data, training, config.model.channels),
         seed=config.seed,
         training=training,
         channels=config.model.channels,
@@ -111,11 +111,14 @@ def notes(*datasets: Dataset | None) -> list[str]:
     return [f"data: {line}" for line in dict.fromkeys(lines)]
 
 
-def transforms(config: DataConfig, training: bool) -> Pipeline:
-    """The transforms of training or of evaluation."""
+def transforms(config: DataConfig, training: bool, channels: int = 3) -> Pipeline:
+    """The transforms of training or of evaluation, of images with so many channels."""
     where = "data.train_transforms" if training else "data.eval_transforms"
     specs = config.train_transforms if training else config.eval_transforms
-    return Pipeline(specs, training=training, path=where)
+    pipeline = Pipeline(specs, training=training, path=where)
+    if channels != 3:
+        pipeline.check_channels(channels)
+    return pipeline
 
 
 def model(config: Config, classes: Classes) -> tuple[DenseModel, list[str]]:

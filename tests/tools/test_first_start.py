@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -73,24 +72,6 @@ def test_a_class_in_one_mask_of_many_is_found_before_anything_is_refused(tmp_pat
     mask[4:9, 4:9] = 1
     cv2.imwrite(str(data / "masks/7.png"), mask)  # none of the 24 that are looked at first
     assert runs.call("train", config(data, ["background", "nucleus"]), "--out", tmp_path / "run")[0] == 0
-
-
-def test_the_shipped_config_for_masks_of_0_and_255_reads_its_layout_and_takes_a_step(tmp_path, monkeypatch):
-    made = masks_of(tmp_path / "made", [255])
-    for split in ("Training", "Validation", "Test"):
-        images = tmp_path / f"isic2018/ISIC2018_Task1-2_{split}_Input"
-        truth = tmp_path / f"isic2018/ISIC2018_Task1_{split}_GroundTruth"
-        images.mkdir(parents=True)
-        truth.mkdir()
-        for number in range(4):
-            cv2.imwrite(str(images / f"ISIC_{number}.jpg"), cv2.imread(str(made / f"images/{number}.png")))
-            shutil.copy(made / f"masks/{number}.png", truth / f"ISIC_{number}_segmentation.png")
-    monkeypatch.setenv("DENSEKIT_DATA", str(tmp_path))
-    small = ["model.backbone.name=resnet18", "model.backbone.weights=null", "train.steps=1", "train.batch_size=2"]
-    small += ["data.workers=0", "data.train_transforms=[{name: Resize, long: 32}]", "evaluation.pictures=0"]
-    code, said = runs.call("train", "unet_r34_isic2018", "--out", tmp_path / "run", *small)
-    assert code == 0, said
-    assert "no pixels" not in said
 
 
 def test_a_run_that_failed_before_its_first_step_leaves_its_folder_to_the_next(tmp_path, shapes, monkeypatch):

@@ -265,6 +265,15 @@ def make_cityscapes(root):
                 write(root / f"cityscapes/gtFine/{split}/{city}/x_gtFine_{kind}.png", labels.astype(np.uint8))
 
 
+def make_isic2018(root):
+    for split in ("Training", "Validation", "Test"):
+        for name in "ab":
+            image, labels = scene(6, 2)
+            write(root / f"isic2018/ISIC2018_Task1-2_{split}_Input/{name}.jpg", image)
+            truth = root / f"isic2018/ISIC2018_Task1_{split}_GroundTruth"
+            write(truth / f"{name}_segmentation.png", (255 * labels).astype(np.uint8))
+
+
 def make_voc(root):
     voc = root / "VOCdevkit/VOC2012"
     (voc / "ImageSets/Segmentation").mkdir(parents=True)
@@ -280,7 +289,7 @@ def make_voc(root):
 @pytest.fixture(scope="module")
 def layouts(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
-    for make in (make_nuclei, make_camvid, make_cityscapes, make_voc):
+    for make in (make_nuclei, make_camvid, make_cityscapes, make_voc, make_isic2018):
         make(root)
     generate_shapes(root / "runs/shapes", train=4, val=2, test=2, size=64)
     return root

@@ -243,7 +243,7 @@ def test_a_batch_that_the_ranks_can_not_share_is_refused(tmp_path, config):
 
 def test_a_bad_image_on_one_rank_ends_both_in_one_line_each(tmp_path, shapes):
     data = shutil.copytree(shapes, tmp_path / "data")
-    (data / "images" / "train" / "000004.jpg").unlink()
+    (data / "images" / "train" / "000004.jpg").write_bytes(b"no image")
     config, log = runs.write_config(tmp_path / "run.yaml", runs.config_of("detection", data)), tmp_path / "log"
     arguments = [config, "--out", tmp_path / "run", "--device", "cpu", "data.workers=1"]
     assert runs.finish(runs.start("train", arguments, log, ranks=2)) == [2, 2], log.read_text()

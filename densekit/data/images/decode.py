@@ -11,12 +11,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from densekit.data.images.bands import band_count, decode_bands
 from densekit.data.images.header import ImageHeader
 from densekit.data.images.pixel_values import Pixels
 from densekit.errors import DensekitError
 
 _BY_OPENCV = ("JPEG", "PNG", "BMP", "WEBP", "PPM")
 _BY_PILLOW = ("GIF", "TGA", "ICO")  # OpenCV gives transparent pixels of a GIF another colour, and does not read others
+_OPENCV_BANDS = 4  # interleaved, at most
 _REDUCED = {
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
@@ -44,7 +46,9 @@ def decode(path: Path, data: bytes, header: ImageHeader, channels: int, reduce: 
         return _by_pillow(path, data, header, channels)
     buffer = np.frombuffer(data, np.uint8)
     try:
-        if channels not in (1, 3) and header.format == "TIFF":
+        if header.format == "TIFF" and band_count(data) > _OPENCV_BANDS:
+            image = decode_bands(data)
+        elif channels not in (1, 3) and header.format == "TIFF":
             image = _pages(buffer)
         else:
             image = cv2.imdecode(buffer, _flags(channels, reduce))

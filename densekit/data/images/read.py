@@ -4,8 +4,8 @@
 * An alpha channel is dropped; the colours stay as they are stored, they are not blended with any background
   (a TIFF with alpha excepted: libtiff multiplies by it).
 * Files of more than 8 bits become float32 (``pixel_values.py``).
-* Any other number of channels comes from ``.npy`` ([H, W] or [H, W, C]) or from TIFF (up to 4 interleaved channels, or
-  one channel a page).
+* Any other number of channels comes from ``.npy`` ([H, W] or [H, W, C]) or from TIFF (interleaved, a plane each, or one
+  channel a page).
 * Boxes belong to the width and height that the annotations give: where that is the size as stored and not as turned by
   the EXIF tag, the file is taken as stored; where it is the turned size alone, it is turned. Where it is both (half
   turns, mirrors, squares), and without annotations, the data set's convention decides.

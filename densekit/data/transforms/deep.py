@@ -20,7 +20,7 @@ _FILLED = ("fill", "drop_value")
 def with_fills_to_one(transforms: Sequence[Any]) -> list[Any]:
     """Copies of transforms that fill images in 0..1 with what the config says for 0..255."""
     copies = copy.deepcopy(list(transforms))
-    for transform in _leaves(copies):
+    for transform in leaves(copies):
         for name in _FILLED:
             value = getattr(transform, name, None)
             if isinstance(value, int | float):
@@ -37,7 +37,7 @@ def in_eight_bits(transforms: Sequence[Any], channels: int) -> list[str]:
     """
     slope = np.linspace(0.1, 0.9, 64 * 64, dtype=np.float32).reshape(64, 64, 1)
     image = np.repeat(slope, channels, axis=2)
-    return list(dict.fromkeys(type(t).__name__ for t in _leaves(transforms) if _rounds(t, image)))
+    return list(dict.fromkeys(type(t).__name__ for t in leaves(transforms) if _rounds(t, image)))
 
 
 def _rounds(transform: Any, image: Any) -> bool:
@@ -55,11 +55,12 @@ def _rounds(transform: Any, image: Any) -> bool:
     return bool(np.abs(values - np.rint(values)).max() < 1e-3)
 
 
-def _leaves(transforms: Sequence[Any]) -> Iterator[Any]:
+def leaves(transforms: Sequence[Any]) -> Iterator[Any]:
     """Every transform, also those inside of ``OneOf`` and its like."""
+    import albumentations
+
     for transform in transforms:
-        inner = getattr(transform, "transforms", None)
-        if inner is None:
-            yield transform
+        if isinstance(transform, albumentations.BaseCompose):
+            yield from leaves(transform.transforms)
         else:
-            yield from _leaves(inner)
+            yield transform

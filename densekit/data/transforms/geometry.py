@@ -23,8 +23,11 @@ def resize_image(image: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[
     if image.shape[:2] == (height, width):
         return image
     shrinks = height < image.shape[0] or width < image.shape[1]
-    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return np.asarray(resized.reshape(height, width, image.shape[2]))
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    # OpenCV averages areas of four channels at most.
+    parts = [image[:, :, c : c + 4] for c in range(0, image.shape[2], 4)]
+    resized = [cv2.resize(p, (width, height), interpolation=method).reshape(height, width, -1) for p in parts]
+    return np.asarray(resized[0] if len(resized) == 1 else np.concatenate(resized, axis=2))
 
 
 def resize_mask(mask: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:

@@ -6,6 +6,7 @@ workers, ranks, or what was loaded before it.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import os
@@ -18,7 +19,7 @@ import numpy.typing as npt
 import pydantic
 
 from densekit.data.transforms.contrast import ContrastStretch
-from densekit.data.transforms.deep import in_eight_bits, with_fills_to_one
+from densekit.data.transforms.deep import in_eight_bits, leaves, with_fills_to_one
 from densekit.data.transforms.geometry import MIN_SIDE, keep_boxes, select_boxes
 from densekit.data.transforms.resize import HorizontalFlip, Resize, ScaleJitter, VerticalFlip
 from densekit.errors import plain_words
@@ -133,6 +134,16 @@ class Pipeline:
         """Names of its transforms that leave 256 values at most of an image of more than 8 bits."""
         foreign = [t for stage in self.stages if isinstance(stage, _Albumentations) for t in stage.transforms]
         return in_eight_bits(foreign, channels)
+
+    def check_channels(self, channels: int) -> None:
+        """Refuse a transform that can't take images of so many channels, before an epoch comes to it.
+
+        Raises:
+            DensekitError: names it, and why.
+        """
+        for stage in self.stages:
+            if isinstance(stage, _Albumentations):
+                stage.check_channels(channels)
 
     def _flush(self, foreign: list[Any], path: str) -> None:
         if foreign:
@@ -283,6 +294,24 @@ def _invalid(error: pydantic.ValidationError, where: str) -> str:
     return f"{where}{'.' if key else ''}{key}: {plain_words(first['msg'])}{value}; correct its options"
 
 
+def refused_channels(transform: Any, channels: int) -> str | None:
+    """Why an albumentations transform fails on images of so many channels, where it takes those of three."""
+    once = copy.deepcopy(transform)
+    once.p = 1.0
+    reasons = []
+    for count in (3, channels):
+        image = np.random.default_rng(0).integers(0, 255, (64, 64, count), np.uint8)
+        sample, stage = Sample(image, id="a test", original_size=(64, 64), seed=0), _Albumentations([once], "")
+        try:
+            for seed in range(4):
+                stage(sample, np.random.default_rng(seed))
+        except DensekitError as error:
+            reasons.append(str(error).partition(f"of 64 x 64 x {count}: ")[2].removesuffix("; correct the pipeline"))
+        else:
+            reasons.append("")
+    return reasons[1] if reasons[1] and not reasons[0] else None
+
+
 class _Albumentations:
     """A run of albumentations transforms, as one of our own."""
 
@@ -312,6 +341,15 @@ class _Albumentations:
             composed = albumentations.Compose(transforms, bbox_params=boxes if with_boxes else None, p=1.0)
             self._composed[floats, with_boxes] = composed
         return self._composed[floats, with_boxes]
+
+    def check_channels(self, channels: int) -> None:
+        """See ``Pipeline``."""
+        for transform in leaves(self.transforms):
+            if (reason := refused_channels(transform, channels)) is not None:
+                raise DensekitError(
+                    f"{self.path}: {type(transform).__name__} can't take the images' {channels} channels "
+                    f"(model.channels): {reason.rstrip('.')}; remove it, or choose one that can"
+                )
 
     def __call__(self, sample: Sample, random: np.random.Generator) -> Sample:
         """Apply the run to image, mask and boxes."""
