@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,8 +42,19 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         return _list_configs(words[1:])
     if name not in (names := _names()):
         raise DensekitError(f"densekit {name}: there is no such command; {nearest(name, [*names, 'configs'])}")
+    if name == "train" and words[1:] and Path(words[1]).is_dir():
+        words[1] = _config_of(words[1], words[2:])
     sys.argv[0] = f"densekit {name}"  # what the script's own help calls itself
     return _script(name)(words[1:])
+
+
+def _config_of(folder: str, words: Sequence[str]) -> str:
+    """The config to train on a folder of images and boxes with, as ``densekit init`` writes it, beside the run."""
+    from densekit.first_config import config_of_folder  # imports torch
+
+    out = next((after for before, after in itertools.pairwise(words) if before == "--out"), None)
+    out = out or next((word.removeprefix("--out=") for word in words if word.startswith("--out=")), None)
+    return str(config_of_folder(Path(folder), None if out is None else Path(out)))
 
 
 def _names() -> list[str]:

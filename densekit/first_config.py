@@ -26,6 +26,7 @@ import torch
 import yaml
 
 from densekit.config import parse
+from densekit.console import say
 from densekit.data.formats.coco.coco import CocoDataset
 from densekit.data.formats.coco.write import content_of
 from densekit.data.formats.labels.records import Found
@@ -98,6 +99,25 @@ def write_first_config(folder: Path, target: Path, wishes: Wishes) -> list[str]:
     words = f"# {folder}: labels of the format {found.format}. Written by densekit init.\n"
     write_text(target, words + yaml.safe_dump(tree, sort_keys=False, width=110))
     return [*lines, f"{target}: the config; densekit train {target}"]
+
+
+def config_of_folder(folder: Path, out: Path | None) -> Path:
+    """The config to train on a folder with: written beside the run and told, or the one that is there already.
+
+    Args:
+        folder: images and labels.
+        out: the run folder; None: ``runs/`` and the folder's name.
+    """
+    run = out or Path("runs") / folder.absolute().name
+    target = run.with_name(f"{run.name}.yaml")
+    if target.exists():
+        say(f"{target} is there and is used; remove it to look at {folder} anew")
+        return target
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise DensekitError(f"{folder}: several ranks can't each write a config; run densekit init {folder} first")
+    for line in write_first_config(folder, target, Wishes()):
+        say(line)
+    return target
 
 
 def _built(found: Found, role: str, wishes: Wishes) -> CocoDataset:

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from densekit import load_config
+from densekit.errors import DensekitError
 from tests.data.formats import folders
 from tests.tools import runs
 from tests.tools.test_convert import coco
@@ -140,3 +141,28 @@ def test_labels_that_cannot_be_read_write_nothing(tmp_path):
     folders.text(tmp_path / "in/labels/1.txt", "0 .5\n")
     assert "1.txt:1: 2 values" in runs.refused("init", tmp_path / "in", "--out", tmp_path / "a.yaml")
     assert list(tmp_path.glob("a*")) == []
+
+
+def test_training_on_a_folder_writes_its_config_beside_the_run_and_uses_it_again(tmp_path, monkeypatch, capsys):
+    from densekit.__main__ import main
+    from densekit.first_config import Wishes
+
+    monkeypatch.setattr("sys.argv", ["densekit"])
+    monkeypatch.setattr("densekit.first_config.Wishes", lambda: Wishes(weights="none", backbone="resnet20", size=32))
+    table(tmp_path / "in")
+    command = ["train", str(tmp_path / "in"), "--out", str(tmp_path / "runs/a"), "--device", "cpu", *SMALL]
+    assert main(command) == 0
+    assert (tmp_path / "runs/a/best.pt").is_file()
+    assert (tmp_path / "runs/a_val.txt").is_file()
+    assert "labels of the format csv" in capsys.readouterr().out
+    assert main([*command, "--resume"]) == 0
+    assert "a.yaml is there and is used" in capsys.readouterr().out
+
+
+def test_training_on_a_folder_without_labels_that_can_be_read_is_refused(tmp_path):
+    from densekit.__main__ import main
+
+    folders.image(tmp_path / "a.jpg")
+    folders.text(tmp_path / "a.txt", "a cell\n")
+    with pytest.raises(DensekitError, match=r"1 images, but no labels of .*such as a\.txt"):
+        main(["train", str(tmp_path)])
