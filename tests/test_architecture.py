@@ -42,6 +42,7 @@ LAYERS = {
     "inputs": 10,
     "predictor": 10,
     "doctor": 10,
+    "first_config": 10,
     "__main__": 11,
 }
 
