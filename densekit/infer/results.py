@@ -16,7 +16,7 @@ import numpy.typing as npt
 import PIL.Image
 
 from densekit.errors import DensekitError
-from densekit.show.drawing import draw_boxes, drawable
+from densekit.show.drawing import colours, draw_boxes, drawable, enlarged, with_legend
 from densekit.show.drawing_masks import overlay
 from densekit.types import Classes, Classification, Detections, Predictions, Segmentation
 
@@ -112,7 +112,7 @@ class BoxResult(Result):
         return dataclasses.replace(self, boxes=self.boxes[best], scores=self.scores[best], ids=self.ids[best])
 
     def draw(self, score: float = 0.5) -> PIL.Image.Image:
-        """The image with the boxes of at least this score."""
+        """The image with the boxes of at least this score and a legend below; a small image is enlarged."""
         return PIL.Image.fromarray(self.picture(score))
 
     def picture(self, score: float = 0.5) -> npt.NDArray[np.uint8]:
@@ -120,7 +120,11 @@ class BoxResult(Result):
         shown, words = self.above(score), drawable(self.classes.names)
         labels = [self.classes.ids.index(i) for i in shown.ids.tolist()]
         texts = [f"{words[k]} {s:.2f}" for k, s in zip(labels, shown.scores.tolist())]
-        return draw_boxes(self.image.look(), shown.boxes, texts, labels)
+        picture, times = enlarged(self.image.look())
+        picture = draw_boxes(picture, shown.boxes * times, texts, labels)
+        palette = colours(len(self.classes))
+        counts = [(f"{words[k]}: {labels.count(k)}", palette[k]) for k in sorted(set(labels))]
+        return with_legend(picture, counts)
 
     def to_coco(self) -> list[dict[str, Any]]:
         """``image_id``, ``category_id``, ``bbox`` [x, y, width, height] and ``score`` of each box."""
@@ -158,12 +162,13 @@ class MaskResult(Result):
         return self.names_of(self.ids)
 
     def draw(self) -> PIL.Image.Image:
-        """The image, coloured by class, with a legend below."""
+        """The image, coloured by class, with a legend below; a small image is enlarged."""
         return PIL.Image.fromarray(self.picture())
 
     def picture(self) -> npt.NDArray[np.uint8]:
         """As ``draw``, as an RGB array."""
-        return overlay(self.image.look(), self.masks, self.classes)
+        picture, times = enlarged(self.image.look())
+        return overlay(picture, self.masks.repeat(times, -2).repeat(times, -1), self.classes)
 
     def to_coco(self) -> list[dict[str, Any]]:
         """``image_id``, ``category_id`` and ``segmentation`` (compressed RLE) of each class that occurs."""
@@ -225,7 +230,7 @@ class ClassResult(Result):
 
     def picture(self) -> npt.NDArray[np.uint8]:
         """As ``draw``, as an RGB array."""
-        pixels, label = self.image.look(), self.classes.ids.index(self.best)
+        pixels, label = enlarged(self.image.look())[0], self.classes.ids.index(self.best)
         text = f"{drawable(self.classes.names)[label]} {self.probabilities[label]:.2f}"
         frame = np.array([[0, 0, pixels.shape[1] - 1, pixels.shape[0] - 1]], np.float32)
         return draw_boxes(pixels, frame, [text], [label])

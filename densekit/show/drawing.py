@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from densekit.errors import DensekitError
 from densekit.files import printable, whole_file
+from densekit.show.labels import place_labels
 
 Image = npt.NDArray[np.uint8]
 
@@ -23,14 +23,44 @@ SMALLEST_PANEL = 240
 
 _GAP, _LINE = 8, 18
 
+_SEVEN = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+)
+_SHADES = (0.0, -0.5, 0.55, -0.25, 0.3)
+
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+
 
 def colours(count: int) -> list[tuple[int, int, int]]:
-    """``count`` RGB colours that differ well: hues one golden ratio apart, in two brightnesses."""
+    """``count`` RGB colours that people of any colour vision tell apart, as far as so many can be.
+
+    The first seven are Okabe and Ito's (Color Universal Design, 2008); the next ones are these, darker and lighter, so
+    that brightness tells apart what hue does not.
+    """
     found = []
     for i in range(count):
-        r, g, b = colorsys.hsv_to_rgb(i * 0.618034 % 1.0, 0.85, 1.0 if i % 2 == 0 else 0.8)
-        found.append((round(255 * r), round(255 * g), round(255 * b)))
+        turn, base = divmod(i, len(_SEVEN))
+        found.append(_shaded(_SEVEN[base], _SHADES[turn % len(_SHADES)]))
     return found
+
+
+def _shaded(colour: tuple[int, int, int], shade: float) -> tuple[int, int, int]:
+    """Towards black (below 0) or white (above 0)."""
+    r, g, b = (round(c * (1 + shade) if shade < 0 else c + (255 - c) * shade) for c in colour)
+    return r, g, b
+
+
+def text_colour(ground: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Black or white, whichever has more contrast to a colour (WCAG 2.1, relative luminance)."""
+    linear = [c / 255 / 12.92 if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in ground]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return (0, 0, 0) if (luminance + 0.05) / 0.05 >= 1.05 / (luminance + 0.05) else (255, 255, 255)
 
 
 def drawable(names: Sequence[str]) -> list[str]:
@@ -73,18 +103,38 @@ def draw_boxes(
     palette = colours(max(kinds, default=0) + 1)
     thickness = max(1, round(max(picture.shape[:2]) / 500))
     scale = max(0.35, max(picture.shape[:2]) / 1600)
-    # Worst first, so that the best boxes lie on top.
-    for box, text, kind in reversed(list(zip(boxes.tolist(), texts, kinds))):
-        x1, y1, x2, y2 = (round(v) for v in box)
+    frames = [(round(x1), round(y1), round(x2), round(y2)) for x1, y1, x2, y2 in boxes.tolist()]
+    drawn = list(zip(frames, kinds))
+    # Worst first, so that the best boxes lie on top; and all words behind all boxes, so that no line crosses them.
+    for (x1, y1, x2, y2), kind in reversed(drawn):
         cv2.rectangle(picture, (x1, y1), (x2, y2), palette[kind], thickness)
-        (width, height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)
-        top = y1 if y1 > height + base else y1 + height + base
-        left = max(0, min(x1, picture.shape[1] - width))
-        cv2.rectangle(picture, (left, top - height - base), (left + width, top), palette[kind], -1)
-        cv2.putText(
-            picture, text, (left, top - base // 2), cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), thickness, cv2.LINE_AA
-        )
+    extents = [cv2.getTextSize(text, FONT, scale, thickness) for text in texts]
+    places = place_labels(frames, [(width, height + base) for (width, height), base in extents], picture.shape[:2])
+    for place, text, kind, (_, base) in reversed(list(zip(places, texts, kinds, extents))):
+        left, top, right, bottom = place
+        cv2.rectangle(picture, (left, top), (right - 1, bottom - 1), palette[kind], -1)
+        at, ink = (left, bottom - base // 2 - 1), text_colour(palette[kind])
+        cv2.putText(picture, text, at, FONT, scale, ink, thickness, cv2.LINE_AA)
     return picture
+
+
+def with_legend(picture: Image, shown: Sequence[tuple[str, tuple[int, int, int]]]) -> Image:
+    """Words with their colours on white below a picture, so that nothing of it is covered."""
+    if not shown:
+        return picture
+    width = picture.shape[1]
+    places, left, row = [], 4, 0
+    for name, _ in shown:
+        needed = 24 + cv2.getTextSize(name, FONT, 0.4, 1)[0][0]
+        if left > 4 and left + needed > width:
+            left, row = 4, row + 1
+        places.append((left, 18 * row + 4))
+        left += needed
+    strip = np.full((18 * (row + 1) + 4, width, 3), 255, np.uint8)
+    for (left, top), (name, colour) in zip(places, shown):
+        cv2.rectangle(strip, (left, top), (left + 11, top + 11), colour, -1)
+        cv2.putText(strip, name, (left + 16, top + 10), FONT, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.concatenate([picture, strip])
 
 
 def enlarged(image: npt.NDArray[np.generic]) -> tuple[Image, int]:
@@ -116,7 +166,7 @@ def _captioned(lines: Sequence[str], picture: Image, most: int) -> Image:
     strip = np.full((_LINE * most + 4, picture.shape[1], 3), 255, np.uint8)
     for number, line in enumerate(lines):
         at = (2, _LINE * number + 14)
-        cv2.putText(strip, line, at, cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
+        cv2.putText(strip, line, at, FONT, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
     return np.concatenate([strip, picture])
 
 
@@ -124,7 +174,7 @@ def _wrapped(text: str, width: int) -> list[str]:
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
-        if lines and cv2.getTextSize(longer, cv2.FONT_HERSHEY_SIMPLEX, 0.42, 1)[0][0] <= width - 4:
+        if lines and cv2.getTextSize(longer, FONT, 0.42, 1)[0][0] <= width - 4:
             lines[-1] = longer
         else:
             lines.append(word)

@@ -13,10 +13,8 @@ import numpy.typing as npt
 
 from densekit.errors import DensekitError
 from densekit.files import whole_file
-from densekit.show.drawing import Image, as_rgb, colours, drawable
+from densekit.show.drawing import FONT, Image, as_rgb, colours, drawable, with_legend
 from densekit.types import Classes
-
-FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 BACKGROUNDS = frozenset({
     *("background", "backgrounds", "bg", "rest", "void", "none", "nothing", "empty", "null"),
@@ -69,7 +67,7 @@ def overlay(image: npt.NDArray[Any], mask: npt.NDArray[Any], classes: Classes, *
         picture[region] = (picture[region] * (1 - opacity) + np.array(colour) * opacity).astype(np.uint8)
         edges, _ = cv2.findContours(region.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(picture, edges, -1, colour, 1)
-    return _with_legend(picture, shown)
+    return with_legend(picture, shown)
 
 
 def draw_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> Image:
@@ -117,22 +115,3 @@ def _regions(mask: npt.NDArray[Any], classes: Classes) -> list[npt.NDArray[np.bo
     if mask.ndim == 3:
         return [layer == 1 for layer in mask]
     return [mask == value for value in classes.ids]
-
-
-def _with_legend(picture: Image, shown: Sequence[tuple[str, tuple[int, int, int]]]) -> Image:
-    """Names on white below the picture, so that nothing of it is covered."""
-    if not shown:
-        return picture
-    width = picture.shape[1]
-    places, left, row = [], 4, 0
-    for name, _ in shown:
-        needed = 24 + cv2.getTextSize(name, FONT, 0.4, 1)[0][0]
-        if left > 4 and left + needed > width:
-            left, row = 4, row + 1
-        places.append((left, 18 * row + 4))
-        left += needed
-    strip = np.full((18 * (row + 1) + 4, width, 3), 255, np.uint8)
-    for (left, top), (name, colour) in zip(places, shown):
-        cv2.rectangle(strip, (left, top), (left + 11, top + 11), colour, -1)
-        _text(strip, name, (left + 16, top + 10), 0)
-    return np.concatenate([picture, strip])

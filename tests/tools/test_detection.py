@@ -105,8 +105,11 @@ def test_predictions_come_in_the_data_sets_ids_and_the_files_pixels(trained, sha
         assert x + w <= width + 1e-2
         assert y >= -1e-3
         assert y + h <= height + 1e-2
-    picture = cv2.imread(str(next(iter((tmp_path / "pictures").iterdir()))))
-    assert picture.shape[:2][::-1] in sizes.values()
+    for image in images:
+        picture = cv2.imread(str(tmp_path / "pictures" / f"{image['output']}.jpg"))
+        times = -(-240 // max(image["width"], image["height"]))  # a small image is enlarged, and has a legend below
+        assert picture.shape[1] == times * image["width"]
+        assert picture.shape[0] > times * image["height"]
     with (tmp_path / "predictions.csv").open() as file:
         assert len(list(csv.DictReader(file))) == len(rows)
 

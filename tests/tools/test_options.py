@@ -25,7 +25,8 @@ from tests.tools import runs
         ("segmentation", ["--overlap", 0.5], "--overlap is for --window and --tiles"),
         ("segmentation", ["--batch", 2, "--window", 64], "--batch is for images as a whole"),
         ("detection", ["--window", 64], "for segmenters"),
-        ("classification", ["--flips"], "for segmenters"),
+        ("segmentation", ["--tiles", 64], "--tiles is for detectors"),
+        ("classification", ["--flips"], "for detectors and segmenters"),
     ],
 )
 def test_options_of_predict_that_the_task_has_no_use_for_are_refused(
