@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
@@ -134,6 +135,16 @@ def refuse_without_effect(*options: tuple[str, bool, str]) -> None:
     for name, in_vain, purpose in options:
         if in_vain:
             raise DensekitError(f"{name} is for {purpose}; leave it out")
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Files, and key.path=value overrides of the config; what exists on disk is a file."""
+    overrides = [
+        text
+        for text in arguments
+        if "=" in text and not Path(text).exists() and text.split("=")[0].replace(".", "").replace("_", "").isalnum()
+    ]
+    return [text for text in arguments if text not in overrides], overrides
 
 
 def say(text: str | None, first: bool = True) -> None:

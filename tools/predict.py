@@ -8,6 +8,8 @@ masks/ (class-index PNG) and pictures/ (overlays); a classifier writes predictio
 names the image behind each image id. Images are resized as in the checkpoint's evaluation and everything comes back in
 the pixels of the file.
 
+Video files come out as videos with what was found drawn, and a .jsonl with a line a frame.
+
 With --annotations a.json the results have that data set's own image ids, so that pycocotools or a test server scores
 predictions.json as it is: all images that the json names are predicted, from the one folder given.
 
@@ -23,18 +25,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from densekit.console import (
-    DEVICES,
-    INTERRUPTED,
-    RESULT_FORMATS,
-    SKIPPED,
-    at_least,
-    refuse_without_effect,
-    run,
-    say,
-    share,
-    track,
-)
+from densekit import console
 from densekit.errors import DensekitError
 
 
@@ -44,12 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("inputs", nargs="+", metavar="IMAGES", help="files, folders, globs; key.path=value overrides")
     parser.add_argument("--annotations", type=Path, metavar="JSON", help="COCO json of the images: results in its ids")
     parser.add_argument("--out", type=Path, default=Path("predictions"), help="folder to write (default: predictions)")
-    parser.add_argument("--score", type=share, help="detection: lowest score in pictures and labels (default: 0.5)")
-    parser.add_argument("--formats", nargs="+", choices=RESULT_FORMATS, help="detection (default: coco csv)")
+    parser.add_argument("--score", type=console.share, help="detection: lowest score that is drawn (default: 0.5)")
+    parser.add_argument("--formats", nargs="+", choices=console.RESULT_FORMATS, help="detection (default: coco csv)")
     parser.add_argument("--no-pictures", action="store_true", help="write numbers only")
-    parser.add_argument("--batch", type=at_least(1), help="images per batch (default: 8)")
-    parser.add_argument("--device", choices=DEVICES, help="default: cuda where there is one, else cpu")
-    parser.add_argument("--overlap", type=share, help="least share that windows or tiles overlap (default: 0.25)")
+    parser.add_argument("--batch", type=console.at_least(1), help="images per batch (default: 8)")
+    parser.add_argument("--device", choices=console.DEVICES, help="default: cuda where there is one, else cpu")
+    parser.add_argument("--overlap", type=console.share, help="share that windows or tiles overlap (default: 0.25)")
     parser.add_argument("--flips", action="store_true", help="average over mirrored images")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="average over these sizes")
     parser.add_argument("--tiles", type=int, help="detection: side of tiles in pixels, for large images, small objects")
@@ -60,47 +51,59 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from densekit import inputs
     from densekit.config import is_set
+    from densekit.data.images.video import videos_among
     from densekit.engine import distributed
     from densekit.engine.guard import Stop
+    from densekit.infer.video import predict_videos
     from densekit.infer.writers import make_writer
     from densekit.predictor import Predictor
 
     world = distributed.join(args.device)
     if world.size > 1:
-        raise DensekitError(
-            "predict.py is one process: leave torchrun out, or start one a share of the images and --out"
-        )
-    files = [text for text in args.inputs if not is_override(text)]
-    overrides = [text for text in args.inputs if is_override(text)]
+        raise DensekitError("predict.py is one process: leave torchrun out, or start one a share of the images")
+    files, overrides = console.split_overrides(args.inputs)
+    videos = videos_among(files)
     predictor = Predictor(
         args.checkpoint,
         overrides,
         device=str(world.device),
+        batch_size=args.batch or 8,
         window=args.window,
         tiles=args.tiles,
         overlap=0.25 if args.overlap is None else args.overlap,
         flips=args.flips,
         scales=args.scales,
     )
-    model, config = predictor.model, predictor.config
-    refuse_without_effect(
+    model, config, score = predictor.model, predictor.config, 0.5 if args.score is None else args.score
+    console.refuse_without_effect(
         ("--score", args.score is not None and model.task != "detection", "detectors"),
-        ("--formats", args.formats is not None and model.task != "detection", "detectors"),
-        ("--probabilities", args.probabilities and model.task != "segmentation", "segmenters"),
+        ("--annotations", args.annotations is not None and bool(videos), "images"),
+        ("--formats", args.formats is not None and (model.task != "detection" or bool(videos)), "detectors on images"),
+        (
+            "--probabilities",
+            args.probabilities and (model.task != "segmentation" or bool(videos)),
+            "segmenters on images",
+        ),
         ("--overlap", args.overlap is not None and (args.window or args.tiles) is None, "--window and --tiles"),
         ("--batch", args.batch is not None and args.window is not None, "images as a whole, not for --window"),
     )
+    if videos:
+        how = {"score": score, "pictures": not args.no_pictures}
+        with Stop(world) as stop:
+            for line in predict_videos(predictor, videos, args.out, **how, stopping=stop.here):
+                console.say(line)
+        return console.INTERRUPTED if stop.here() else 0
     if args.annotations is None:
         images, left_out = inputs.image_files(config, model, files)
     else:
         images, left_out = inputs.annotated_files(config, model, files, args.annotations)
         model.classes = images.classes  # the same unless names were matched: then in the ids of the json
-    say("\n".join([*predictor.notes, *left_out]) or None)
+    console.say("\n".join([*predictor.notes, *left_out]) or None)
     writer = make_writer(
         model.task,
         model.classes,
         args.out,
-        score=0.5 if args.score is None else args.score,
+        score=score,
         pictures=not args.no_pictures,
         probabilities=args.probabilities,
         formats=args.formats or ("coco", "csv"),
@@ -110,19 +113,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     size = 1 if args.window else args.batch or 8
     batches = inputs.image_batches(config, images, world, batch_size=size, on_bad_image=on_bad_image)
     with writer, Stop(world) as stop:
-        predictor.write(track(batches, "predicting", len(batches)), images, writer, stop.here)
-    say(writer.summary())
-    say(writer.files.skipped_summary(len(images)))
+        predictor.write(console.track(batches, "predicting", len(batches)), images, writer, stop.here)
+    console.say(writer.summary())
+    console.say(writer.files.skipped_summary(len(images)))
     if stop.here():
-        say(f"stopped: {writer.files.count} of {len(images)} images are done")
-        return INTERRUPTED
-    return SKIPPED if writer.files.skipped else 0
-
-
-def is_override(text: str) -> bool:
-    """Whether an argument is a key.path=value of the config, not a file."""
-    return "=" in text and not Path(text).exists() and text.split("=")[0].replace(".", "").replace("_", "").isalnum()
+        console.say(f"stopped: {writer.files.count} of {len(images)} images are done")
+        return console.INTERRUPTED
+    return console.SKIPPED if writer.files.skipped else 0
 
 
 if __name__ == "__main__":
-    run(main)
+    console.run(main)
