@@ -42,8 +42,8 @@ LAYERS = {
     "inputs": 10,
     "predictor": 10,
     "doctor": 10,
-    "first_config": 10,
-    "__main__": 11,
+    "first_config": 11,
+    "__main__": 12,
 }
 
 

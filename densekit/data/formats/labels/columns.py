@@ -97,13 +97,16 @@ def _store(layout: Layout) -> Path | None:
         return None
     digest = hashlib.blake2b(repr((layout.source.resolve(), layout.root, layout.names)).encode())
     digest.update(repr((layout.read, layout.relative)).encode())
-    images = (layout.root / name for name in images_below(layout.root))
+    root = str(layout.root)
+    images = (os.path.join(root, name) for name in images_below(layout.root))
+    lines = []
     try:
-        for path in itertools.chain(layout.files, layout.beside, images):
+        for path in itertools.chain(map(str, layout.files), map(str, layout.beside), images):
             status = os.stat(path)
-            digest.update(f"{path}|{status.st_size}|{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+            lines.append(f"{path}|{status.st_size}|{status.st_mtime_ns}\n")
     except OSError:
         return None
+    digest.update("".join(lines).encode("utf-8", "surrogateescape"))
     return folder / "labels" / f"{layout.source.stem}-{digest.hexdigest()[:24]}.safetensors"
 
 

@@ -34,12 +34,11 @@ def label_path(image: Path, *, must_exist: bool = True) -> Path | None:
     Returns:
         None where there is none; with ``must_exist=False`` where it would be.
     """
-    before, mark, after = str(image.with_suffix(".txt")).rpartition(f"{os.sep}images{os.sep}")
-    places = [Path(f"{before}{os.sep}labels{os.sep}{after}")] if mark else []
-    places.append(image.with_suffix(".txt"))
-    if not must_exist:
-        return places[0]
-    return next((place for place in places if place.is_file()), None)
+    beside = os.path.splitext(image)[0] + ".txt"  # text, not paths: there may be a million
+    before, mark, after = beside.rpartition(f"{os.sep}images{os.sep}")
+    places = [f"{before}{os.sep}labels{os.sep}{after}", beside] if mark else [beside]
+    found = next((place for place in places if not must_exist or os.path.isfile(place)), None)
+    return None if found is None else Path(found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,6 +234,6 @@ def _names_beside(folder: Path) -> dict[int, str] | None:
     return None
 
 
-def is_no_label(path: Path) -> bool:
+def is_no_label(path: str) -> bool:
     """Whether a text file beside labels is a list of names by what it is called."""
-    return path.name.lower() in _NO_LABELS
+    return os.path.basename(path).lower() in _NO_LABELS

@@ -138,22 +138,22 @@ def _unused(files: YoloFiles, images: Sequence[Path], labels: Sequence[Path]) ->
     Raises:
         DensekitError: no image has one.
     """
-    used = set(labels)
+    used = set(map(str, labels))
     if not used:
         place = label_path(images[0], must_exist=False)
         raise DensekitError(
             f"{files.source}: none of the {len(images)} images has a label file, such as {place}; put the labels there"
         )
-    places = {path.parent for path in used}
-    others = sorted(
-        path
-        for place in places
-        for path in place.glob("*.txt")
-        if path not in used and not is_no_label(path) and not path.name.startswith(".")
-    )
+    names = [
+        os.path.join(place, name)
+        for place in sorted(set(map(os.path.dirname, used)))
+        for name in sorted(os.listdir(place))
+        if name.endswith(".txt") and not name.startswith(".")
+    ]
+    others = [name for name in names if name not in used and not is_no_label(name)]
     if not others:
         return []
-    some = ", ".join(str(path) for path in others[:3])
+    some = ", ".join(others[:3])
     return [f"{files.source}: {len(others)} label files belong to no image and are left aside: {some}"]
 
 
