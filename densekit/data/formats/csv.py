@@ -101,6 +101,8 @@ def open_table(path: Path) -> Table:
             head = file.read(_HEAD).decode("utf-8-sig", "replace")
     except OSError as error:
         raise DensekitError(f"{path}: cannot be read ({error.strerror}); give a table of boxes") from None
+    if "\0" in head:
+        raise DensekitError(f"{path}: no text in UTF-8; save the table as CSV in UTF-8")
     first = next((line for line in head.splitlines() if line.strip()), "")
     delimiter = max(",;\t|", key=first.count)
     cells = next(reader([first], delimiter=delimiter), [])

@@ -85,6 +85,12 @@ def test_a_table_without_a_column_names_it(images):
         build(path)
 
 
+def test_a_table_in_another_encoding_is_refused(images):
+    (images / "boxes.csv").write_text(TABLES["tensorflow"], encoding="utf-16")
+    with pytest.raises(DensekitError, match=r"boxes\.csv: no text in UTF-8"):
+        build(images / "boxes.csv")
+
+
 def test_tables_of_splits_are_recognised(images):
     folders.text(images / "train_labels.csv", TABLES["tensorflow"])
     folders.text(images / "test_labels.csv", TABLES["tensorflow"])
