@@ -41,6 +41,7 @@ LAYERS = {
     "build": 9,
     "inputs": 10,
     "predictor": 10,
+    "run": 10,
     "doctor": 10,
     "first_config": 11,
     "__main__": 12,

@@ -25,7 +25,7 @@ from pathlib import Path
 from densekit.console import DEVICES, print_table, refuse_without_effect, run, say, share
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt of a run folder")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace the checkpoint's")
@@ -38,8 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tiles", type=int, help="detection: side of tiles in pixels, for large images, small objects")
     parser.add_argument("--overlap", type=share, help="least share that tiles overlap (default: 0.25)")
     parser.add_argument("--device", choices=DEVICES, help="default: cuda where there is one, else cpu")
-    args = parser.parse_intermixed_args(argv)
+    return parser.parse_intermixed_args(argv)
 
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = arguments(argv)
     from densekit import build
     from densekit.config import is_set
     from densekit.data.images.settings import unfit_range
@@ -56,15 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     world = distributed.join(args.device)
     model, config = build.from_checkpoint(args.checkpoint, args.overrides)
-    asked = is_set("train.precision", args.overrides)
+    asked, overlap = is_set("train.precision", args.overrides), 0.25 if args.overlap is None else args.overlap
     precision, notes = settle_precision(config.train.precision, world.device, asked=asked)
-    options = Options(
-        precision,
-        tiles=args.tiles,
-        overlap=0.25 if args.overlap is None else args.overlap,
-        flips=FLIPS if args.flips else ("none",),
-        scales=tuple(args.scales),
-    )
+    flips, scales = FLIPS if args.flips else ("none",), tuple(args.scales)
+    options = Options(precision, tiles=args.tiles, overlap=overlap, flips=flips, scales=scales)
     refuse_without_effect(("--overlap", args.overlap is not None and args.tiles is None, "--tiles"))
     options.check(model)
     data = build.dataset(config, args.data, training=False, classes=model.classes, match_names=args.match_names)

@@ -29,7 +29,7 @@ from densekit import console
 from densekit.errors import DensekitError
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt of a run folder")
     parser.add_argument("inputs", nargs="+", metavar="IMAGES", help="files, folders, globs; key.path=value overrides")
@@ -47,8 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     window = parser.add_argument_group("segmentation")
     window.add_argument("--window", type=int, help="side of a sliding window in pixels: bounded memory on large images")
     window.add_argument("--probabilities", action="store_true", help="write class probabilities (.npy, float16) too")
-    args = parser.parse_intermixed_args(argv)
+    return parser.parse_intermixed_args(argv)
 
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = arguments(argv)
     from densekit import inputs
     from densekit.config import is_set
     from densekit.data.images.video import videos_among
@@ -75,18 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         scales=args.scales,
     )
     model, config, score = predictor.model, predictor.config, 0.5 if args.score is None else args.score
-    console.refuse_without_effect(
-        ("--score", args.score is not None and model.task != "detection", "detectors"),
-        ("--annotations", args.annotations is not None and bool(videos), "images"),
-        ("--formats", args.formats is not None and (model.task != "detection" or bool(videos)), "detectors on images"),
-        (
-            "--probabilities",
-            args.probabilities and (model.task != "segmentation" or bool(videos)),
-            "segmenters on images",
-        ),
-        ("--overlap", args.overlap is not None and (args.window or args.tiles) is None, "--window and --tiles"),
-        ("--batch", args.batch is not None and args.window is not None, "images as a whole, not for --window"),
-    )
+    refuse_in_vain(args, model.task, bool(videos))
     if videos:
         how = {"score": score, "pictures": not args.no_pictures}
         with Stop(world) as stop:
@@ -99,15 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         images, left_out = inputs.annotated_files(config, model, files, args.annotations)
         model.classes = images.classes  # the same unless names were matched: then in the ids of the json
     console.say("\n".join([*predictor.notes, *left_out]) or None)
-    writer = make_writer(
-        model.task,
-        model.classes,
-        args.out,
-        score=score,
-        pictures=not args.no_pictures,
-        probabilities=args.probabilities,
-        formats=args.formats or ("coco", "csv"),
-    )
+    how = {"score": score, "pictures": not args.no_pictures, "probabilities": args.probabilities}
+    writer = make_writer(model.task, model.classes, args.out, formats=args.formats or ("coco", "csv"), **how)
     # What the config says of bad images is meant for training; here only a word on the command line stops at one.
     on_bad_image = config.data.on_bad_image if is_set("data.on_bad_image", overrides) else "skip"
     size = 1 if args.window else args.batch or 8
@@ -120,6 +105,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.say(f"stopped: {writer.files.count} of {len(images)} images are done")
         return console.INTERRUPTED
     return console.SKIPPED if writer.files.skipped else 0
+
+
+def refuse_in_vain(args: argparse.Namespace, task: str, videos: bool) -> None:
+    detects, segments, given = task == "detection", task == "segmentation", args.annotations is not None
+    console.refuse_without_effect(
+        ("--score", args.score is not None and not detects, "detectors"),
+        ("--annotations", given and videos, "images"),
+        ("--formats", args.formats is not None and (not detects or videos), "detectors on images"),
+        ("--probabilities", args.probabilities and (not segments or videos), "segmenters on images"),
+        ("--overlap", args.overlap is not None and (args.window or args.tiles) is None, "--window and --tiles"),
+        ("--batch", args.batch is not None and args.window is not None, "images as a whole, not for --window"),
+    )
 
 
 if __name__ == "__main__":

@@ -109,6 +109,10 @@ class Record:
             with self._explained(path.name), path.open("ab") as file:  # Windows syncs no file that is open for reading
                 os.fsync(file.fileno())
 
+    def lines(self) -> list[dict[str, Any]]:
+        """What ``metrics.jsonl`` holds."""
+        return read(self.folder / "metrics.jsonl")
+
     def close(self) -> None:
         """Finish: TensorBoard events, and the CSV where it was asked for."""
         if self._writer is not None:

@@ -121,3 +121,19 @@ def test_a_config_that_no_run_wrote_is_not_written_over(tmp_path, shapes):
     before = (tmp_path / "config.yaml").read_bytes()
     assert "holds another run" in runs.refused("train", path, "--out", tmp_path)
     assert (tmp_path / "config.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation", "classification"])
+def test_the_first_three_batches_are_drawn_once_and_the_curves_at_the_end(tmp_path, shapes, task):
+    path = runs.write_config(tmp_path / "run.yaml", runs.config_of(task, shapes, steps=5, max_minutes=1e-9))
+    out = tmp_path / "run"
+    assert runs.call("train", path, "--out", out)[0] == 0  # out of time after its first step
+    pictures = {p.name: p.read_bytes() for p in out.glob("train_batch_*")}
+    assert list(pictures) == ["train_batch_0.jpg"]
+    assert cv2.imread(str(out / "train_batch_0.jpg")).std() > 10
+    (out / "train_batch_0.jpg").write_bytes(b"as it was")
+    assert runs.call("train", path, "--out", out, "--resume", "train.max_minutes=9")[0] == 0
+    assert sorted(p.name for p in out.glob("train_batch_*")) == [f"train_batch_{i}.jpg" for i in range(3)]
+    assert (out / "train_batch_0.jpg").read_bytes() == b"as it was"
+    curves = cv2.imread(str(out / "curves.png"))
+    assert curves.shape == (3 * 360, 820, 3)  # losses, validation, learning rate

@@ -114,20 +114,25 @@ def masks(
         DensekitError: a folder, a mask or an image is missing, or classes and colours contradict one another.
     """
     if isinstance(colors, Path):
-        colors = {name: c for name, c in read_colour_table(colors).items() if c not in ignore_colors}
+        colors = {n: c for n, c in read_colour_table(colors).items() if c not in ignore_colors}
     code = _mask_code(classes, ignore, colors, ignore_colors, multi_label)
     if list is None:
         pairs = pairs_by_name(images, masks, image_suffix, mask_suffix)
     else:
         pairs = pairs_by_list(list, images, masks, image_suffix, mask_suffix)
-    if fraction is not None:
-        pairs = part_of(pairs, fraction, part == "rest", split_seed)
-    elif part == "rest":
-        raise DensekitError("part: 'rest' is what a fraction leaves; give the fraction too, such as 0.8")
-    source = MaskFolder(images, masks, pairs, code, max_pixels)
+    chosen = _part(pairs, fraction, part == "rest", split_seed)
+    source = MaskFolder(images, masks, chosen, code, max_pixels)
     return SegmentationDataset(
         source, transforms=transforms, seed=seed, training=training, channels=channels, max_pixels=max_pixels
     )
+
+
+def _part(pairs: Sequence[Pair], fraction: float | None, rest: bool, seed: int) -> Sequence[Pair]:
+    if fraction is not None:
+        return part_of(pairs, fraction, rest, seed)
+    if rest:
+        raise DensekitError("part: 'rest' is what a fraction leaves; give the fraction too, such as 0.8")
+    return pairs
 
 
 def _mask_code(

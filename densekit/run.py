@@ -1,0 +1,130 @@
+"""A training run that is under way: what it is made of, and what happens in it. ``tools/train.py`` tells the story."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from densekit import build
+from densekit.config import Config
+from densekit.console import say
+from densekit.data.loading.loader import EvalLoader
+from densekit.engine import distributed
+from densekit.engine.distributed import World
+from densekit.engine.guard import FiniteGuard, Stop
+from densekit.engine.plan import Plan
+from densekit.engine.record import Record
+from densekit.engine.run_folder import RunFolder, RunState
+from densekit.engine.step import TrainStep
+from densekit.infer.evaluate import evaluate
+from densekit.show.batches import draw_batch
+from densekit.types import Batch, Dataset
+
+PICTURED = 3
+"""Training batches that are drawn, from the first step on."""
+
+
+@dataclasses.dataclass(slots=True)
+class Run:
+    """What a run is made of.
+
+    Attributes:
+        config: settled, of the run.
+        world: its ranks.
+        step: the model with its optimiser.
+        plan: its timetable.
+        folder: where it is kept.
+        state: where it stands.
+        record: what it writes down.
+        train_set: what is learned.
+        batches: this rank's micro-batches, without end.
+        val_set: what the best weights are chosen by, where there is one.
+        val_batches: this rank's share of it.
+        guard: looks for losses that are not finite.
+        unread: images of the steps since the last save that could not be read.
+    """
+
+    config: Config
+    world: World
+    step: TrainStep
+    plan: Plan
+    folder: RunFolder
+    state: RunState
+    record: Record
+    train_set: Dataset
+    batches: Iterator[Batch]
+    val_set: Dataset | None
+    val_batches: EvalLoader | None = dataclasses.field(init=False)
+    guard: FiniteGuard = dataclasses.field(init=False)
+    unread: list[str] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.guard = FiniteGuard(self.folder, self.step, functools.partial(build.file_names, self.train_set))
+        self.val_batches = None
+        if self.val_set is not None:
+            self.val_batches = build.eval_batches(self.config, self.val_set, self.world)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the first rank, which writes and speaks."""
+        return self.world.is_first
+
+    @property
+    def out(self) -> Path:
+        """The run folder."""
+        return self.folder.path
+
+    def out_of_time(self) -> bool:
+        """Whether ``train.max_minutes`` are over on any rank. All ranks must call this together."""
+        limit = 60 * (self.config.train.max_minutes or float("inf"))
+        return distributed.any_rank(self.state.seconds >= limit)
+
+    def advance(self) -> str | None:
+        """One update of the weights, written down; a few words on it where it is told."""
+        state, began = self.state, time.perf_counter()
+        micro_batches = [next(self.batches) for _ in range(self.config.train.accumulate)]
+        self._picture(micro_batches[0])
+        result = self.step([batch.to(self.world.device) for batch in micro_batches], state.step)
+        self.guard.check(result, state)
+        self.unread += [line for batch in micro_batches for line in batch.skipped]
+        state.step += 1
+        state.seconds += (seconds := time.perf_counter() - began)
+        return self.record.step(result, self.step.rate(result.step), seconds, self.config.train.batch_size)
+
+    def evaluate(self, stop: Stop) -> bool:
+        """Measure the weights and keep them where they are the best; False where a signal came before the end."""
+        state, used = self.state, self.step.model_to_use
+        assert self.val_set is not None
+        assert self.val_batches is not None
+        metric, precision = build.metric(self.config, used, self.val_set), self.step.precision
+        world = self.world
+        numbers = evaluate(used, self.val_batches, metric, world=world, precision=precision, stopping=stop.here)
+        if numbers is None:
+            return False
+        state.evaluation_due = False
+        self.record.write("val", state.step, numbers)
+        improved = self.plan.judge(numbers, state)
+        state.finished |= self.out_of_time()
+        say(self.plan.verdict(numbers, state, improved), self.first)
+        if improved:
+            self.folder.save_best(used, state, numbers)
+        self.save()
+        return True
+
+    def save(self) -> None:
+        """Write all that is needed to go on from here."""
+        self.guard.drain(self.state)
+        for line in self.state.add_skipped(self.unread):
+            say(f"skipped: {line}", self.first)
+        self.unread.clear()
+        self.record.flush()
+        self.folder.save_last(self.step, self.state)
+
+    def _picture(self, batch: Batch) -> None:
+        """What the model sees in its first steps, once: a run that goes on leaves the pictures alone."""
+        path = self.out / f"train_batch_{self.state.step}.jpg"
+        if self.first and self.state.step < PICTURED and batch.maps is None and not path.exists():
+            draw_batch(batch, self.step.model.classes, path)
