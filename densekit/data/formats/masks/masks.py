@@ -120,8 +120,7 @@ def masks(
         pairs = pairs_by_name(images, masks, image_suffix, mask_suffix)
     else:
         pairs = pairs_by_list(list, images, masks, image_suffix, mask_suffix)
-    chosen = _part(pairs, fraction, part == "rest", split_seed)
-    source = MaskFolder(images, masks, chosen, code, max_pixels)
+    source = MaskFolder(images, masks, _part(pairs, fraction, part == "rest", split_seed), code, max_pixels)
     return SegmentationDataset(
         source, transforms=transforms, seed=seed, training=training, channels=channels, max_pixels=max_pixels
     )
