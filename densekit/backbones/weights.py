@@ -1,14 +1,15 @@
 """Weights of a backbone from files and by name, with a report of what fitted and what did not.
 
 Files are read without running code in them: ``torch.load(weights_only=True)`` or safetensors. Their keys may be
-torchvision's, timm's, segmentation-models-pytorch's or densekit's (a backbone alone or a whole checkpoint): wrappers
-around the state dict and prefixes before the keys are recognised.
+torchvision's, timm's, segmentation-models-pytorch's, detectron2's or densekit's (a backbone alone or a whole
+checkpoint): wrappers around the state dict are known, and any prefix before the keys is found by matching.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,11 +24,8 @@ from densekit import pickles
 from densekit.backbones.pretrained import is_name, resolve
 from densekit.errors import DensekitError
 
-WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "weights")
+WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "weights", "teacher", "student")
 """Keys under which training programs keep the state dict of a checkpoint."""
-
-PREFIXES = frozenset({"module", "model", "backbone", "encoder", "body", "_orig_mod", "net"})
-"""What may stand before a backbone's key: DDP's ``module.``, smp's ``encoder.`` and ``encoder.model.``, and so on."""
 
 LEAST_FIT = 0.5
 """A file that gives a smaller fraction of the backbone's tensors than this is another network's."""
@@ -46,6 +44,7 @@ class LoadReport:
         mismatched: (name, shape in the file, shape in the backbone); they keep their random start.
         folded: the stem's weight, where its input channels were adapted.
         licence: what the publisher says about the weights, where known.
+        prefixes: what stands before the keys that were taken, and then before others in the file that would fit too.
     """
 
     source: str
@@ -56,11 +55,16 @@ class LoadReport:
     mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
     folded: str | None = None
     licence: str | None = None
+    prefixes: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """One line with counts and first names."""
         total = len(self.loaded) + len(self.missing) + len(self.mismatched)
         parts = [f"weights {self.source} (sha256 {self.sha256[:12]}): {len(self.loaded)} of {total} tensors loaded"]
+        if any(self.prefixes[:1]):
+            parts.append(f"found under {self.prefixes[0]}")
+        if self.prefixes[1:]:
+            parts.append(f"{', '.join(p or 'no prefix' for p in self.prefixes[1:3])} would fit too")
         if self.folded:
             parts.append(f"input channels of {self.folded} adapted")
         parts += _listed("missing", self.missing)
@@ -74,9 +78,11 @@ class LoadReport:
 def load_backbone_weights(backbone: nn.Module, source: str) -> LoadReport:
     """Load weights into a backbone.
 
-    Keys are matched after a prefix of ``PREFIXES`` was taken off and with ``_`` and ``.`` held equal (timm renames
-    ``stages.0`` to ``stages_0`` in its feature networks). Where only the stem's input channels differ, its filters are
-    folded as ``fold_channels`` says. Nothing is changed unless enough fits.
+    Keys are matched after whatever prefix fits the most of them was taken off (``module.encoder_q.``,
+    ``backbone.bottom_up.``; of several that fit alike, the first), and with ``_`` and ``.`` held equal (timm renames
+    ``stages.0`` to ``stages_0`` in its feature networks). detectron2's names are understood (``torchvision_name``);
+    its weights from Caffe2 want images as BGR, which is not known from the file. Where only the stem's input channels
+    differ, its filters are folded as ``fold_channels`` says. Nothing is changed unless enough fits.
 
     Args:
         backbone: any backbone; its ``name`` decides which weights a name stands for.
@@ -101,7 +107,7 @@ def load_backbone_weights(backbone: nn.Module, source: str) -> LoadReport:
     backbone.load_state_dict(state)
     return LoadReport(
         source, sha256_of(path), tuple(found.values), found.missing, found.unexpected, found.mismatched, found.folded,
-        licence,
+        licence, found.prefixes,
     )  # fmt: skip
 
 
@@ -159,11 +165,12 @@ class _Found:
     unexpected: tuple[str, ...]
     mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
     folded: str | None
+    prefixes: tuple[str, ...]
 
 
 def _match(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> _Found:
     own = {key: value for key, value in backbone.state_dict().items() if _counts(key)}
-    given = _matching_keys(list(own), [key for key in tensors if _counts(key)])
+    given, prefixes = _matching_keys(list(own), [key for key in tensors if _counts(key)])
     stem = _stem_key(backbone)
     values, mismatched, folded = {}, [], None
     for key, file_key in given.items():
@@ -177,34 +184,66 @@ def _match(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> _Found:
     missing = tuple(key for key in own if key not in given)
     used = set(given.values())
     unexpected = tuple(key for key in tensors if _counts(key) and key not in used)
-    return _Found(values, missing, unexpected, tuple(mismatched), folded)
+    return _Found(values, missing, unexpected, tuple(mismatched), folded, tuple(prefixes))
 
 
-def _matching_keys(own: list[str], held: list[str]) -> dict[str, str]:
-    """The file's key for each of the backbone's keys that it has, under the prefix that fits most of them."""
-    shared = [p for p in _prefixes(own[0]) if all(key.startswith(p) for key in own)][-1]
-    canonical = {_canonical(key, shared): key for key in own}
+def _matching_keys(own: list[str], held: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The file's key for each of the backbone's keys that it has, under the prefix that fits the most of them.
+
+    Returns:
+        The keys, and the prefix with the others that fit as many.
+    """
+    shared = _shared_prefix(own)
+    canonical = {_dotted(key.removeprefix(shared)): key for key in own}
     assert len(canonical) == len(own), "two keys of the backbone differ in '_' and '.' only"
-    best: dict[str, str] = {}
-    for prefix in dict.fromkeys(p for key in held for p in _prefixes(key)):
-        by_name = {_canonical(key, prefix): key for key in held if key.startswith(prefix)}
-        found = {key: by_name[name] for name, key in canonical.items() if name in by_name}
-        best = found if len(found) > len(best) else best
-    return best
+    found: dict[str, dict[str, str]] = {}
+    for key in held:
+        for dotted in dict.fromkeys((_dotted(key), _dotted(torchvision_name(key)))):
+            for start in [0, *(i + 1 for i, letter in enumerate(dotted) if letter == ".")]:
+                if (name := canonical.get(dotted[start:])) is not None:
+                    # Names are as long as their dotted form, so the prefix is what stands before.
+                    found.setdefault(key[:start], {}).setdefault(name, key)
+    most = max((len(keys) for keys in found.values()), default=0)
+    best = [prefix for prefix, keys in found.items() if len(keys) == most]
+    return (found[best[0]], best) if best else ({}, [])
 
 
-def _prefixes(key: str) -> list[str]:
-    """The known prefixes of a key: ``module.encoder.conv1.weight`` has ``""``, ``module.`` and ``module.encoder.``."""
-    prefixes = [""]
-    for part in key.split("."):
-        if part not in PREFIXES:
-            break
-        prefixes.append(f"{prefixes[-1]}{part}.")
-    return prefixes
+def torchvision_name(key: str) -> str:
+    """A key of detectron2's ResNets, wherever it stands in a model, as torchvision has it; others as they are.
+
+    ``res2.0.conv1.norm.weight`` is ``layer1.0.bn1.weight``, ``res2.0.shortcut.weight`` its ``downsample.0.weight``,
+    ``stem.conv1`` the first convolution.
+    """
+    found = _DETECTRON2.search(key)
+    if found is None:
+        return key
+    stage, block, part, norm, rest = found.group("stage", "block", "part", "norm", "rest")
+    if part == "shortcut":
+        part = f"downsample.{1 if norm else 0}"
+    elif norm:
+        part = f"bn{part[-1]}"
+    place = f"layer{int(stage) - 1}.{block}." if stage else ""
+    return f"{key[: found.start()]}{place}{part}.{rest}"
 
 
-def _canonical(key: str, prefix: str) -> str:
-    return key.removeprefix(prefix).replace("_", ".")
+_DETECTRON2 = re.compile(
+    r"(?:(?<=^)|(?<=\.))(?:stem|res(?P<stage>[2-5])\.(?P<block>\d+))\.(?P<part>conv[1-3]|shortcut)(?P<norm>\.norm)?"
+    r"\.(?P<rest>weight|bias|running_mean|running_var)$"
+)
+
+
+def _shared_prefix(own: list[str]) -> str:
+    """Modules that all keys of the backbone stand in."""
+    first = own[0].split(".")
+    for depth in range(len(first) - 1, 0, -1):
+        prefix = ".".join(first[:depth]) + "."
+        if all(key.startswith(prefix) for key in own):
+            return prefix
+    return ""
+
+
+def _dotted(key: str) -> str:
+    return key.replace("_", ".")
 
 
 def _counts(key: str) -> bool:

@@ -38,7 +38,11 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize(
-    "prefix", ["", "module.", "encoder.", "backbone.", "encoder.model.", "model.", "module.backbone.body."]
+    "prefix",
+    [
+        *("", "module.", "encoder.", "backbone.", "encoder.model.", "model.", "module.backbone.body."),
+        *("module.encoder_q.", "model.encoder.", "backbone.bottom_up.", "a_b.c.d_e.module.trunk."),
+    ],
 )
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
 def test_layouts_of_others_are_understood(prefix, wrapper, source, target, tmp_path):
@@ -48,6 +52,7 @@ def test_layouts_of_others_are_understood(prefix, wrapper, source, target, tmp_p
     report = load_backbone_weights(target, str(tmp_path / "w.pth"))
     assert same(source, target)
     assert not report.missing
+    assert (f"found under {prefix};" in report.summary() + ";") == bool(prefix)
     assert report.unexpected == ("decoder.conv.weight",)
     assert len(report.loaded) == len([k for k in source.state_dict() if "num_batches" not in k])
 
@@ -256,3 +261,41 @@ def test_timms_cache_serves_and_the_licence_is_told(name, monkeypatch, tmp_path)
     assert path == tmp_path / "m"
     assert asked == [("timm/resnet18.fb_swsl_ig1b_ft_in1k", "model.safetensors")]
     assert licence == "cc-by-nc-4.0"
+
+
+def test_of_two_copies_the_first_is_taken_and_the_other_named(source, target, tmp_path):
+    state = {f"module.encoder_q.{key}": value for key, value in source.state_dict().items()}
+    state |= {f"module.encoder_k.{key}": torch.zeros_like(value) for key, value in source.state_dict().items()}
+    torch.save(state, tmp_path / "w.pth")
+    report = load_backbone_weights(target, str(tmp_path / "w.pth"))
+    assert same(source, target)
+    assert "found under module.encoder_q.; module.encoder_k. would fit too" in report.summary()
+
+
+def test_a_teacher_beside_a_student_is_taken(source, target, tmp_path):
+    teacher = {f"module.backbone.{key}": value for key, value in source.state_dict().items()}
+    student = {key: torch.zeros_like(value) for key, value in teacher.items()}
+    torch.save({"student": student, "teacher": teacher, "epoch": 3}, tmp_path / "w.pth")
+    load_backbone_weights(target, str(tmp_path / "w.pth"))
+    assert same(source, target)
+
+
+def as_detectron2(key):
+    """As detectron2's own convert-torchvision-to-d2.py names them."""
+    if "layer" not in key:
+        key = "stem." + key
+    for t in (1, 2, 3, 4):
+        key = key.replace(f"layer{t}", f"res{t + 1}").replace(f"bn{t}", f"conv{t}.norm")
+    return key.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("prefix", ["", "backbone.bottom_up."])
+def test_detectron2s_names_load(name, prefix, tmp_path):
+    source, target = BACKBONES.build(name, {}), BACKBONES.build(name, {})
+    state = {prefix + as_detectron2(key): value for key, value in source.state_dict().items()}
+    torch.save({"model": state}, tmp_path / "w.pth")
+    report = load_backbone_weights(target, str(tmp_path / "w.pth"))
+    assert not report.missing
+    assert not report.unexpected
+    assert all(torch.equal(v, target.state_dict()[k]) for k, v in source.state_dict().items() if "batches" not in k)
