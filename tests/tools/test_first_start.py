@@ -137,3 +137,16 @@ def test_the_first_three_batches_are_drawn_once_and_the_curves_at_the_end(tmp_pa
     assert (out / "train_batch_0.jpg").read_bytes() == b"as it was"
     curves = cv2.imread(str(out / "curves.png"))
     assert curves.shape == (3 * 360, 820, 3)  # losses, validation, learning rate
+
+
+def test_images_and_masks_in_one_folder_train_and_pass_the_doctor(tmp_path):
+    data = masks_of(tmp_path / "data", [1])
+    for number in range(4):
+        (data / "images" / f"{number}.png").rename(data / f"{number}.png")
+        (data / "masks" / f"{number}.png").rename(data / f"{number}_mask.png")
+    path = config(data, ["background", "cell"], images=str(data), masks=str(data))
+    code, said = runs.call("train", path, "--out", tmp_path / "run")
+    assert code == 0, said
+    said = runs.call("doctor", path)[1]
+    assert "4 images" in said
+    assert "mask_" not in said.replace("_mask.png", "")

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from densekit.data.formats.masks.files import MASK_SUFFIXES, MaskCode, read_classes
+from densekit.data.formats.masks.pairs import settled_suffixes
+from densekit.data.formats.masks.suffixes import has_longer
 from densekit.data.images.read import IMAGE_SUFFIXES
 from densekit.doctor.defects import Defect
 from densekit.doctor.file_lists import list_files
@@ -29,8 +31,9 @@ def mask_questions(
     for option, folder in (("images", images), ("masks", masks)):
         if not folder.is_dir():
             raise DensekitError(f"{option}: there is no folder {folder}; correct the path")
-    found = _by_stem(images, image_suffix, IMAGE_SUFFIXES)
-    others = _by_stem(masks, mask_suffix, MASK_SUFFIXES)
+    image_suffix, mask_suffix = settled_suffixes(images, masks, image_suffix, mask_suffix)
+    found = _by_stem(images, image_suffix, IMAGE_SUFFIXES, mask_suffix)
+    others = _by_stem(masks, mask_suffix, MASK_SUFFIXES, image_suffix)
     questions = [MaskQuestion(m, found.get(stem), code, max_pixels) for stem, m in sorted(others.items())]
     defects = []
     for stem in sorted(found.keys() - others.keys()):
@@ -147,13 +150,13 @@ def _fits(image: Look, size: tuple[int, int]) -> bool:
     return image.size is None or image.size == size or (turned and image.size == size[::-1])
 
 
-def _by_stem(folder: Path, suffix: str | None, endings: frozenset[str]) -> dict[str, Path]:
+def _by_stem(folder: Path, suffix: str | None, endings: frozenset[str], other: str | None) -> dict[str, Path]:
     found = {}
     for path in list_files(folder, endings):
         name = path.relative_to(folder).as_posix()
         if suffix is None:
             found[Path(name).with_suffix("").as_posix()] = path
-        elif name.endswith(suffix):
+        elif name.endswith(suffix) and not (other is not None and has_longer(name, other, suffix)):
             found[name.removesuffix(suffix)] = path
     return found
 

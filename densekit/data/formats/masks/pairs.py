@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from densekit.data.formats.masks.files import MASK_SUFFIXES
+from densekit.data.formats.masks.suffixes import found_suffixes, has_longer
 from densekit.data.images.read import IMAGE_SUFFIXES, inside
 from densekit.files import read_names
 from densekit.types import DensekitError, nearest
@@ -30,13 +31,15 @@ def pairs_by_name(images: Path, masks: Path, image_suffix: str | None, mask_suff
         images: folder.
         masks: folder.
         image_suffix: what follows the common name, such as ``_leftImg8bit.png``; None: any image ending.
-        mask_suffix: likewise, such as ``_gtFine_labelIds.png``.
+        mask_suffix: likewise, such as ``_gtFine_labelIds.png``. Where both are None and no names are the same, or there
+            is one folder, they are found (``found_suffixes``).
 
     Raises:
         DensekitError: a folder is missing or empty, an image has no mask, or a mask has no image.
     """
-    found_images = _by_stem(images, image_suffix, IMAGE_SUFFIXES, "images")
-    found_masks = _by_stem(masks, mask_suffix, MASK_SUFFIXES, "masks")
+    image_suffix, mask_suffix = settled_suffixes(images, masks, image_suffix, mask_suffix)
+    found_images = _by_stem(images, image_suffix, IMAGE_SUFFIXES, "images", other=mask_suffix)
+    found_masks = _by_stem(masks, mask_suffix, MASK_SUFFIXES, "masks", other=image_suffix)
     _check_all_paired(found_images, found_masks, images, masks, "image", "mask")
     _check_all_paired(found_masks, found_images, masks, images, "mask", "image")
     return [Pair(found_images[stem], found_masks[stem]) for stem in sorted(found_images)]
@@ -83,6 +86,38 @@ def pairs_by_list(
     return pairs
 
 
+def settled_suffixes(
+    images: Path, masks: Path, image_suffix: str | None, mask_suffix: str | None
+) -> tuple[str | None, str | None]:
+    """The suffixes given; those found where none is given and names alone do not make pairs.
+
+    Raises:
+        DensekitError: images and masks are in one folder, and the names do not tell which are which.
+    """
+    if image_suffix is not None or mask_suffix is not None or not _need_suffixes(images, masks):
+        return image_suffix, mask_suffix
+    ends = found_suffixes(sorted(_files(images)), sorted(_files(masks)))
+    if ends is None and os.path.samefile(images, masks):
+        raise DensekitError(
+            f"masks: {masks} is the folder of the images too, and the names do not tell which are the masks; set "
+            f"image_suffix and mask_suffix, such as .jpg and _mask.png"
+        )
+    return ends or (None, None)
+
+
+def _need_suffixes(images: Path, masks: Path) -> bool:
+    """Whether names without their endings do not pair the files as they are."""
+    if not images.is_dir() or not masks.is_dir():
+        return False
+    if os.path.samefile(images, masks):
+        return True
+    these, those = (
+        {os.path.splitext(n)[0] for n in _files(folder) if n.lower().endswith(tuple(endings))}
+        for folder, endings in ((images, IMAGE_SUFFIXES), (masks, MASK_SUFFIXES))
+    )
+    return not these & those
+
+
 def part_of(pairs: Sequence[Pair], fraction: float, rest: bool, seed: int) -> list[Pair]:
     """A seeded part of the pairs, or what it leaves, in the order given.
 
@@ -97,8 +132,13 @@ def part_of(pairs: Sequence[Pair], fraction: float, rest: bool, seed: int) -> li
     return [pairs[i] for i in chosen]
 
 
-def _by_stem(folder: Path, suffix: str | None, endings: Iterable[str], option: str) -> dict[str, str]:
-    """Relative file names of a folder (the option ``images`` or ``masks``) by their common name."""
+def _by_stem(
+    folder: Path, suffix: str | None, endings: Iterable[str], option: str, other: str | None = None
+) -> dict[str, str]:
+    """Relative file names of a folder (the option ``images`` or ``masks``) by their common name.
+
+    Where the ``other`` suffix ends in this one, as ``_mask.png`` in ``.png``, names with it are the other's.
+    """
     suffix_option = f"{option[:-1]}_suffix"
     if not folder.is_dir():
         raise DensekitError(f"{option}: there is no folder {folder}; correct the path")
@@ -106,7 +146,7 @@ def _by_stem(folder: Path, suffix: str | None, endings: Iterable[str], option: s
     endings = tuple(endings)
     for name in sorted(_files(folder)):
         fits = name.endswith(suffix) if suffix is not None else name.lower().endswith(endings)
-        if not fits:
+        if not fits or (suffix is not None and other is not None and has_longer(name, other, suffix)):
             continue
         stem = name[: -len(suffix)] if suffix else os.path.splitext(name)[0]
         if stem in found:
