@@ -291,7 +291,7 @@ def layouts(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     for make in (make_nuclei, make_camvid, make_cityscapes, make_voc, make_isic2018):
         make(root)
-    generate_shapes(root / "runs/shapes", train=4, val=2, test=2, size=64)
+    generate_shapes(root / "data/shapes", train=4, val=2, test=2, size=64)
     return root
 
 
