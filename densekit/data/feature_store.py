@@ -20,7 +20,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -34,6 +34,7 @@ from densekit.errors import DensekitError, nearest
 from densekit.types import Level
 
 FORMAT = 1
+AManifest = TypeVar("AManifest", bound=msgspec.Struct)
 """Rises when a store of an older densekit can no longer be read as it is."""
 
 VIEWS = ("none", "horizontal", "vertical", "both")
@@ -85,19 +86,21 @@ class FeatureStore:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.manifest = read_manifest(self.path)
-        recipe = self.manifest["recipe"]
         if not self.manifest["complete"]:
             raise DensekitError(f"{self.path}: the export is not finished; run it again, it goes on where it stopped")
-        if recipe["file_format"] != "safetensors":
+        file_format = _checked(self.path, self.manifest, _AnyManifest).recipe.file_format
+        if file_format != "safetensors":
             raise DensekitError(
-                f"{self.path}: {recipe['file_format']} files are for other programs; export with --format safetensors"
+                f"{self.path}: {file_format} files are for other programs; export with --format safetensors"
             )
-        _check_manifest(self.path, self.manifest)
-        self.levels: tuple[str, ...] = tuple(self.manifest["tensors"])
-        self.views: tuple[str, ...] = tuple(recipe["views"])
-        self.orientation: str = recipe["images"].get("orientation", "exif")
-        given = recipe["images"].get("range")
-        self.value_range: tuple[float, float] | None = None if given is None else (float(given[0]), float(given[1]))
+        manifest = _checked(self.path, self.manifest, _Manifest)
+        for entry in (manifest.index, *manifest.shards):
+            if leaves_folder(entry.file):
+                raise DensekitError(f"{self.path / 'manifest.json'}: {entry.file!r} leaves the store; export it again")
+        self.levels: tuple[str, ...] = tuple(manifest.tensors)
+        self.views: tuple[str, ...] = tuple(manifest.recipe.views)
+        self.orientation: str = manifest.recipe.images.orientation
+        self.value_range: tuple[float, float] | None = manifest.recipe.images.range
         self._read_index()
         self._files: collections.OrderedDict[int, tuple[Any, frozenset[str]]] = collections.OrderedDict()
 
@@ -284,13 +287,29 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
+class _AnyRecipe(msgspec.Struct):
+    file_format: str
+
+
+class _AnyManifest(msgspec.Struct):
+    """Of a store of any file format."""
+
+    recipe: _AnyRecipe
+
+
 class _Backbone(msgspec.Struct):
     levels: list[tuple[str, int, int]]
+
+
+class _Images(msgspec.Struct):
+    orientation: str = "exif"
+    range: tuple[float, float] | None = None
 
 
 class _Recipe(msgspec.Struct):
     views: list[str]
     backbone: _Backbone
+    images: _Images
 
 
 class _File(msgspec.Struct):
@@ -318,16 +337,13 @@ class _Manifest(msgspec.Struct):
     unreadable: list[_Unreadable]
 
 
-def _check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+def _checked(folder: Path, manifest: dict[str, Any], kind: type[AManifest]) -> AManifest:
     try:
-        checked = msgspec.convert(manifest, _Manifest)
+        return msgspec.convert(manifest, kind)
     except msgspec.ValidationError as error:
         raise DensekitError(
             f"{folder / 'manifest.json'} is damaged ({error}); remove it and run the export again, shards are kept"
         ) from None
-    for entry in (checked.index, *checked.shards):
-        if leaves_folder(entry.file):
-            raise DensekitError(f"{folder / 'manifest.json'}: {entry.file!r} leaves the store; export it again")
 
 
 def row_key(image: int | str, view: str) -> int:

@@ -466,6 +466,16 @@ def test_one_value_that_is_no_number_is_an_error(tmp_path, images, network, monk
         run_export(export, tmp_path / "store")
 
 
+@pytest.mark.parametrize("key", ["file_format", "views", "backbone", "images"])
+def test_a_manifest_whose_recipe_lacks_something_is_called_damaged(stored, tmp_path, key):
+    shutil.copytree(stored[1], tmp_path / "store")
+    manifest = json.loads((tmp_path / "store/manifest.json").read_text())
+    del manifest["recipe"][key]
+    (tmp_path / "store/manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DensekitError, match=f"manifest.json is damaged .*{key}"):
+        FeatureStore(tmp_path / "store")
+
+
 def test_stores_of_another_format_and_damaged_ones_are_refused(stored, tmp_path):
     run_export(stored[0], tmp_path / "store")
     path = tmp_path / "store" / "manifest.json"
