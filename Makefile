@@ -32,7 +32,7 @@ lint: install ## format, lint and types
 	$(BIN)/mypy densekit
 
 test: lint ## the whole test suite, with lint and types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not long"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile -m "not long"
 
 bench: install ## the benchmarks against the peers, in a short form
 	$(BIN)/python benchmarks/run_all.py --short
