@@ -264,7 +264,7 @@ def _lovasz(errors: Tensor, positive: Tensor, valid: Tensor) -> Tensor:
     """Sum of the sorted errors [P] times the steps of the Jaccard loss along them (algorithm 1 of the paper)."""
     # Ignored pixels sort last, where they change no other pixel's step, and count zero.
     errors, order = errors.where(valid, -1.0).sort(descending=True)
-    sorted_positive = positive[order].float()
+    sorted_positive = positive[order].long()  # sums of integers are exact, and deterministic on every device
     count = sorted_positive.sum()
     union = count + (1 - sorted_positive).cumsum(0)
     jaccard = 1 - (count - sorted_positive.cumsum(0)) / union.clamp_min(1)
