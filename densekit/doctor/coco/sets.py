@@ -1,7 +1,7 @@
 """All COCO jsons of a folder, each a split by the name of its file or folder, and how they belong together.
 
 Read are the jsons of the folder, of its ``annotations``, of its subfolders (Roboflow writes
-``engine/_annotations.coco.json`` beside the images), and of their ``annotations`` (CVAT).
+``train/_annotations.coco.json`` beside the images), and of their ``annotations`` (CVAT).
 """
 
 from __future__ import annotations
