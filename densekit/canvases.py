@@ -92,6 +92,12 @@ def _longer(values: Tensor, count: int) -> Tensor:
     return F.pad(values, [0, 0] * (values.dim() - 2) + [0, spare]) if spare else values
 
 
+def alone(batch: Batch, row: int) -> Batch:
+    """One image, a batch of its own at its own size; it brings no stored maps."""
+    height, width = batch.numbers(batch.sizes)[row]
+    return _part(dataclasses.replace(batch, maps=None), [row], (height, width), {})
+
+
 def _part(batch: Batch, rows: Rows, canvas: tuple[int, int], levels: dict[str, Level]) -> Batch:
     height, width = canvas
     take = _taker(rows)

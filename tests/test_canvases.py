@@ -10,6 +10,8 @@ import torch
 
 from densekit import canvases
 from densekit.data.loading.batching import collate
+from densekit.infer.augmented import predict_augmented
+from densekit.infer.augmented_boxes import detect_augmented
 from densekit.types import Classification, Detections, Level, Sample, Segmentation
 from tests.engine.parts import CASES, model_on
 
@@ -65,6 +67,19 @@ def test_an_image_gets_the_same_alone_and_in_any_batch(head, options, kind):
             differs |= other.shape != alone[index].shape or not torch.allclose(other, alone[index], atol=0.01)
     assert differs or kind == "labels", "padding changes nothing here, so the test shows nothing"
     assert all(len(one) for one in alone)
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn", "unet"])
+@torch.inference_mode()
+def test_flips_and_scales_give_an_image_the_same_alone_and_in_any_batch(name):
+    head, options, kind = next(case for case in CASES if case[0] == name)
+    model = spread_out(model_on("cpu", head, {**options, "score_threshold": 0.0} if kind == "boxes" else options))
+    averaged = detect_augmented if kind == "boxes" else predict_augmented
+    views = {"flips": ("none", "horizontal"), "scales": (1.0, 1.5)}
+    alone = values(averaged(model, collate([sample(3)]), **views), 0)
+    mixed = averaged(model, collate([sample(2), sample(3)]), **views)
+    torch.testing.assert_close(values(mixed, 1), alone, atol=1e-3, rtol=1e-3)
+    assert len(alone)
 
 
 @pytest.mark.parametrize(("head", "options", "kind"), [CASES[0], next(c for c in CASES if c[0] == "pspnet"), CASES[-1]])

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from densekit.canvases import alone
 from densekit.errors import DensekitError, nearest
 from densekit.model import DenseModel
 from densekit.types import Batch, Segmentation
@@ -121,15 +122,8 @@ def without_padding(batch: Batch) -> Iterator[Batch]:
     if all(s == size for s in sizes):
         yield batch
         return
-    for index, (height, width) in enumerate(sizes):
-        one = slice(index, index + 1)
-        yield Batch(
-            images=batch.images[one, :, :height, :width],
-            sizes=batch.sizes[one],
-            original_sizes=batch.original_sizes[one],
-            ids=batch.ids[one],
-            seeds=batch.seeds[one],
-        )
+    for row in range(len(sizes)):
+        yield alone(batch, row)
 
 
 def scaled(batch: Batch, scale: float) -> Batch:

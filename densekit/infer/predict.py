@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 
+from densekit.canvases import alone
 from densekit.data.transforms.pipeline import Pipeline
 from densekit.errors import DensekitError
 from densekit.infer.augmented import Flip, check_augmentation, is_plain, predict_augmented
@@ -173,7 +174,7 @@ class BatchPredictor:
                 if batch.original_sizes[row].max() > self.options.tiles:
                     yield self._by_tiles(batch, row, images)
                 else:
-                    yield from self(_image_of(batch, row), images, pixels=pixels)
+                    yield from self(alone(batch, row), images, pixels=pixels)
         elif (predictions := _if_it_fits(lambda: self._predict(batch))) is not None:
             for row in range(len(batch.ids)):
                 yield self._outcome(batch, row, images, predictions, pixels, probabilities)
@@ -181,7 +182,7 @@ class BatchPredictor:
             yield self._too_large(batch, 0, images)
         else:
             for row in range(len(batch.ids)):
-                yield from self(_image_of(batch, row), images, pixels=pixels, probabilities=probabilities)
+                yield from self(alone(batch, row), images, pixels=pixels, probabilities=probabilities)
 
     @torch.inference_mode()
     def _predict(self, batch: Batch) -> Predictions:
@@ -305,21 +306,6 @@ def _if_it_fits(make: Callable[[], Result]) -> Result | None:
         if not is_out_of_memory(error):
             raise
         return None
-
-
-def _image_of(batch: Batch, row: int) -> Batch:
-    """One image of a batch, a batch of its own without the others' padding."""
-    one = slice(row, row + 1)
-    height, width = batch.sizes[row].tolist()
-    return dataclasses.replace(
-        batch,
-        images=batch.images[one, :, :height, :width],
-        sizes=batch.sizes[one],
-        original_sizes=batch.original_sizes[one],
-        ids=batch.ids[one],
-        seeds=batch.seeds[one],
-        skipped=[],
-    )
 
 
 def _finite(predictions: Predictions, row: int) -> bool:
