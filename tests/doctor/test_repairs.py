@@ -325,3 +325,14 @@ def test_a_tenth_at_most_is_removed(planted):
     assert (
         len(json.loads(target.read_text())["annotations"]) == len(planted.annotations) - len(planted.annotations) // 10
     )
+
+
+def test_areas_that_are_the_same_again_are_written_and_told_once(planted):
+    for k, a in enumerate(planted.annotations):  # triangles of one size, so that even the right areas are all alike
+        box = [2, 2, 20, 20 + k % 9]
+        a |= {"area": 400.0, "iscrowd": 0, "bbox": box, "segmentation": [[2, 2, 22, 2, 22, 22]]}
+    target = planted.json.with_name("fixed.json")
+    log = write_fixed(planted.examine(), target, may_remove=1)
+    kept = json.loads(target.read_text())["annotations"]
+    assert len({a["area"] for a in kept}) == 1
+    assert 0 < sum("area_of_set: annotations" in line for line in log) <= len(planted.annotations)

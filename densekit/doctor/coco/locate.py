@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import numpy as np
 from densekit.data.images.header import read_header
 from densekit.data.images.names import other_spellings
 from densekit.data.images.read import MAX_PIXELS, leaves_folder, read_bytes
-from densekit.doctor.coco.rows import CocoRows, ImageRow, image_defect, malformed
-from densekit.doctor.defects import Defect
+from densekit.doctor.coco.rows import CocoRows, ImageRow, grouped, image_defect, malformed
+from densekit.doctor.defects import Box, Defect
 from densekit.errors import DensekitError
 
 _TRIED = 50  # images by which the folder is guessed
@@ -61,9 +62,10 @@ def _name_defect(rows: CocoRows, image: ImageRow) -> Defect:
 def _read_sizes(rows: CocoRows) -> None:
     """Sizes that the json lacks, from the files."""
     without = [image for image in rows.images if image.width < 1]
+    objects = grouped(rows.annotations) if without else {}
     for image in without:
         said = _written_size(rows, image)
-        size = _size_of_file(rows, image)
+        size = _size_of_file(rows.place(image), [a.box for a in objects.get(image.id, ())])
         if size is None:
             told = f"{said} are no size in pixels, and the file could not be looked at"
             rows.defects.append(malformed(rows, "images", image.row, told))
@@ -83,12 +85,10 @@ def _written_size(rows: CocoRows, image: ImageRow) -> str:
     )
 
 
-def _size_of_file(rows: CocoRows, image: ImageRow) -> Size | None:
+def _size_of_file(place: Path | None, boxes: Sequence[Box]) -> Size | None:
     """(width, height) as the file is shown, unless the boxes fit it as it is stored alone."""
-    place = rows.place(image)
     sizes = [] if place is None else _sizes(place)
-    own = [a.box for a in rows.annotations if a.image_id == image.id] if len(sizes) > 1 else []
-    fitting = [s for s in sizes if all(x + w <= s[0] + 1 and y + h <= s[1] + 1 for x, y, w, h in own)]
+    fitting = [s for s in sizes if all(x + w <= s[0] + 1 and y + h <= s[1] + 1 for x, y, w, h in boxes)]
     return next(iter([*fitting, *sizes]), None)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -123,6 +123,14 @@ class CocoRows:
             return inside(self.folder, self.spelled.get(image.row, image.file_name), self.path)
         except (DensekitError, OSError, ValueError):
             return None
+
+
+def grouped(annotations: Iterable[AnnotationRow]) -> dict[int | str, list[AnnotationRow]]:
+    """Annotations by the id of their image."""
+    found: dict[int | str, list[AnnotationRow]] = {}
+    for annotation in annotations:
+        found.setdefault(annotation.image_id, []).append(annotation)
+    return found
 
 
 def read_rows(path: Path) -> CocoRows:

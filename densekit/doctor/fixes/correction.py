@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from densekit.doctor.coco.rows import AnnotationRow, CocoRows, ImageRow
+from densekit.doctor.coco.rows import AnnotationRow, CocoRows, ImageRow, grouped
 from densekit.doctor.coco.segmentations import Mask, drawn
 from densekit.doctor.defects import Defect
 
@@ -37,6 +37,7 @@ class Correction:
         self.dropped: dict[str, set[int]] = {"images": set(), "annotations": set(), "categories": set()}
         self.images = {image.row: image for image in rows.images}
         self.annotations = {annotation.row: annotation for annotation in rows.annotations}
+        self.categories = {category.row: category for category in rows.categories}
         used = [a.id for a in rows.annotations] + [i.id for i in rows.images]
         self.next_id = max((i for i in used if isinstance(i, int) and i < 2**62), default=0) + 1
 
@@ -60,12 +61,14 @@ class Correction:
     def drop_image(self, image: ImageRow, defect: Defect) -> None:
         """Remove an image and its annotations."""
         self.drop("images", image.row, defect)
-        for annotation in self.own(image):
+        for annotation in self.own(image.id):
             self.drop("annotations", annotation.row, defect)
 
     def set(self, key: str, row: int, name: str, value: Any, defect: Defect) -> None:
-        """Change one value of a row."""
+        """Change one value of a row; what it is already is no change."""
         entry = self.entry(key, row)
+        if name in entry and type(entry[name]) is type(value) and entry[name] == value:
+            return
         old = repr(entry.get(name))
         entry[name] = value
         self.told(defect, f"{key}[{row}].{name}: {short(old)} -> {short(repr(value))}")
@@ -82,16 +85,23 @@ class Correction:
                 self.content[key] = [v for i, v in enumerate(self.content[key]) if i not in rows]
         return self.content
 
-    def own(self, image: ImageRow) -> list[AnnotationRow]:
+    def own(self, image_id: int | str) -> list[AnnotationRow]:
         """The annotations of an image."""
-        return self._by_image[image.id]
+        return self._by_image.get(image_id, [])
 
     @functools.cached_property
-    def _by_image(self) -> defaultdict[int | str, list[AnnotationRow]]:
-        found: defaultdict[int | str, list[AnnotationRow]] = defaultdict(list)
-        for annotation in self.rows.annotations:
-            found[annotation.image_id].append(annotation)
-        return found
+    def _by_image(self) -> dict[int | str, list[AnnotationRow]]:
+        return grouped(self.rows.annotations)
+
+    @functools.cached_property
+    def first_of_file(self) -> dict[str, ImageRow]:
+        """The first image of each file name."""
+        return {image.file_name: image for image in reversed(self.rows.images)}
+
+    @functools.cached_property
+    def first_of_id(self) -> dict[int | str, AnnotationRow]:
+        """The first annotation of each id."""
+        return {annotation.id: annotation for annotation in reversed(self.rows.annotations)}
 
     @functools.cached_property
     def images_by_name(self) -> dict[str, ImageRow | None]:

@@ -11,7 +11,7 @@ def id_kind(c: Correction, defect: Defect) -> None:
     image = c.images[defect.row]
     new = c.new_id(text=not isinstance(image.id, str))
     c.set("images", image.row, "id", new, defect)
-    for annotation in c.own(image):
+    for annotation in c.own(image.id):
         c.set("annotations", annotation.row, "image_id", new, defect)
 
 
@@ -27,8 +27,8 @@ def image_id_twice(c: Correction, defect: Defect) -> None:
 def file_name_twice(c: Correction, defect: Defect) -> None:
     """One entry, with the annotations of both."""
     image = c.images[defect.row]
-    first = next(i for i in c.rows.images if i.file_name == image.file_name)
-    for annotation in c.own(image):
+    first = c.first_of_file[image.file_name]
+    for annotation in c.own(image.id):
         c.set("annotations", annotation.row, "image_id", first.id, defect)
     c.drop("images", image.row, defect)
 
@@ -36,7 +36,7 @@ def file_name_twice(c: Correction, defect: Defect) -> None:
 def annotation_id_twice(c: Correction, defect: Defect) -> None:
     """The same annotation again goes; another one gets a new id."""
     entry = c.entry("annotations", defect.row)
-    first = next(a for a in c.rows.annotations if a.id == entry["id"])
+    first = c.first_of_id[entry["id"]]
     if c.entry("annotations", first.row) == entry:
         c.drop("annotations", defect.row, defect)
     else:
@@ -45,7 +45,7 @@ def annotation_id_twice(c: Correction, defect: Defect) -> None:
 
 def category_id_twice(c: Correction, defect: Defect) -> None:
     """The same category again goes; of two names a person must say which is meant."""
-    category = next(k for k in c.rows.categories if k.row == defect.row)
+    category = c.categories[defect.row]
     first = next(k for k in c.rows.categories if k.id == category.id)
     if first.name == category.name:
         c.drop("categories", category.row, defect)
@@ -53,7 +53,7 @@ def category_id_twice(c: Correction, defect: Defect) -> None:
 
 def category_name_twice(c: Correction, defect: Defect) -> None:
     """One category, with the annotations of both."""
-    category = next(k for k in c.rows.categories if k.row == defect.row)
+    category = c.categories[defect.row]
     first = next(k for k in c.rows.categories if k.name == category.name)
     for annotation in c.rows.annotations:
         if annotation.category_id == category.id:

@@ -53,7 +53,7 @@ def correct_size(c: Correction, defect: Defect) -> None:
     if c.resized is None:
         c.resized = _were_resized(c)
     if c.resized and _is_scaled(image, size):
-        for annotation in c.own(image):
+        for annotation in c.own(image.id):
             _scale(c, annotation, image, size, defect)
         _set_size(c, image, size, defect)
     elif _reach(c, image, size) <= 1 and not _has_runs(c, image, size):
@@ -82,14 +82,14 @@ def _is_scaled(image: ImageRow, size: Size) -> bool:
 
 def _reach(c: Correction, image: ImageRow, size: Size) -> float:
     """How far the boxes of an image reach, as a part of a size."""
-    boxes = np.array([a.box for a in c.own(image)], np.float64).reshape(-1, 4)
+    boxes = np.array([a.box for a in c.own(image.id)], np.float64).reshape(-1, 4)
     boxes = boxes[np.isfinite(boxes).all(1)]
     return float(((boxes[:, :2] + boxes[:, 2:]) / size).max(initial=0.0))
 
 
 def _has_runs(c: Correction, image: ImageRow, size: Size) -> bool:
     """Whether an annotation has run lengths of another size."""
-    segmentations = [a.segmentation for a in c.own(image) if isinstance(a.segmentation, dict)]
+    segmentations = [a.segmentation for a in c.own(image.id) if isinstance(a.segmentation, dict)]
     return any(s.get("size") != [size[1], size[0]] for s in segmentations)
 
 

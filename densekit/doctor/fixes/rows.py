@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from densekit.data.formats.coco.rle import SegmentationError, segmentation_box
@@ -14,10 +15,10 @@ from densekit.doctor.fixes.correction import Correction
 def as_read(c: Correction, defect: Defect) -> None:
     """The row as it was read."""
     key, position = which_row(defect.row)
-    rows: dict[str, dict[int, Row]] = {
-        "images": dict(c.images),
-        "annotations": dict(c.annotations),
-        "categories": {category.row: category for category in c.rows.categories},
+    rows: dict[str, Mapping[int, Row]] = {
+        "images": c.images,
+        "annotations": c.annotations,
+        "categories": c.categories,
     }
     for name, _, value in odd_fields(c.entry(key, position), rows[key][position]):
         c.set(key, position, name, value, defect)
@@ -63,6 +64,6 @@ def _category(c: Correction, wanted: Any) -> int | None:
 
 def _drop_own(c: Correction, image_id: Any, defect: Defect) -> None:
     """Remove the annotations of an image that has gone."""
-    for annotation in c.rows.annotations:
-        if annotation.image_id == image_id and annotation.image_id not in c.rows.images_by_id:
+    if isinstance(image_id, int | str) and image_id not in c.rows.images_by_id:
+        for annotation in c.own(image_id):
             c.drop("annotations", annotation.row, defect)
