@@ -140,6 +140,29 @@ def read_names(path: Path) -> list[str]:
     return text.splitlines()
 
 
+def read_list(source: Path, wanted: str, *, option: str = "") -> list[str]:
+    """The names in a text file, one a line; blank lines and those that begin with # are skipped.
+
+    Args:
+        source: the file.
+        wanted: what its lines hold, for messages, such as ``an image a line``.
+        option: that names the file, for messages.
+
+    Raises:
+        DensekitError: it can't be read, or names nothing.
+    """
+    where = f"{option} {source}".lstrip()
+    try:
+        lines = [line.strip() for line in read_names(source)]
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DensekitError(f"{where}: can't be read ({reason}); give a text file with {wanted}") from None
+    names = [line for line in lines if line and not line.startswith("#")]
+    if not names:
+        raise DensekitError(f"{where}: names nothing; write {wanted}")
+    return names
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with whole_file(path, "w") as file:

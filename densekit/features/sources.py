@@ -15,7 +15,7 @@ from densekit.data.images.files import list_images
 from densekit.data.images.read import ImageReader
 from densekit.data.transforms.pipeline import Pipeline
 from densekit.errors import DensekitError
-from densekit.files import read_names
+from densekit.files import read_list
 from densekit.types import Sample
 
 Boxes = npt.NDArray[np.float32]
@@ -112,14 +112,7 @@ def names_in_list(file: Path) -> list[str]:
     Raises:
         DensekitError: the file can't be read, names nothing, or one image twice.
     """
-    try:
-        lines = [line.strip() for line in read_names(file)]
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DensekitError(f"--list {file}: can't be read ({reason}); give a text file with an image a line") from None
-    names = [line for line in lines if line and not line.startswith("#")]
-    if not names:
-        raise DensekitError(f"--list {file}: it names no image; write an image a line")
+    names = read_list(file, "an image a line", option="--list")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DensekitError(f"--list {file}: {twice} stands twice; name each image once")

@@ -391,7 +391,7 @@ def test_a_list_that_names_what_is_not_there_or_outside_is_refused(folder):
     (folder / "list.txt").write_text("../masks/a.png a.png\n")
     assert "leaves the image folder" in refusal(folder, list=folder / "list.txt")
     (folder / "list.txt").write_text("\n")
-    assert "names no image" in refusal(folder, list=folder / "list.txt")
+    assert "names nothing" in refusal(folder, list=folder / "list.txt")
     (folder / "list.txt").write_text("a b c\n")
     assert "3 parts" in refusal(folder, list=folder / "list.txt")
     assert "can't be read" in refusal(folder, list=folder / "nothing.txt")

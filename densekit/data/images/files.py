@@ -16,7 +16,7 @@ import numpy.typing as npt
 from densekit.data.images.read import IMAGE_SUFFIXES, ImageReader
 from densekit.data.transforms.pipeline import Pipeline
 from densekit.errors import DensekitError
-from densekit.files import read_names
+from densekit.files import read_list
 from densekit.types import Classes, Sample, Task
 
 SIDE_FILES = frozenset({
@@ -93,12 +93,7 @@ def _expand(path: Path, left_out: collections.Counter[str]) -> list[Path]:
 
 def _listed(file: Path) -> list[Path]:
     """Files that a list names, relative to it or else to the current folder; blank lines and ``#`` ones are skipped."""
-    try:
-        lines = [line.strip() for line in read_names(file)]
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DensekitError(f"{file}: can't be read ({reason}); give a text file with an image a line") from None
-    names = [Path(line) for line in lines if line and not line.startswith("#")]
+    names = [Path(line) for line in read_list(file, "an image a line")]
     beside = [file.parent / name for name in names]
     return [there if there.exists() or not name.exists() else name for there, name in zip(beside, names)]
 

@@ -8,11 +8,15 @@ from pathlib import Path
 
 from densekit.data.images.names import FileNames
 from densekit.data.images.read import IMAGE_SUFFIXES
-from densekit.files import read_names
+from densekit.files import read_list
 from densekit.types import DensekitError, nearest
 
 ROLES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """What splits are called as folders and lists, and what they are."""
+
+
+IMAGES = "an image a line"
+"""What a list of images holds."""
 
 
 def files_below(folder: Path, endings: frozenset[str] | str, *, deep: bool = True) -> list[str]:
@@ -71,7 +75,7 @@ def listed(source: Path, names: Sequence[str]) -> list[int]:
     Raises:
         DensekitError: the list can't be read or is empty, or a line means no file or several.
     """
-    lines = read_list(source)
+    lines = read_list(source, IMAGES)
     places = {name: i for i, name in enumerate(names)}
     files = FileNames(names)
     chosen: dict[int, None] = {}
@@ -89,20 +93,3 @@ def listed(source: Path, names: Sequence[str]) -> list[int]:
         more = f" ({len(wrong)} lines of {len(lines)} are like this)" if len(wrong) > 1 else ""
         raise DensekitError(f"{source}: {line!r} {why}{more}{hint}")
     return list(chosen)
-
-
-def read_list(source: Path) -> list[str]:
-    """The lines of a list of names.
-
-    Raises:
-        DensekitError: it can't be read, or is empty.
-    """
-    try:
-        lines = [line.strip() for line in read_names(source)]
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DensekitError(f"{source}: can't be read ({reason}); give a text file with a name a line") from None
-    lines = [line for line in lines if line and not line.startswith("#")]
-    if not lines:
-        raise DensekitError(f"{source}: names no image; write a name a line")
-    return lines

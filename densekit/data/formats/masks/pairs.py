@@ -12,7 +12,7 @@ import numpy as np
 from densekit.data.formats.masks.files import MASK_SUFFIXES
 from densekit.data.formats.masks.suffixes import found_suffixes, has_longer
 from densekit.data.images.read import IMAGE_SUFFIXES, inside
-from densekit.files import read_names
+from densekit.files import read_list
 from densekit.types import DensekitError, nearest
 
 
@@ -60,14 +60,8 @@ def pairs_by_list(
     Raises:
         DensekitError: the list can't be read, is empty, or names a file that is not there or outside of its folder.
     """
-    try:
-        lines = read_names(source)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DensekitError(f"list: {source} can't be read ({reason}); give a file with an image a line") from None
-    entries = [line.split() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    if not entries:
-        raise DensekitError(f"list: {source} names no image; write a name a line, or an image and a mask")
+    lines = read_list(source, "a name a line, or an image and a mask", option="list:")
+    entries = [line.split() for line in lines]
     search = any(len(entry) == 1 for entry in entries)
     known_images = _by_stem(images, None, IMAGE_SUFFIXES, "images") if search and image_suffix is None else {}
     known_masks = _by_stem(masks, None, MASK_SUFFIXES, "masks") if search and mask_suffix is None else {}

@@ -11,15 +11,15 @@ from typing import Any
 import yaml
 
 from densekit.data.formats.labels.listing import (
+    IMAGES,
     ROLES,
     images_below,
     inner_folder,
     listed,
-    read_list,
     role_folders,
 )
 from densekit.data.images.read import IMAGE_SUFFIXES
-from densekit.files import read_names
+from densekit.files import read_list, read_names
 from densekit.types import DensekitError
 
 _HEAD = 4096  # bytes by which a label file is told
@@ -104,7 +104,7 @@ class YoloFiles:
 
 def _listed_images(source: Path, root: Path) -> list[Path]:
     """Images of a list file: by their path, or where this leads nowhere by its end, among those below the root."""
-    found = [_existing(line, source.parent, root) for line in read_list(source)]
+    found = [_existing(line, source.parent, root) for line in read_list(source, IMAGES)]
     if None not in found:
         return [path for path in found if path is not None]
     names = images_below(root)
