@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from densekit.data.formats.coco.layouts import guessed_folder
 from densekit.data.images.read import MAX_PIXELS
-from densekit.doctor.coco.locate import guessed_folder, locate
+from densekit.doctor.coco.locate import locate
 from densekit.doctor.coco.rows import CocoRows, ImageRow, read_rows
 from densekit.doctor.defects import Defect
 from densekit.doctor.masks.checks import MaskQuestion
@@ -57,7 +58,7 @@ def coco_split(name: str, path: Path, images: Path | None, max_pixels: int = MAX
 
 def split_of_rows(name: str, rows: CocoRows, images: Path | None, max_pixels: int = MAX_PIXELS) -> Split:
     """The same of a json that was read already; without ``images`` the folder is guessed."""
-    locate(rows, images if images is not None else guessed_folder(rows))
+    locate(rows, images if images is not None else _guessed(rows))
     split = Split(name, rows, max_pixels=max_pixels)
     if rows.folder is None:
         if rows.images:
@@ -70,3 +71,7 @@ def split_of_rows(name: str, rows: CocoRows, images: Path | None, max_pixels: in
         if place is not None and id(image) in first:
             split.images.append(ImageEntry(place, image))
     return split
+
+
+def _guessed(rows: CocoRows) -> Path | None:
+    return guessed_folder(rows.path.resolve(), [image.file_name for image in rows.images])

@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from densekit.doctor.coco.sets import family_of, role_of
+from densekit.data.formats.labels.listing import role_of
+from densekit.doctor.coco.sets import family_of
 from densekit.doctor.examine import examine
 from densekit.doctor.telling.report import as_json, print_report
 from tests.doctor.conftest import bad

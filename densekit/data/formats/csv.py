@@ -18,12 +18,12 @@ from typing import Literal
 from densekit.data.formats.coco.coco import CocoDataset
 from densekit.data.formats.labels.dataset import labelled_images
 from densekit.data.formats.labels.listing import (
-    ROLES,
     files_below,
     images_below,
     inner_folder,
     listed,
     role_folders,
+    role_of,
 )
 from densekit.data.formats.labels.records import Found, LabelledObject, Layout, Record
 from densekit.data.images.names import FileNames
@@ -261,15 +261,10 @@ def recognise(folder: Path) -> Found | None:
             inner[role] = {"boxes": of_role[0], "images": place}
     if inner:
         return Found("csv", inner)
-    named = {_role(path): path for path in tables if _role(path)}
+    named = {of_name: path for path in tables if (of_name := role_of(path.stem))}
     if len(named) > 1:
-        return Found("csv", {role: {"boxes": path} for role, path in named.items() if role})
+        return Found("csv", {role: {"boxes": path} for role, path in named.items()})
     return Found("csv", {"": {"boxes": tables[0]}}) if len(tables) == 1 else None
-
-
-def _role(path: Path) -> str | None:
-    words = path.stem.lower().replace("-", "_").split("_")
-    return next((ROLES[word] for word in words if word in ROLES), None)
 
 
 def _is_table(path: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,10 @@ import numpy as np
 
 from densekit.data.images.header import read_header
 from densekit.data.images.names import other_spellings
-from densekit.data.images.read import MAX_PIXELS, leaves_folder, read_bytes
+from densekit.data.images.read import MAX_PIXELS, read_bytes
 from densekit.doctor.coco.rows import CocoRows, ImageRow, grouped, image_defect, malformed
 from densekit.doctor.defects import Box, Defect
 from densekit.errors import DensekitError
-
-_TRIED = 50  # images by which the folder is guessed
 
 Size = tuple[int, int]
 
@@ -38,19 +35,6 @@ def locate(rows: CocoRows, folder: Path | None) -> CocoRows:
     rows.defects += [_name_defect(rows, i) for i in rows.images if i.row in rows.spelled]
     _read_sizes(rows)
     return rows
-
-
-def guessed_folder(rows: CocoRows) -> Path | None:
-    """The folder, of those where images mostly are, that holds the most of the first images."""
-    above = rows.path.resolve().parent
-    near = [above / "images", above.parent / "images", above.parent / "images" / rows.path.stem, above]
-    names = [image.file_name for image in rows.images[:_TRIED] if not leaves_folder(image.file_name)]
-    held = {place: sum(os.path.isfile(place / name) for name in names) for place in [*near, above.parent]}
-    if not any(held.values()):
-        names = [image.file_name for image in rows.images[:_TRIED]]
-        held = {place: len(other_spellings(place, names, outside=True)) for place in near if place.is_dir()}
-    best = max(held, key=lambda place: held[place], default=None)
-    return best if best is not None and held[best] else None
 
 
 def _name_defect(rows: CocoRows, image: ImageRow) -> Defect:

@@ -9,17 +9,18 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from densekit.data.formats.coco.layouts import jsons_of
+from densekit.data.formats.labels.listing import ROLES, role_of
 from densekit.doctor.coco.rows import CocoRows, read_rows
 from densekit.doctor.split import Split, split_of_rows
 
-SPLITS = ("train", "val", "valid", "validation", "test")
+SPLITS = tuple(ROLES)
 """Names of folders and json files that are taken for splits of one data set."""
 
-_ROLES = {**{name: name for name in SPLITS}, "valid": "val", "validation": "val", "dev": "val", "training": "train"}
 _OTHER = "no COCO json"
 _SHOWN = 5  # names of files that were left out
 
@@ -33,7 +34,7 @@ def json_splits(folder: Path, images: Path | None) -> tuple[list[Split], list[st
     """
     read: dict[Path, CocoRows] = {}
     others: defaultdict[str, list[str]] = defaultdict(list)
-    for path in _jsons(folder):
+    for path in jsons_of(folder):
         rows = read_rows(path)
         reason = _no_set(rows.content) if rows.content else _no_object(rows)
         if reason == _OTHER and path.parent.name != "annotations":
@@ -63,15 +64,10 @@ def jsons_left_out(folder: Path, reason: str) -> list[str]:
     return [_left_out(reason, files)] if files else []
 
 
-def role_of(name: str) -> str | None:
-    """``train``, ``val`` or ``test``, where a name holds such a word."""
-    return next((_ROLES[word] for word in re.findall("[a-z]+", name.lower()) if word in _ROLES), None)
-
-
 def family_of(name: str) -> str:
     """What a name has beside the word that says the role: ``instances`` of ``instances_train2017``."""
     words = re.findall("[a-z]+", name.lower())
-    return " ".join(word for word in words if word not in _ROLES) if role_of(name) else name
+    return " ".join(word for word in words if word not in ROLES) if role_of(name) else name
 
 
 def families(splits: Sequence[Split]) -> Iterable[list[Split]]:
@@ -103,13 +99,6 @@ def image_groups(splits: Sequence[Split]) -> dict[str, list[Path]]:
         if role_of(name) or not nested:
             kept[name] = list(own)
     return kept
-
-
-def _jsons(folder: Path) -> Iterator[Path]:
-    inner = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name != "annotations")
-    for place in [folder, folder / "annotations", *(q for p in inner for q in (p, p / "annotations"))]:
-        if place.is_dir():
-            yield from sorted(p for p in place.glob("*.json") if p.is_file() and not p.name.startswith("."))
 
 
 def _no_set(content: dict[str, Any]) -> str | None:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from densekit.data.formats.coco.parse import parse_coco
-from densekit.data.formats.labels.listing import ROLES
+from densekit.data.formats.labels.listing import ROLES, role_of
 from densekit.data.formats.labels.records import Found
 from densekit.data.images.names import other_spellings
+from densekit.data.images.read import leaves_folder
 from densekit.types import DensekitError
 
 _END = 1 << 16  # bytes of a json's head and tail by which it is told
@@ -23,7 +24,7 @@ _OTHER_KINDS = ("captions", "keypoints", "panoptic", "stuff", "image_info")
 
 def recognise(folder: Path) -> Found | None:
     """COCO jsons in a folder, in its ``annotations``, in its subfolders, or in the ``annotations`` of these."""
-    jsons = [path for path in _jsons(folder) if is_coco(path)]
+    jsons = [path for path in jsons_of(folder) if is_coco(path)]
     if not jsons:
         return None
     chosen, others = _without_other_kinds(jsons)
@@ -45,7 +46,8 @@ def of_file(path: Path) -> Found:
     return Found("coco", {"": {"images": image_folder(path), "annotations": path}})
 
 
-def _jsons(folder: Path) -> Iterator[Path]:
+def jsons_of(folder: Path) -> Iterator[Path]:
+    """The jsons in a folder, in its ``annotations``, in its subfolders, and in the ``annotations`` of these."""
     inner = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name != "annotations")
     for place in [folder, folder / "annotations", *(q for p in inner for q in (p, p / "annotations"))]:
         if place.is_dir():
@@ -73,11 +75,8 @@ def _without_other_kinds(jsons: Sequence[Path]) -> tuple[list[Path], list[Path]]
 
 def _role(folder: Path, path: Path) -> str:
     """``train``, ``val`` or ``test`` by the name of the file, or of its folder; empty where neither says so."""
-    for name in (path.stem, *path.relative_to(folder).parts[:-1]):
-        for word in re.findall("[a-z]+", name.lower()):
-            if word in ROLES:
-                return ROLES[word]
-    return ""
+    names = (path.stem, *path.relative_to(folder).parts[:-1])
+    return next((role for name in names if (role := role_of(name))), "")
 
 
 def image_folder(path: Path, role: str = "") -> Path:
@@ -86,18 +85,32 @@ def image_folder(path: Path, role: str = "") -> Path:
     Raises:
         DensekitError: the json cannot be read, or none of these folders has any.
     """
-    names = parse_coco(path, labelled=False).images.file_names[:_TRIED]
+    names = parse_coco(path, labelled=False).images.file_names
+    best = guessed_folder(path, names, role)
+    if best is None:
+        raise DensekitError(
+            f"{path}: its images, such as {(names or ['none'])[0]!r}, are not beside it, nor in images/; put them there"
+        )
+    return best if path.is_absolute() else Path(os.path.relpath(best))
+
+
+def guessed_folder(path: Path, names: Sequence[str], role: str = "") -> Path | None:
+    """The folder, of those where images mostly are, that has the most of the first images that a json names.
+
+    Args:
+        path: the json.
+        names: of its images.
+        role: of the json.
+    """
+    names = names[:_TRIED]
     above = path.absolute().parent
     tails = dict.fromkeys([re.sub("^instances_", "", path.stem), path.stem, role])
     inner = [base / tail for base in (above.parent / "images", above.parent) for tail in tails if tail]
     near = [above / "images", above.parent / "images", *inner, above, above.parent]
     near = [place for place in dict.fromkeys(near) if place.is_dir()]
-    held = {place: sum(os.path.isfile(place / name) for name in names) for place in near}
+    inside = [name for name in names if not leaves_folder(name)]
+    held = {place: sum(os.path.isfile(place / name) for name in inside) for place in near}
     if not any(held.values()):
         held = {place: len(other_spellings(place, names, outside=True)) for place in near}
     best = max(held, key=lambda place: held[place], default=None)
-    if best is None or not held[best]:
-        raise DensekitError(
-            f"{path}: its images, such as {(names or ['none'])[0]!r}, are not beside it, nor in images/; put them there"
-        )
-    return Path(os.path.relpath(best)) if not path.is_absolute() else best
+    return best if best is not None and held[best] else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +12,10 @@ from densekit.data.images.read import IMAGE_SUFFIXES
 from densekit.files import read_list
 from densekit.types import DensekitError, nearest
 
-ROLES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+ROLES = {
+    **{"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"},
+    **{"training": "train", "dev": "val"},
+}
 """What splits are called as folders and lists, and what they are."""
 
 
@@ -59,6 +63,11 @@ def role_folders(folder: Path) -> Iterator[tuple[str, Path]]:
     for name, role in ROLES.items():
         if name in inner:
             yield role, inner[name]
+
+
+def role_of(name: str) -> str | None:
+    """``train``, ``val`` or ``test``, where a name holds such a word."""
+    return next((ROLES[word] for word in re.findall("[a-z]+", name.lower()) if word in ROLES), None)
 
 
 def listed(source: Path, names: Sequence[str]) -> list[int]:
