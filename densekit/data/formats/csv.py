@@ -21,6 +21,7 @@ from densekit.data.formats.labels.listing import (
     files_below,
     images_below,
     inner_folder,
+    left_aside,
     listed,
     role_folders,
     role_of,
@@ -196,41 +197,33 @@ def layout(boxes: Path, images: Path | None = None, list: Path | None = None) ->
     root = images or _images_beside(boxes, table)
     if not root.is_dir():
         raise DensekitError(f"{root}: there is no such image folder; correct the path of the images")
-    names = dict.fromkeys(_cell(cells, table, "file") for _, cells in _rows(boxes, table))
-    notes = [] if list is not None else _unlabelled(boxes, root, names)
-    chosen = None if list is None else frozenset(_listed(list, tuple(names)))
-    relative = _are_parts(boxes, table)
+    names, largest = _surveyed(boxes, table)
+    notes = [] if list is not None else left_aside(boxes, "are not in the table", *_named(root, names))
+    chosen = None if list is None else frozenset(names[i] for i in listed(list, names))
+    relative = table.corners and 0 < largest <= 1
     if relative:
         notes.append(f"{boxes}: all coordinates lie from 0 to 1 and are read as parts of the image's width and height")
     return Layout(boxes, root, [boxes], CsvReader(chosen), relative=relative, notes=tuple(notes))
 
 
-def _listed(source: Path, names: Sequence[str]) -> list[str]:
-    return [names[i] for i in listed(source, names)]
-
-
-def _are_parts(boxes: Path, table: Table) -> bool:
-    """Whether no coordinate of a table is beyond 1."""
+def _surveyed(boxes: Path, table: Table) -> tuple[Sequence[str], float]:
+    """The images that a table names, each once, and the largest of its coordinates."""
+    names: dict[str, None] = {}
     largest = 0.0
     for _, cells in _rows(boxes, table):
+        names[_cell(cells, table, "file")] = None
         for side in ("left", "top", "right", "bottom"):
             text = _cell(cells, table, side)
             if text and _is_number_or_empty(text):
                 largest = max(largest, float(text))
-        if largest > 1:
-            return False
-    return table.corners and largest > 0
+    return tuple(names), largest
 
 
-def _unlabelled(boxes: Path, root: Path, names: Iterable[str]) -> list[str]:
-    """A line on images that the table does not name."""
+def _named(root: Path, names: Iterable[str]) -> tuple[Sequence[str], set[str]]:
+    """The images of a folder, and those of them that the names of a table mean."""
     there = dict.fromkeys(images_below(root))
     found = FileNames(there)
-    used = {own for name in names for own in ([name] if name in there else found.meant_by(name))}
-    others = [name for name in there if name not in used]
-    if not others or not used:
-        return []
-    return [f"{boxes}: {len(others)} images are not in the table and are left aside: {', '.join(others[:3])}"]
+    return tuple(there), {own for name in names for own in ([name] if name in there else found.meant_by(name))}
 
 
 def _images_beside(boxes: Path, table: Table) -> Path:

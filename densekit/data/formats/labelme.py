@@ -17,7 +17,7 @@ import msgspec
 
 from densekit.data.formats.coco.coco import CocoDataset
 from densekit.data.formats.labels.dataset import labelled_images
-from densekit.data.formats.labels.listing import files_below, images_below, listed, role_folders
+from densekit.data.formats.labels.listing import files_below, images_below, left_aside, listed, role_folders
 from densekit.data.formats.labels.records import Box, Found, LabelledObject, Layout, Record
 from densekit.data.images.names import FileNames
 from densekit.data.images.read import MAX_PIXELS
@@ -174,11 +174,9 @@ def layout(folder: Path, list: Path | None = None) -> Layout:
     images = images_below(folder)
     found = FileNames(images)
     own = {str(folder / n): meant[0] for n in names if len(meant := found.meant_by(n[:-5])) == 1}
-    used = set(own.values())
-    others = [name for name in images if name not in used] if list is None and own else []
-    notes = [f"{folder}: {len(others)} images have no json and are left aside: {', '.join(others[:3])}"]
+    notes = [] if list is not None else left_aside(folder, "have no json", images, own.values())
     files = [folder / name for name in names]
-    return Layout(folder, folder, files, LabelmeReader(folder, own), notes=tuple(notes) if others else ())
+    return Layout(folder, folder, files, LabelmeReader(folder, own), notes=tuple(notes))
 
 
 def is_labelme(path: Path) -> bool:

@@ -16,7 +16,14 @@ from xml.etree import ElementTree
 
 from densekit.data.formats.coco.coco import CocoDataset
 from densekit.data.formats.labels.dataset import labelled_images
-from densekit.data.formats.labels.listing import files_below, images_below, inner_folder, listed, role_folders
+from densekit.data.formats.labels.listing import (
+    files_below,
+    images_below,
+    inner_folder,
+    left_aside,
+    listed,
+    role_folders,
+)
 from densekit.data.formats.labels.records import Found, LabelledObject, Layout, Record
 from densekit.data.images.names import FileNames
 from densekit.data.images.read import MAX_PIXELS
@@ -153,27 +160,15 @@ def layout(
         list = _list_of(places, split)
     if list is not None:
         names = [names[i] for i in listed(list, [f"{name[:-4]}.jpg" for name in names])]
-    found = FileNames(images_below(root))
-    own = {}
+    there = images_below(root)
+    found, own = FileNames(there), {}
     for name in names:
         meant = found.meant_by(name[:-4])
         if len(meant) == 1:
             own[str(places.labels / name)] = meant[0]
     files = [places.labels / name for name in names]
-    return Layout(
-        folder, root, files, VocReader(folder, corners, own), notes=tuple(_unlabelled(folder, root, own, list))
-    )
-
-
-def _unlabelled(folder: Path, root: Path, own: dict[str, str], list: Path | None) -> list[str]:
-    """A line on images without an xml."""
-    if list is not None:
-        return []
-    used = set(own.values())
-    others = [name for name in images_below(root) if name not in used]
-    if not others or not own:
-        return []
-    return [f"{folder}: {len(others)} images have no xml and are left aside: {', '.join(others[:3])}"]
+    notes = [] if list is not None else left_aside(folder, "have no xml", there, own.values())
+    return Layout(folder, root, files, VocReader(folder, corners, own), notes=tuple(notes))
 
 
 def _list_of(places: _Folders, split: str) -> Path:

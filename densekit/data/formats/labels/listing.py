@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from densekit.data.images.names import FileNames
@@ -46,6 +46,15 @@ def files_below(folder: Path, endings: frozenset[str] | str, *, deep: bool = Tru
 def images_below(folder: Path, *, deep: bool = True) -> list[str]:
     """Names of the image files below a folder."""
     return files_below(folder, IMAGE_SUFFIXES, deep=deep)
+
+
+def left_aside(source: Path, why: str, images: Iterable[str], used: Iterable[str]) -> list[str]:
+    """A line on the images that no label is for, where others have some."""
+    known = set(used)
+    others = [name for name in images if name not in known]
+    if not known or not others:
+        return []
+    return [f"{source}: {len(others)} images {why} and are left aside: {', '.join(others[:3])}"]
 
 
 def inner_folder(folder: Path, *names: str) -> Path | None:
