@@ -16,8 +16,8 @@ import numpy.typing as npt
 import PIL.Image
 
 from densekit.errors import DensekitError
-from densekit.show.drawing import colours, draw_boxes, drawable, enlarged, with_legend
-from densekit.show.drawing_masks import overlay
+from densekit.show.drawing import Image, colours, draw_boxes, drawable, enlarged, with_legend
+from densekit.show.drawing_masks import coloured
 from densekit.types import Classes, Classification, Detections, Predictions, Segmentation
 
 Pixels = npt.NDArray[Any]
@@ -66,6 +66,14 @@ class Result:
         """
         raise NotImplementedError
 
+    def frame(self, score: float = 0.5) -> Image:
+        """As ``draw``, as an RGB array without the legend, whose height changes from image to image.
+
+        Args:
+            score: lowest one of boxes that are drawn.
+        """
+        raise NotImplementedError
+
     def to_coco(self) -> list[dict[str, Any]]:
         """Entries of a COCO result file; ``image_id`` is that of the image."""
         raise NotImplementedError
@@ -108,23 +116,35 @@ class BoxResult(Result):
 
     def above(self, score: float) -> BoxResult:
         """Only the boxes of at least this score."""
-        best = self.scores >= score
-        return dataclasses.replace(self, boxes=self.boxes[best], scores=self.scores[best], ids=self.ids[best])
+        return self.at(self.scores >= score)
+
+    def at(self, places: npt.NDArray[np.bool_]) -> BoxResult:
+        """Some of the boxes, [n] which."""
+        return dataclasses.replace(self, boxes=self.boxes[places], scores=self.scores[places], ids=self.ids[places])
 
     def draw(self, score: float = 0.5) -> PIL.Image.Image:
         """The image with the boxes of at least this score and a legend below; a small image is enlarged."""
         return PIL.Image.fromarray(self.picture(score))
 
-    def picture(self, score: float = 0.5) -> npt.NDArray[np.uint8]:
+    def picture(self, score: float = 0.5) -> Image:
         """As ``draw``, as an RGB array."""
+        words, palette = drawable(self.classes.names), colours(len(self.classes))
+        labels = self.above(score).labels
+        counts = [(f"{words[k]}: {labels.count(k)}", palette[k]) for k in sorted(set(labels))]
+        return with_legend(self.frame(score), counts)
+
+    def frame(self, score: float = 0.5) -> Image:
+        """As ``picture``, without the legend."""
         shown, words = self.above(score), drawable(self.classes.names)
-        labels = [self.classes.ids.index(i) for i in shown.ids.tolist()]
+        labels = shown.labels
         texts = [f"{words[k]} {s:.2f}" for k, s in zip(labels, shown.scores.tolist())]
         picture, times = enlarged(self.image.look())
-        picture = draw_boxes(picture, shown.boxes * times, texts, labels)
-        palette = colours(len(self.classes))
-        counts = [(f"{words[k]}: {labels.count(k)}", palette[k]) for k in sorted(set(labels))]
-        return with_legend(picture, counts)
+        return draw_boxes(picture, shown.boxes * times, texts, labels)
+
+    @property
+    def labels(self) -> list[int]:
+        """[n] the classes' places among those of the model."""
+        return [self.classes.ids.index(i) for i in self.ids.tolist()]
 
     def to_coco(self) -> list[dict[str, Any]]:
         """``image_id``, ``category_id``, ``bbox`` [x, y, width, height] and ``score`` of each box."""
@@ -165,10 +185,17 @@ class MaskResult(Result):
         """The image, coloured by class, with a legend below; a small image is enlarged."""
         return PIL.Image.fromarray(self.picture())
 
-    def picture(self) -> npt.NDArray[np.uint8]:
+    def picture(self) -> Image:
         """As ``draw``, as an RGB array."""
+        return with_legend(*self._coloured())
+
+    def frame(self, score: float = 0.5) -> Image:
+        """As ``picture``, without the legend."""
+        return self._coloured()[0]
+
+    def _coloured(self) -> tuple[Image, list[tuple[str, tuple[int, int, int]]]]:
         picture, times = enlarged(self.image.look())
-        return overlay(picture, self.masks.repeat(times, -2).repeat(times, -1), self.classes)
+        return coloured(picture, self.masks.repeat(times, -2).repeat(times, -1), self.classes)
 
     def to_coco(self) -> list[dict[str, Any]]:
         """``image_id``, ``category_id`` and ``segmentation`` (compressed RLE) of each class that occurs."""
@@ -226,9 +253,9 @@ class ClassResult(Result):
 
     def draw(self) -> PIL.Image.Image:
         """The image with its class in a corner."""
-        return PIL.Image.fromarray(self.picture())
+        return PIL.Image.fromarray(self.frame())
 
-    def picture(self) -> npt.NDArray[np.uint8]:
+    def frame(self, score: float = 0.5) -> Image:
         """As ``draw``, as an RGB array."""
         pixels, label = enlarged(self.image.look())[0], self.classes.ids.index(self.best)
         text = f"{drawable(self.classes.names)[label]} {self.probabilities[label]:.2f}"

@@ -12,12 +12,12 @@ import numpy.typing as npt
 import torch
 
 from densekit.data.loading.batching import collate
-from densekit.infer.results import Seen, result_of
+from densekit.infer.results import BoxResult, ClassResult, MaskResult, Seen, result_of
 from densekit.infer.writers import make_writer
 from densekit.model import DenseModel
 from densekit.show.drawing import Image, draw_boxes, drawable, enlarged, side_by_side, write_picture
 from densekit.show.drawing_masks import overlay
-from densekit.types import Classes, Classification, Dataset, Detections, Predictions, Sample, Segmentation
+from densekit.types import Classes, Dataset, Sample
 
 SCORE = 0.5
 """Lowest score of a box that is drawn."""
@@ -48,41 +48,33 @@ def draw_samples(model: DenseModel, data: Dataset, out: Path, count: int) -> Non
             batch = collate([sample])
             batch = dataclasses.replace(batch, original_sizes=batch.sizes)
             predictions = model.predict(batch.to(device))
-            name = Path(str(sample.id)).with_suffix("").name
-            size = (int(sample.image.shape[0]), int(sample.image.shape[1]))
-            seen = Seen(sample.id, Path(f"{name}.png"), size, functools.partial(np.asarray, sample.image))
-            stem = writer.add(result_of(seen, model.classes, predictions, 0))
-            picture = side_by_side(panels(sample, predictions, model.classes))
-            write_picture(out / "pictures" / f"{stem}.jpg", picture)
+            result = result_of(seen(sample), model.classes, predictions, 0)
+            stem = writer.add(result)
+            write_picture(out / "pictures" / f"{stem}.jpg", side_by_side(panels(sample, result)))
 
 
-def panels(sample: Sample, predictions: Predictions, classes: Classes) -> list[tuple[str, Image]]:
+def seen(sample: Sample) -> Seen:
+    """A sample as an image that was predicted, in its own pixels."""
+    name = Path(str(sample.id)).with_suffix("").name
+    size = (int(sample.image.shape[0]), int(sample.image.shape[1]))
+    return Seen(sample.id, Path(f"{name}.png"), size, functools.partial(np.asarray, sample.image))
+
+
+def panels(sample: Sample, result: BoxResult | MaskResult | ClassResult) -> list[tuple[str, Image]]:
     """Caption and picture of the truth and of the prediction.
 
     Args:
         sample: with its annotations.
-        predictions: of a batch of this image alone, in its pixels.
-        classes: of the model.
+        result: of this image, in its pixels.
     """
-    if isinstance(predictions, Detections):
-        return _box_panels(sample, predictions, classes)
-    if isinstance(predictions, Segmentation):
-        return _mask_panels(sample, predictions, classes)
-    return _class_panels(sample, predictions, classes)
+    if isinstance(result, BoxResult):
+        return _box_panels(sample, result)
+    return _mask_panels(sample, result) if isinstance(result, MaskResult) else _class_panels(sample, result)
 
 
-def _box_panels(sample: Sample, predictions: Detections, classes: Classes) -> list[tuple[str, Image]]:
-    valid = predictions.valid[0].cpu().numpy()
-    boxes, scores, ids = (
-        values[0].cpu().numpy()[valid] for values in (predictions.boxes.float(), predictions.scores.float(),
-                                                      predictions.labels)
-    )  # fmt: skip
-    shown = shown_boxes(scores)
-    words = drawable(classes.names)
-    labels = [classes.ids.index(i) for i in ids[shown].tolist()]
-    texts = [f"{words[k]} {s:.2f}" for k, s in zip(labels, scores[shown].tolist())]
-    found = _boxes_on(sample.image, boxes[shown], texts, labels)
-    return [("truth", _true_boxes(sample, words)), (_caption(scores), found)]
+def _box_panels(sample: Sample, result: BoxResult) -> list[tuple[str, Image]]:
+    found = result.at(shown_boxes(result.scores)).frame(score=0)
+    return [("truth", _true_boxes(sample, drawable(result.classes.names))), (_caption(result.scores), found)]
 
 
 def _true_boxes(sample: Sample, words: Sequence[str]) -> Image:
@@ -90,13 +82,7 @@ def _true_boxes(sample: Sample, words: Sequence[str]) -> Image:
     labels = sample.labels.tolist() if sample.labels is not None else []
     crowd = sample.crowd if sample.crowd is not None else np.zeros(len(boxes), np.bool_)
     texts = [f"{words[k]}{' (crowd)' * bool(many)}" for k, many in zip(labels, crowd)]
-    return _boxes_on(sample.image, boxes, texts, labels)
-
-
-def _boxes_on(
-    image: npt.NDArray[np.generic], boxes: npt.NDArray[np.float32], texts: Sequence[str], labels: Sequence[int]
-) -> Image:
-    picture, times = enlarged(image)
+    picture, times = enlarged(sample.image)
     return draw_boxes(picture, boxes * times, texts, labels)
 
 
@@ -115,20 +101,18 @@ def _caption(scores: npt.NDArray[np.float32]) -> str:
     return f"prediction: none reaches {SCORE:g}, the best {min(BEST, len(scores))} from {scores[0]:.2f} down"
 
 
-def _mask_panels(sample: Sample, predictions: Segmentation, classes: Classes) -> list[tuple[str, Image]]:
+def _mask_panels(sample: Sample, result: MaskResult) -> list[tuple[str, Image]]:
     picture, times = enlarged(sample.image)
-    found = predictions.masks[0].cpu().numpy()
-    true = sample.mask if sample.mask is not None else np.zeros(found.shape, np.uint8)
-    labels = Classes(classes.names, tuple(range(len(classes))))  # the truth is in labels, ignored pixels are none
-    return [
-        (caption, overlay(picture, mask.repeat(times, -2).repeat(times, -1), own))
-        for caption, mask, own in (("truth", true, labels), ("prediction", found, classes))
-    ]
+    true = sample.mask if sample.mask is not None else np.zeros(result.masks.shape, np.uint8)
+    # The truth is in labels, and ignored pixels are of no class.
+    labels = Classes(result.classes.names, tuple(range(len(result.classes))))
+    truth = overlay(picture, true.repeat(times, -2).repeat(times, -1), labels)
+    return [("truth", truth), ("prediction", result.picture())]
 
 
-def _class_panels(sample: Sample, predictions: Classification, classes: Classes) -> list[tuple[str, Image]]:
-    words = drawable(classes.names)
-    found = classes.ids.index(int(predictions.labels[0]))
-    score = float(predictions.probabilities[0].float()[found])
+def _class_panels(sample: Sample, result: ClassResult) -> list[tuple[str, Image]]:
+    words = drawable(result.classes.names)
+    found = result.classes.ids.index(result.best)
     true = "" if sample.target is None else f"truth: {words[sample.target]}; "
-    return [(f"{true}prediction: {words[found]} {score:.2f}", enlarged(sample.image)[0])]
+    caption = f"{true}prediction: {words[found]} {result.probabilities[found]:.2f}"
+    return [(caption, enlarged(sample.image)[0])]

@@ -18,8 +18,7 @@ from densekit.data.images.video import Video
 from densekit.errors import DensekitError
 from densekit.files import explain_os_error, only_process, remove_leftovers
 from densekit.infer.result_files import GrowingFile, unique_stem
-from densekit.infer.results import BoxResult, Result
-from densekit.show.drawing import enlarged
+from densekit.infer.results import Result
 
 
 def predict_videos(
@@ -61,7 +60,7 @@ def predict_videos(
             for count, result in enumerate(predict(video.frames()), 1):
                 lines.add([_line(result, count - 1, video.rate)])
                 if pictures:
-                    drawing.add(_picture(result, score))
+                    drawing.add(result.frame(score))
                 if stopping():
                     break
         lines.publish()
@@ -118,10 +117,3 @@ class DrawnVideo:
 def _line(result: Result, frame: int, rate: float) -> str:
     found = [{key: value for key, value in entry.items() if key != "image_id"} for entry in result.to_coco()]
     return json.dumps({"frame": frame, "seconds": round(frame / rate, 3), "found": found}) + "\n"
-
-
-def _picture(result: Result, score: float) -> npt.NDArray[np.uint8]:
-    """A frame with what was found, without the legend below it, whose height changes."""
-    picture = result.draw(score) if isinstance(result, BoxResult) else result.draw()
-    height = enlarged(np.zeros((*result.image.size, 1), np.uint8))[0].shape[0]
-    return np.asarray(picture)[:height]

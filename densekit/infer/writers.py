@@ -97,7 +97,7 @@ class BoxWriter(Writer):
 
     def add(self, result: BoxResult) -> str:
         """Take the boxes of one image."""
-        rows = result.to_coco()
+        rows, shown = result.to_coco(), result.above(self.score)
         name = _printed(result)
         table = [[name, kind, r["category_id"], r["score"], *r["bbox"]] for kind, r in zip(result.names, rows)]
         stem = self.files.stem(_path(result.image))
@@ -105,9 +105,9 @@ class BoxWriter(Writer):
             write_picture(self.files.out / "pictures" / f"{stem}.jpg", result.picture(self.score))
         for labels in self._labels:
             path = self.files.out / labels.folder / f"{stem}.{labels.ending}"
-            write_text(path, labels.text(result.above(self.score), path))
+            write_text(path, labels.text(shown, path))
         self.files.add(_entry(result.image, stem), rows, table)
-        self._found, self._drawn = self._found + len(rows), self._drawn + len(result.above(self.score))
+        self._found, self._drawn = self._found + len(rows), self._drawn + len(shown)
         self._best = max(self._best, float(result.scores.max(initial=0)))
         return stem
 

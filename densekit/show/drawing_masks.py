@@ -46,7 +46,14 @@ def write_mask(path: Path, mask: npt.NDArray[Any]) -> None:
 
 
 def overlay(image: npt.NDArray[Any], mask: npt.NDArray[Any], classes: Classes, *, opacity: float = 0.5) -> Image:
-    """Colour an image by class, with a line around each region and a legend of the classes that are drawn.
+    """As ``coloured``, with a legend of the classes that are drawn below."""
+    return with_legend(*coloured(image, mask, classes, opacity=opacity))
+
+
+def coloured(
+    image: npt.NDArray[Any], mask: npt.NDArray[Any], classes: Classes, *, opacity: float = 0.5
+) -> tuple[Image, list[tuple[str, tuple[int, int, int]]]]:
+    """Colour an image by class, with a line around each region.
 
     Args:
         image: [H, W, C].
@@ -55,7 +62,7 @@ def overlay(image: npt.NDArray[Any], mask: npt.NDArray[Any], classes: Classes, *
         opacity: of the colour, 0 to 1.
 
     Returns:
-        A new RGB picture [H, W, 3].
+        A new RGB picture [H, W, 3], and the names that are drawn with their colours.
     """
     picture = as_rgb(image)
     shown = []
@@ -67,7 +74,7 @@ def overlay(image: npt.NDArray[Any], mask: npt.NDArray[Any], classes: Classes, *
         picture[region] = (picture[region] * (1 - opacity) + np.array(colour) * opacity).astype(np.uint8)
         edges, _ = cv2.findContours(region.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(picture, edges, -1, colour, 1)
-    return with_legend(picture, shown)
+    return picture, shown
 
 
 def draw_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> Image:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from densekit.infer.samples import panels, shown_boxes
+from densekit.infer.results import result_of
+from densekit.infer.samples import panels, seen, shown_boxes
 from densekit.show import drawing
 from densekit.types import IGNORE, Classes, Classification, Detections, Sample, Segmentation
 
@@ -16,6 +17,10 @@ GREY = np.full((240, 240, 3), 100, np.uint8)
 
 def sample(**annotations):
     return Sample(GREY, id="a", original_size=(240, 240), seed=0, **annotations)
+
+
+def panels_of(sample, predictions):
+    return panels(sample, result_of(seen(sample), CLASSES, predictions, 0))
 
 
 def coloured(picture):
@@ -30,7 +35,7 @@ def detections(boxes, scores, labels):
 
 def test_boxes_stand_where_they_are_true_and_where_they_were_predicted():
     true = sample(boxes=np.array([[20, 30, 80, 90]], np.float32), labels=np.array([1]), crowd=np.array([False]))
-    (left, truth), (right, found) = panels(true, detections([[120.0, 130, 200, 220]], [0.9], [7]), CLASSES)
+    (left, truth), (right, found) = panels_of(true, detections([[120.0, 130, 200, 220]], [0.9], [7]))
     assert left == "truth"
     assert right == "prediction: 1 with a score of at least 0.5"
     rows, columns = np.nonzero(coloured(truth))
@@ -41,17 +46,17 @@ def test_boxes_stand_where_they_are_true_and_where_they_were_predicted():
 
 def test_the_best_few_are_drawn_where_no_score_is_high_enough():
     boxes = [[20.0 * i, 20 * i, 20 * i + 30, 20 * i + 30] for i in range(1, 6)]
-    (_, found) = panels(sample(), detections(boxes, [0.4, 0.3, 0.2, 0.1, 0.05], [7] * 5), CLASSES)
+    (_, found) = panels_of(sample(), detections(boxes, [0.4, 0.3, 0.2, 0.1, 0.05], [7] * 5))
     assert found[0] == "prediction: none reaches 0.5, the best 3 from 0.40 down"
     assert coloured(found[1])[:90, :90].any()
     assert not coloured(found[1])[106:].any()  # the words of the third may stand below it, the fourth would end at 110
-    (_, empty) = panels(sample(), detections([[0.0, 0, 1, 1]], [0.4], [7]), CLASSES)
+    (_, empty) = panels_of(sample(), detections([[0.0, 0, 1, 1]], [0.4], [7]))
     assert "the best 1 from" in empty[0]
     assert shown_boxes(np.array([0.9, 0.5, 0.4], np.float32)).tolist() == [True, True, False]
     none = Detections(
         torch.zeros(1, 0, 4), torch.zeros(1, 0), torch.zeros(1, 0, dtype=torch.int64), torch.ones(1, 0) > 0
     )
-    assert panels(sample(), none, CLASSES)[1][0] == "prediction: no box"
+    assert panels_of(sample(), none)[1][0] == "prediction: no box"
 
 
 @pytest.mark.parametrize("layers", [False, True])
@@ -62,7 +67,7 @@ def test_masks_are_drawn_in_labels_and_in_the_data_sets_ids_alike(layers):
     if layers:
         mask = np.stack([mask == 0, mask == 1]).astype(np.uint8)
         ids = torch.from_numpy(mask)
-    (_, truth), (_, found) = panels(sample(mask=mask), Segmentation([], [ids]), CLASSES)
+    (_, truth), (_, found) = panels_of(sample(mask=mask), Segmentation([], [ids]))
     assert (truth[:99] == found[:99]).all()
     assert coloured(truth)[:99].all()
     assert not coloured(truth)[102:198].any() or layers
@@ -70,7 +75,7 @@ def test_masks_are_drawn_in_labels_and_in_the_data_sets_ids_alike(layers):
 
 def test_small_images_are_enlarged_without_moving_the_boxes():
     small = Sample(np.full((24, 24, 3), 100, np.uint8), id="a", original_size=(24, 24), seed=0)
-    (_, (_, found)) = panels(small, detections([[12.0, 13, 20, 22]], [0.9], [7]), CLASSES)
+    (_, (_, found)) = panels_of(small, detections([[12.0, 13, 20, 22]], [0.9], [7]))
     rows, columns = np.nonzero(coloured(found))
     assert found.shape == (240, 240, 3)
     assert (columns.min(), rows.max()) == (120, 220)
@@ -78,7 +83,7 @@ def test_small_images_are_enlarged_without_moving_the_boxes():
 
 def test_classes_are_told_in_words():
     predictions = Classification(torch.tensor([[0.25, 0.75]]), torch.tensor([3]))
-    assert panels(sample(target=0), predictions, CLASSES)[0][0] == "truth: cat; prediction: dog 0.75"
+    assert panels_of(sample(target=0), predictions)[0][0] == "truth: cat; prediction: dog 0.75"
 
 
 def test_panels_stand_side_by_side_under_their_captions_on_one_line():

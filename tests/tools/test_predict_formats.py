@@ -162,4 +162,4 @@ def test_a_missing_image_of_a_list_is_named_and_an_empty_list_refused(checkpoint
     assert code == console.SKIPPED
     assert "none.png: there is no such image" in printed
     listing.write_text("# nothing\n")
-    assert "test.txt: no image found" in runs.refused("predict", checkpoints["classification"], *arguments)
+    assert "test.txt: names nothing" in runs.refused("predict", checkpoints["classification"], *arguments)
