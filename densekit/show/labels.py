@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
+Floats = npt.NDArray[np.float64]
+
 Rectangle = tuple[int, int, int, int]
 """(left, top, right, bottom)."""
 
@@ -25,14 +27,18 @@ def place_labels(
         The place of each label: of those at its box the first that covers no other label and least of other boxes.
     """
     frames = np.array(boxes, np.float64).reshape(-1, 4)
-    placed = np.zeros((0, 4))
+    areas = np.maximum((frames[:, 2] - frames[:, 0]) * (frames[:, 3] - frames[:, 1]), 1)
+    placed = np.zeros((len(frames), 4))
     found: list[Rectangle] = []
     for number, (box, size) in enumerate(zip(boxes, sizes)):
-        others = np.delete(frames, number, 0)
         places = [_inside(place, picture) for place in _places(box, size)]
-        costs = [_cost(place, placed, others) for place in places]
-        found.append(places[int(np.argmin(costs))])
-        placed = np.concatenate([placed, [found[-1]]])
+        candidates = np.array(places, np.float64)
+        # What covers other labels counts most, then what it buries of other boxes.
+        buried = _shared(candidates, frames) / areas
+        buried[:, number] = 0
+        covered = _shared(candidates, placed[:number]).sum(1) / max(1, size[0] * size[1])
+        found.append(places[int(np.argmin(100 * covered + buried.sum(1)))])
+        placed[number] = found[-1]
     return found
 
 
@@ -55,16 +61,9 @@ def _inside(place: Rectangle, picture: tuple[int, int]) -> Rectangle:
     return left, top, left + wide, top + tall
 
 
-def _cost(place: Rectangle, placed: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> float:
-    """Share of the label that covers other labels, which counts most, and of other boxes that it buries."""
-    own = (place[2] - place[0]) * (place[3] - place[1])
-    areas = np.maximum((others[:, 2] - others[:, 0]) * (others[:, 3] - others[:, 1]), 1)
-    return float(100 * _shared(place, placed).sum() / own + (_shared(place, others) / areas).sum())
-
-
-def _shared(place: Rectangle, others: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """[n] area that a rectangle shares with each of the others."""
-    wide = np.minimum(place[2], others[:, 2]) - np.maximum(place[0], others[:, 0])
-    tall = np.minimum(place[3], others[:, 3]) - np.maximum(place[1], others[:, 1])
-    shared: npt.NDArray[np.float64] = np.maximum(wide, 0) * np.maximum(tall, 0)
+def _shared(places: Floats, others: Floats) -> Floats:
+    """[m, n] area that each rectangle shares with each of the others."""
+    wide = np.minimum(places[:, None, 2], others[:, 2]) - np.maximum(places[:, None, 0], others[:, 0])
+    tall = np.minimum(places[:, None, 3], others[:, 3]) - np.maximum(places[:, None, 1], others[:, 1])
+    shared: Floats = np.maximum(wide, 0) * np.maximum(tall, 0)
     return shared
