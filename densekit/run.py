@@ -86,12 +86,12 @@ class Run:
         """One update of the weights, written down; a few words on it where it is told."""
         state, began = self.state, time.perf_counter()
         micro_batches = [next(self.batches) for _ in range(self.config.train.accumulate)]
-        self._picture(micro_batches[0])
         result = self.step([batch.to(self.world.device) for batch in micro_batches], state.step)
         self.guard.check(result, state)
         self.unread += [line for batch in micro_batches for line in batch.skipped]
         state.step += 1
         state.seconds += (seconds := time.perf_counter() - began)
+        self._picture(micro_batches[0], state.step - 1)
         return self.record.step(result, self.step.rate(result.step), seconds, self.config.train.batch_size)
 
     def evaluate(self, stop: Stop) -> bool:
@@ -123,8 +123,8 @@ class Run:
         self.record.flush()
         self.folder.save_last(self.step, self.state)
 
-    def _picture(self, batch: Batch) -> None:
+    def _picture(self, batch: Batch, step: int) -> None:
         """What the model sees in its first steps, once: a run that goes on leaves the pictures alone."""
-        path = self.out / f"train_batch_{self.state.step}.jpg"
-        if self.first and self.state.step < PICTURED and batch.maps is None and not path.exists():
+        path = self.out / f"train_batch_{step}.jpg"
+        if self.first and step < PICTURED and batch.maps is None and not path.exists():
             draw_batch(batch, self.step.model.classes, path)

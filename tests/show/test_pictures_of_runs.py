@@ -55,7 +55,7 @@ def test_a_curve_goes_down_where_its_numbers_do(tmp_path):
     draw_curves(lines, tmp_path / "a.png")
     picture = cv2.imread(str(tmp_path / "a.png"))
     assert picture.shape[0] == 3 * 360
-    colourful = np.ptp(picture[32:318, 62:628].astype(int), axis=2) > 60
+    colourful = np.ptp(picture[32:325, 62:628].astype(int), axis=2) > 60
     rows = [np.flatnonzero(colourful[:, x]).mean() for x in (10, 280, 550)]
     assert rows == sorted(rows)
     assert rows[0] + 50 < rows[1]
