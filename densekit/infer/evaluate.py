@@ -41,7 +41,8 @@ def evaluate(
         precision: of the forward pass.
         total: number of batches, for the progress bar.
         predict: given the model that predicts, how it does so in another way than ``DenseModel.predict``: on mirrored
-            and scaled copies, or by tiles. Then there are no losses, for no single pass stands for the predictions.
+            and scaled copies, or by tiles. Batches come to it on the host, and it moves what it needs. Then there are
+            no losses, for no single pass stands for the predictions.
         stopping: asked before each batch: whether to leave the evaluation; where one rank says so, all leave it, the
             others after their share.
 
@@ -51,13 +52,13 @@ def evaluate(
         left.
     """
     model = packed(model, DTYPES[precision])
-    forward = model.losses_and_predictions if predict is None else _without_losses(predict(model))
+    forward = _both(model, world.device) if predict is None else _without_losses(predict(model))
     terms: dict[str, list[tuple[torch.Tensor, int]]] = {}  # read when all is done: no wait, and no float64 on a device
     images, skipped = 0, []
     for batch in track(batches, "evaluating", total, shown=world.is_first and total > 0):
         if stopping():
             break
-        losses, predictions = _forward(forward, batch.to(world.device), precision)
+        losses, predictions = _forward(forward, batch, precision, world.device)
         for name, value in losses.items():
             terms.setdefault(name, []).append((value, len(batch.ids)))
         images += len(batch.ids)
@@ -69,13 +70,19 @@ def evaluate(
     return _together(metric, sums, images, skipped)
 
 
+def _both(model: DenseModel, device: torch.device) -> Forward:
+    return lambda batch: model.losses_and_predictions(batch.to(device))
+
+
 def _without_losses(predict: Callable[[Batch], Predictions]) -> Forward:
     return lambda batch: ({}, predict(batch))
 
 
-def _forward(forward: Forward, batch: Batch, precision: Precision) -> tuple[dict[str, torch.Tensor], Predictions]:
+def _forward(
+    forward: Forward, batch: Batch, precision: Precision, device: torch.device
+) -> tuple[dict[str, torch.Tensor], Predictions]:
     try:
-        with autocast(precision, batch.images.device):
+        with autocast(precision, device):
             return forward(batch)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

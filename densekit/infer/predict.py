@@ -191,7 +191,7 @@ class BatchPredictor:
             flips, scales = self.options.flips, self.options.scales
             if is_plain(flips, scales):
                 return self.model.predict(batch.to(device))
-            return _averaged(self.model, batch.to(device), flips=flips, scales=scales)
+            return _averaged(self.model, batch, flips=flips, scales=scales)
 
     def _outcome(
         self, batch: Batch, row: int, images: Images, predictions: Predictions, pixels: bool, probabilities: bool
@@ -272,7 +272,7 @@ def predicts_with(
 
 def _averaged(model: DenseModel, batch: Batch, *, flips: Sequence[Flip], scales: Sequence[float]) -> Predictions:
     averaged = detect_augmented if model.task == "detection" else predict_augmented
-    return averaged(model, batch, flips=flips, scales=scales)
+    return averaged(model, batch.to(model.mean.device), flips=flips, scales=scales)
 
 
 def tile_detector(model: DenseModel, options: Options, transforms: Pipeline, pad_to: int) -> TileDetector:

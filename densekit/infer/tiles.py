@@ -99,9 +99,9 @@ class TileDetector:
 
 
 def detect_batch(detect: TileDetector, batch: Batch) -> Detections:
-    """The boxes of a batch of images at their own size, see ``untouched``."""
+    """The boxes of a batch of images at their own size, on the host; see ``untouched``."""
     images = [
-        batch.images[row, :, :height, :width].permute(1, 2, 0).cpu().numpy()
+        batch.images[row, :, :height, :width].permute(1, 2, 0).numpy()
         for row, (height, width) in enumerate(batch.numbers(batch.sizes))
     ]
     return padded([found_in(detect(image), 0) for image in images])
