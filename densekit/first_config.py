@@ -57,7 +57,7 @@ class Wishes:
     """
 
     source: str | None = None
-    classes: tuple[str, ...] | None = None
+    classes: Sequence[str] | None = None
     backbone: str = "resnet18"
     weights: str = "torchvision/IMAGENET1K_V1"
     size: int | None = None

@@ -17,33 +17,28 @@ from densekit.console import at_least, run, say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS
+    )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="images and labels")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the config (default: FOLDER's name.yaml, here)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", default=None, help="the config (default: FOLDER's name.yaml, here)"
+    )
     parser.add_argument(
         "--from", dest="source", metavar="FORMAT", help="coco, yolo, voc, labelme or csv (default: seen)"
     )
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="classes to learn, in this order (default: all)")
-    parser.add_argument("--backbone", default="resnet18", help="default: resnet18")
-    parser.add_argument("--weights", default="torchvision/IMAGENET1K_V1", help="of the backbone; none: random numbers")
+    parser.add_argument("--backbone", help="default: resnet18")
+    parser.add_argument("--weights", help="of the backbone (default: torchvision/IMAGENET1K_V1); none: random numbers")
     parser.add_argument("--size", type=at_least(32), metavar="PIXELS", help="long side of the images")
     parser.add_argument("--epochs", type=at_least(1), help="passes over the training images")
     parser.add_argument("--minutes", type=at_least(1), help="train no longer than this")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of the split and of the run (default: 0)")
+    parser.add_argument("--seed", type=at_least(0), help="of the split and of the run (default: 0)")
     args = parser.parse_args(argv)
 
     from densekit.first_config import Wishes, write_first_config
 
-    wishes = Wishes(
-        source=args.source,
-        classes=None if args.classes is None else tuple(args.classes),
-        backbone=args.backbone,
-        weights=args.weights,
-        size=args.size,
-        epochs=args.epochs,
-        minutes=args.minutes,
-        seed=args.seed,
-    )
+    wishes = Wishes(**{name: value for name, value in vars(args).items() if name not in ("folder", "out")})
     target = args.out or Path(f"{args.folder.absolute().name}.yaml")
     for line in write_first_config(args.folder, target, wishes):
         say(line)
