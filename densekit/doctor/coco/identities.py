@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
+from densekit.data.images.names import folded
 from densekit.data.images.read import leaves_folder
-from densekit.doctor.coco.rows import CocoRows, ImageRow, annotation_defect, folded_name, image_defect
+from densekit.doctor.coco.rows import CocoRows, ImageRow, annotation_defect, image_defect
 from densekit.doctor.defects import Defect
 from densekit.errors import nearest
 
@@ -84,7 +85,7 @@ def category_names(rows: CocoRows) -> Iterator[Defect]:
     twice = {c.row for _, c in _repeated((c.id, c) for c in rows.categories)}
     categories = [c for c in rows.categories if c.row not in twice]
     same = [c.row for _, c in _repeated((c.name, c) for c in categories)]
-    for first, category in _repeated((folded_name(c.name), c) for c in categories):
+    for first, category in _repeated((folded(c.name), c) for c in categories):
         code = "category_name_twice" if category.row in same else "category_name_similar"
         message = f"category {category.id} {category.name!r} and category {first.id} {first.name!r}"
         yield Defect(code, path, message, source=path, row=category.row)

@@ -297,11 +297,6 @@ def _unreadable(path: Path, message: str) -> Defect:
     return Defect("file_unreadable", str(path), message, source=str(path))
 
 
-def folded_name(name: str) -> str:
-    """A name without case and blanks."""
-    return "".join(name.casefold().split())
-
-
 def annotation_defect(
     rows: CocoRows, annotation: AnnotationRow, code: str, message: str, others: tuple[Box, ...] = ()
 ) -> Defect:
