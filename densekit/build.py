@@ -152,7 +152,7 @@ def _enough_memory() -> Iterator[None]:
 
 
 def _load_whole(built: DenseModel, source: str, match_names: bool) -> str:
-    """Start a model from a densekit checkpoint, torchvision's detector or smp's segmenter; every weight must fit."""
+    """Start a model from a densekit checkpoint, torchvision's detectors or smp's segmenters; every weight must fit."""
     state = _translated(built, read_state_dict(source))
     if state is None:
         content = checkpoint.load(source)
@@ -171,6 +171,7 @@ def _load_whole(built: DenseModel, source: str, match_names: bool) -> str:
 
 def _translated(built: DenseModel, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
     """Another library's state dict in our keys; None where it is not one of those that are known."""
+    from densekit.heads.dense.torchvision import from_torchvision_dense, is_torchvision_dense
     from densekit.heads.faster_rcnn.torchvision import from_torchvision, is_torchvision_detector, select_classes
     from densekit.heads.segmentation.smp_weights import from_smp, is_smp
 
@@ -179,6 +180,8 @@ def _translated(built: DenseModel, state: dict[str, Tensor]) -> dict[str, Tensor
         if len(state["roi_heads.box_predictor.cls_score.bias"]) != len(built.classes) + 1:
             state = select_classes(state, built.classes.ids)
         found = from_torchvision(state, head=head)
+    elif is_torchvision_dense(state):
+        found = from_torchvision_dense(state, head=head, ids=built.classes.ids)
     elif is_smp(state):
         found = from_smp(state, head=head)
     else:

@@ -257,6 +257,7 @@ class ConvNormAct(nn.Sequential):
         groups: groups of channels that do not see one another.
         norm: kind of norm; None leaves it out and gives the convolution a bias.
         act: whether a ReLU follows.
+        bias: whether the convolution has one beside its norm too, as in FCOS.
     """
 
     def __init__(
@@ -270,10 +271,10 @@ class ConvNormAct(nn.Sequential):
         groups: int = 1,
         norm: Norm | None = "batch",
         act: bool = True,
+        bias: bool = False,
     ) -> None:
-        conv = Conv2d(
-            channels_in, channels_out, kernel, stride, (kernel - 1) // 2 * dilation, dilation, groups, bias=norm is None
-        )
+        padding, bias = (kernel - 1) // 2 * dilation, bias or norm is None
+        conv = Conv2d(channels_in, channels_out, kernel, stride, padding, dilation, groups, bias=bias)
         layers: list[nn.Module] = [conv]
         if norm is not None:
             layers.append(make_norm(norm, channels_out))

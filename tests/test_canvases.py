@@ -69,7 +69,7 @@ def test_an_image_gets_the_same_alone_and_in_any_batch(head, options, kind):
     assert all(len(one) for one in alone)
 
 
-@pytest.mark.parametrize("name", ["faster_rcnn", "unet"])
+@pytest.mark.parametrize("name", ["faster_rcnn", "retinanet", "fcos", "unet"])
 @torch.inference_mode()
 def test_flips_and_scales_give_an_image_the_same_alone_and_in_any_batch(name):
     head, options, kind = next(case for case in CASES if case[0] == name)

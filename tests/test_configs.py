@@ -16,6 +16,7 @@ from densekit.types import Classes
 
 ROOT = Path(__file__).resolve().parents[1]
 ALL = sorted((ROOT / "configs").rglob("*.yaml"))
+SMALL = {"faster_rcnn": ("box_head_width=64", "rpn_before_nms=[100,50]", "rpn_after_nms=[100,50]", "samples=32")}
 DETECTION = sorted((ROOT / "configs/detection").glob("*.yaml"))
 
 
@@ -71,10 +72,7 @@ def test_a_shipped_detection_config_takes_a_step(path, layouts, tmp_path, monkey
     small = [
         "model.backbone.weights=null",
         "model.backbone.name=resnet18",
-        "model.heads.boxes.box_head_width=64",
-        "model.heads.boxes.rpn_before_nms=[100,50]",
-        "model.heads.boxes.rpn_after_nms=[100,50]",
-        "model.heads.boxes.samples=32",
+        *(f"model.heads.boxes.{option}" for option in SMALL.get(configs.load(path).model.heads["boxes"].name, ())),
         "data.workers=0",
         "data.train_transforms=[{name: Resize, long: 64}]",
         "data.eval_transforms=[{name: Resize, long: 64}]",

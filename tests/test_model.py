@@ -93,6 +93,8 @@ def test_several_heads_share_one_backbone_and_their_losses_stand_side_by_side():
 
 HEADS_THAT_SHARE = [
     ({"name": "faster_rcnn", "channels": 16, "box_head_width": 16, "score_threshold": 0.0}, ("neck", "rpn.head")),
+    ({"name": "retinanet", "channels": 16, "score_threshold": 0.0}, ("neck",)),
+    ({"name": "fcos", "channels": 16, "score_threshold": 0.0}, ("neck",)),
     ({"name": "unet", "auxiliary_weight": 0.4, "norm": "group"}, ("decoder",)),
     ({"name": "classifier"}, ()),
 ]

@@ -21,7 +21,14 @@ SMOOTH_L1_BETA = 1 / 9
 def box_loss(
     deltas: Tensor, boxes: Tensor, references: Tensor, mask: Tensor, *, kind: BoxLoss, weights: box_ops.Weights
 ) -> Tensor:
-    """Sum of the box losses where ``mask`` is true.
+    """Sum of ``box_losses``."""
+    return box_losses(deltas, boxes, references, mask, kind=kind, weights=weights).sum()
+
+
+def box_losses(
+    deltas: Tensor, boxes: Tensor, references: Tensor, mask: Tensor, *, kind: BoxLoss, weights: box_ops.Weights
+) -> Tensor:
+    """The loss of each box: [...], 0 where ``mask`` is false.
 
     Args:
         deltas: [..., 4] predictions relative to ``references``.
@@ -37,9 +44,9 @@ def box_loss(
         target = box_ops.encode(boxes, references, weights)
         target = torch.where(mask[..., None], target, 0.0)
         beta = SMOOTH_L1_BETA if kind == "smooth_l1" else 0.0
-        return F.smooth_l1_loss(deltas, target, beta=beta, reduction="sum")
+        return F.smooth_l1_loss(deltas, target, beta=beta, reduction="none").sum(-1)
     overlap = box_ops.aligned_iou(box_ops.decode(deltas, references, weights), boxes, kind)
-    return torch.where(mask, 1 - overlap, 0.0).sum()
+    return torch.where(mask, 1 - overlap, 0.0)
 
 
 def class_loss(logits: Tensor, labels: Tensor, mask: Tensor, *, kind: ClassLoss, gamma: float = 2.0) -> Tensor:
@@ -63,6 +70,24 @@ def binary_loss(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     """Sum of the binary cross-entropies of [...] logits and [...] bool labels where ``mask`` is true."""
     loss = F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")
     return (loss * mask).sum()
+
+
+def focal_losses(logits: Tensor, labels: Tensor, positive: Tensor, *, alpha: float, gamma: float) -> Tensor:
+    """The focal loss of every sigmoid (Lin et al. 2017, eq. 5).
+
+    Args:
+        logits: [..., K].
+        labels: [...] int64 class in 0..K-1; only of meaning where positive.
+        positive: [...] bool: learns its label; elsewhere all classes are to be absent.
+        alpha: weight of the label's sigmoid; 1 - alpha is that of the others.
+        gamma: how little well-judged ones count.
+
+    Returns:
+        [..., K] float32.
+    """
+    own = (labels[..., None] == torch.arange(logits.shape[-1], device=logits.device)) & positive[..., None]
+    wrong = torch.where(own, -logits.float(), logits.float())  # logit of being wrong: one formula for both sides
+    return torch.where(own, alpha, 1 - alpha) * wrong.sigmoid() ** gamma * F.softplus(wrong)
 
 
 def mean_over_ranks(count: Tensor) -> Tensor:

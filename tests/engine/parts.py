@@ -30,6 +30,9 @@ FASTER_RCNN = [
     {"box_head": "four_conv_fc", "box_head_norm": "frozen", "box_loss": "l1", "nms": "soft_gaussian"},
     {"nms_class_agnostic": True, "roi_align": "kernel", "rpn_score_threshold": 0.1},
 ]
+DENSE = {"channels": 16, "convs": 2, "candidates": 32, "max_detections": 10}
+RETINANET = [{}, {"norm": "group", "box_loss": "giou", "coarse_from": "c5", "nms": "soft_linear"}]
+FCOS = [{}, {"norm": "none", "box_loss": "diou", "offset": 0.5, "nms_class_agnostic": True}]
 SEGMENTERS = [
     ("unet", {"decoder_channels": (16, 16, 8, 8, 8)}),
     (
@@ -54,6 +57,8 @@ SEGMENTERS = [
 CLASSIFIERS = [{}, {"pool": "max", "mixup": 0.2, "dropout": 0.5, "label_smoothing": 0.1}]
 CASES = [
     *(("faster_rcnn", SMALL | options, "boxes") for options in FASTER_RCNN),
+    *(("retinanet", DENSE | options, "boxes") for options in RETINANET),
+    *(("fcos", DENSE | options, "boxes") for options in FCOS),
     *((head, options, "masks") for head, options in SEGMENTERS),
     *(("classifier", options, "labels") for options in CLASSIFIERS),
 ]

@@ -26,6 +26,8 @@ META, CPU = torch.device("meta"), torch.device("cpu")
 COMPILED = [
     ("faster_rcnn", {}, "boxes"),
     ("faster_rcnn", {"neck": "c5"}, "boxes"),
+    ("retinanet", {}, "boxes"),
+    ("fcos", {}, "boxes"),
     ("unet", {}, "masks"),
     ("deeplab_v3_plus", {}, "masks"),
     ("classifier", {}, "labels"),
@@ -95,7 +97,7 @@ def test_no_value_is_read_and_nothing_is_copied_between_devices(no_values, head,
     assert copies.found == []
 
 
-@pytest.mark.parametrize(("head", "options", "kind"), [CASES[0], CASES[7], CASES[-2]])
+@pytest.mark.parametrize(("head", "options", "kind"), [CASES[0], next(c for c in CASES if c[0] == "unet"), CASES[-2]])
 def test_images_of_several_canvases_are_split_and_joined_without_a_wait(no_values, head, options, kind):
     batch = batch_on(torch.device("cpu"), kind, images=3)
     batch.sizes[1, 0] = 30  # between two of another canvas

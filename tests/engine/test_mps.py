@@ -92,7 +92,10 @@ def batch_of(kind, images=2):
     return batch.to(META)
 
 
-@pytest.mark.parametrize(("head", "kind"), [("faster_rcnn", "boxes"), ("unet", "masks"), ("classifier", "labels")])
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [("faster_rcnn", "boxes"), ("retinanet", "boxes"), ("fcos", "boxes"), ("unet", "masks"), ("classifier", "labels")],
+)
 def test_training_and_predicting_need_no_operator_that_mps_lacks_and_no_float64(monkeypatch, head, kind):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # unknown to that device
     backbone = BACKBONES.build("resnet18", {})

@@ -17,7 +17,7 @@ from densekit.doctor.coco.rows import CocoRows
 from densekit.doctor.defects import Box, Defect
 from densekit.doctor.sets import Split
 from densekit.errors import DensekitError
-from densekit.heads.faster_rcnn import FasterRCNN
+from densekit.heads.anchors import Anchors as AnchorGrid
 from densekit.ops.anchors import cell_anchors
 from densekit.registry import BACKBONES, HEADS
 
@@ -88,19 +88,20 @@ def anchors_of(model: ModelConfig) -> Anchors | None:
     Raises:
         DensekitError: the config names a part or an option that there is not.
     """
-    part = next((p for p in model.heads.values() if p.name == "faster_rcnn"), None)
+    part = next((p for p in model.heads.values() if "anchor_sizes" in HEADS.options(p.name)), None)
     if part is None:
         return None
     with torch.device("meta"):
         options, given = model.backbone.options, {"in_channels": model.channels}
         backbone = BACKBONES.build(model.backbone.name, options, path="model.backbone", **given)
     # The sizes are what the builder says, whatever its defaults are; a narrow head is built faster.
-    options = {**part.options, "box_head_width": 8}
-    head: FasterRCNN = HEADS.build("faster_rcnn", options, backbone.levels, path="model.heads", num_classes=1)
-    ratios = tuple(float(r) for r in options.get("anchor_ratios", (0.5, 1.0, 2.0)))
+    narrow = {"box_head_width": 8} if "box_head_width" in HEADS.options(part.name) else {}
+    head = HEADS.build(part.name, {**part.options, **narrow}, backbone.levels, path="model.heads", num_classes=1)
+    anchors = next(m for m in head.modules() if isinstance(m, AnchorGrid))
+    ratios = tuple(float(r) for r in part.options.get("anchor_ratios", (0.5, 1.0, 2.0)))
     sizes = []
     for level in range(len(head.neck.levels)):
-        cell = getattr(head.rpn, f"cells_{level}")
+        cell = anchors.cells(level)
         sides = (cell[:, 2:] - cell[:, :2]).reshape(len(ratios), -1, 2)
         sizes.append(tuple(float(s) for s in sides.prod(2).sqrt().mean(0).round()))
     return Anchors(tuple(level.stride for level in head.neck.levels), tuple(sizes), ratios)

@@ -6,6 +6,7 @@ B images, C channels of the neck, H, W cells of a map.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,20 +20,24 @@ class FPN(nn.Module):
     """Feature pyramid (Lin et al. 2017, figure 3): P2..P5, and P6 for large anchors (section 4.1, footnote 3).
 
     Args:
-        levels: of the backbone; those from stride 4 on are used, at most the last four.
+        levels: of the backbone; those from stride ``finest`` on are used, at most the last four (three from P3 on).
         channels: C of every output.
         norm: after every convolution; None gives them biases instead.
+        finest: stride of the first level, which is P2 at 4 and P3 at 8; the last is P5 at most.
     """
 
-    def __init__(self, levels: Sequence[Level], *, channels: int = 256, norm: Norm | None = None) -> None:
+    def __init__(
+        self, levels: Sequence[Level], *, channels: int = 256, norm: Norm | None = None, finest: Literal[4, 8] = 4
+    ) -> None:
         super().__init__()
-        self.inputs = [i for i, level in enumerate(levels) if level.stride >= 4][-4:]
+        first = finest.bit_length() - 1
+        self.inputs = [i for i, level in enumerate(levels) if level.stride >= finest][first - 6 :]
         if not self.inputs:
-            raise DensekitError(f"the pyramid needs maps of stride 4 or more; the backbone's last is {levels[-1]}")
+            last = levels[-1]
+            raise DensekitError(f"the pyramid needs maps of stride {finest} or more; the backbone's last is {last}")
         used = [levels[i] for i in self.inputs]
-        self.pooled = tuple(Level(f"p{i}", channels, level.stride) for i, level in enumerate(used, start=2))
-        last = self.pooled[-1]
-        self.levels = (*self.pooled, Level(f"p{len(used) + 2}", channels, last.stride * 2))
+        self.pooled = tuple(Level(f"p{i}", channels, level.stride) for i, level in enumerate(used, start=first))
+        self.levels = (*self.pooled, Level(f"p{len(used) + first}", channels, used[-1].stride * 2))
         self.lateral = nn.ModuleList(
             ConvNormAct(level.channels, channels, kernel=1, norm=norm, act=False) for level in used
         )
@@ -42,11 +47,15 @@ class FPN(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """The backbone's maps -> one [B, C, H, W] a level, finest first; the last is every second cell of P5."""
+        pyramid = self.merged(maps)
+        return [*pyramid, F.max_pool2d(pyramid[-1], kernel_size=1, stride=2)]
+
+    def merged(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The ``pooled`` levels alone: as many as maps are used."""
         inner = [lateral(maps[i]) for lateral, i in zip(self.lateral, self.inputs)]
         for i in range(len(inner) - 2, -1, -1):
             inner[i] = inner[i] + F.interpolate(inner[i + 1], size=inner[i].shape[-2:], mode="nearest")
-        pyramid = [output(x) for output, x in zip(self.output, inner)]
-        return [*pyramid, F.max_pool2d(pyramid[-1], kernel_size=1, stride=2)]
+        return [output(x) for output, x in zip(self.output, inner)]
 
 
 class LastLevel(nn.Module):

@@ -12,14 +12,16 @@ from typing import Literal
 from torch import Tensor, nn
 
 from densekit.errors import DensekitError
+from densekit.heads.anchors import Sizes, check_overlaps, check_sizes
 from densekit.heads.faster_rcnn.fpn import FPN, LastLevel
-from densekit.heads.faster_rcnn.roi import NMS, FourConvFC, ProposalSamples, RegionHead, TwoFC
+from densekit.heads.faster_rcnn.roi import FourConvFC, ProposalSamples, RegionHead, TwoFC
 from densekit.heads.faster_rcnn.rpn import AnchorSamples, Proposals, RegionProposalNetwork, Regions
 from densekit.heads.faster_rcnn.rpn_head import RPNHead
 from densekit.layers import Norm
 from densekit.ops.assignment import at_least_one
 from densekit.ops.losses import BoxLoss, ClassLoss
 from densekit.ops.roi_align import Method
+from densekit.ops.suppression import NMS
 from densekit.registry import HEADS
 from densekit.types import Batch, BoxTargets, Detections, Level, Task
 
@@ -117,7 +119,7 @@ def faster_rcnn(
     levels: Sequence[Level], *, num_classes: int,
     # neck and anchors
     neck: Literal["fpn", "c5"] = "fpn", channels: int = 256, neck_norm: NormOption = "none",
-    anchor_sizes: tuple[tuple[float, ...], ...] | None = None, anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
+    anchor_sizes: Sizes | None = None, anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
     # first stage
     rpn_convs: int = 1, rpn_positive_overlap: float = 0.7, rpn_negative_overlap: float = 0.3,
     rpn_samples: int = 256, rpn_positive_fraction: float = 0.5,
@@ -145,8 +147,8 @@ def faster_rcnn(
     Raises:
         DensekitError: options that do not go together.
     """
-    _check_overlaps("rpn_", rpn_positive_overlap, rpn_negative_overlap, rpn_positive_fraction)
-    _check_overlaps("", positive_overlap, negative_overlap, positive_fraction)
+    _check("rpn_", rpn_positive_overlap, rpn_negative_overlap, rpn_positive_fraction)
+    _check("", positive_overlap, negative_overlap, positive_fraction)
     maps = (FPN if neck == "fpn" else LastLevel)(levels, channels=channels, norm=_norm(neck_norm))
     sizes = _anchor_sizes(anchor_sizes, maps.levels)
     rpn = RegionProposalNetwork(
@@ -171,12 +173,8 @@ def faster_rcnn(
 # fmt: on
 
 
-def _check_overlaps(stage: str, positive: float, negative: float, fraction: float) -> None:
-    if not 0 < negative <= positive <= 1:
-        raise DensekitError(
-            f"{stage}negative_overlap {negative} and {stage}positive_overlap {positive}: "
-            f"give 0 < negative <= positive <= 1, or a candidate could be both"
-        )
+def _check(stage: str, positive: float, negative: float, fraction: float) -> None:
+    check_overlaps(positive, negative, stage=stage)
     if not 0 < fraction <= 1:
         raise DensekitError(f"{stage}positive_fraction {fraction}: give a share of the samples, above 0 and at most 1")
 
@@ -185,17 +183,10 @@ def _norm(option: NormOption) -> Norm | None:
     return None if option == "none" else option
 
 
-def _anchor_sizes(
-    given: tuple[tuple[float, ...], ...] | None, levels: Sequence[Level]
-) -> tuple[tuple[float, ...], ...]:
+def _anchor_sizes(given: Sizes | None, levels: Sequence[Level]) -> Sizes:
     if given is None:
         return (CLASSIC_SIZES,) if len(levels) == 1 else tuple((32.0 * 2**i,) for i in range(len(levels)))
-    names = ", ".join(level.name for level in levels)
-    if len(given) != len(levels):
-        raise DensekitError(f"anchor_sizes has {len(given)} tuples; give one a level of the neck: {names}")
-    if len({len(sizes) for sizes in given}) > 1 or not given[0]:
-        raise DensekitError(f"anchor_sizes {given}: every level ({names}) needs the same number of sizes, at least one")
-    return given
+    return check_sizes(given, levels)
 
 
 def _box_head(

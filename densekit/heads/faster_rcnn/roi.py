@@ -7,7 +7,7 @@ K classes (logit 0 is "nothing", logit k + 1 is class k), D detections an image,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +18,11 @@ from densekit.layers import ConvNormAct, Norm
 from densekit.ops import boxes as box_ops
 from densekit.ops.assignment import assign
 from densekit.ops.losses import BoxLoss, ClassLoss, box_loss, class_loss, mean_over_ranks
-from densekit.ops.nms import first_kept, greedy_nms, soft_nms
 from densekit.ops.roi_align import Method, roi_align
 from densekit.ops.sampling import sample
+from densekit.ops.suppression import NMS, Suppression
 from densekit.types import BoxTargets, Detections
 from densekit.weight_gradients import Linear
-
-NMS = Literal["greedy", "soft_linear", "soft_gaussian"]
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 SMALLEST_DETECTION = 1e-2
@@ -251,25 +249,15 @@ class RegionHead(nn.Module):
         deltas = rows(deltas.flatten(1, 2), region if self.class_agnostic else pair)
         boxes = box_ops.clip(box_ops.decode(deltas, rows(proposals.boxes, region), WEIGHTS), sizes)
         valid = (scores > 0) & box_ops.longer_than(boxes, SMALLEST_DETECTION)
-        return self._suppress(boxes, torch.where(valid, scores, 0.0), labels)
+        return self._suppression(boxes, torch.where(valid, scores, 0.0), labels)
 
-    def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Detections:
-        """[B, M] candidates, best first -> D detections an image."""
-        groups = None if self.nms_class_agnostic else labels
-        if self.nms == "greedy":
-            kept = greedy_nms(boxes, scores > 0, self.nms_threshold, groups=groups)
-            place, valid = first_kept(kept, self.max_detections)
-            scores = scores.gather(1, place)
-        else:
-            place, scores = soft_nms(
-                boxes,
-                scores,
-                self.max_detections,
-                decay="linear" if self.nms == "soft_linear" else "gaussian",
-                threshold=self.nms_threshold,
-                sigma=self.nms_sigma,
-                groups=groups,
-            )
-            valid = scores > self.score_threshold
-        boxes = torch.where(valid[..., None], rows(boxes, place), 0.0)
-        return Detections(boxes, torch.where(valid, scores, 0.0), torch.where(valid, labels.gather(1, place), 0), valid)
+    @property
+    def _suppression(self) -> Suppression:
+        return Suppression(
+            self.nms,
+            self.nms_threshold,
+            self.nms_sigma,
+            self.nms_class_agnostic,
+            self.score_threshold,
+            self.max_detections,
+        )

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from densekit.heads.anchors import Anchors
 from densekit.heads.faster_rcnn.rpn_head import RPNHead
 from densekit.ops import boxes as box_ops
-from densekit.ops.anchors import cell_anchors, grid_anchors
 from densekit.ops.assignment import assign
 from densekit.ops.losses import BoxLoss, binary_loss, box_loss, mean_over_ranks
 from densekit.ops.nms import greedy_nms
@@ -104,8 +104,7 @@ class RegionProposalNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.head = head
-        for level, sizes in enumerate(anchor_sizes):
-            self.register_buffer(f"cells_{level}", cell_anchors(sizes, anchor_ratios), persistent=False)
+        self.anchors = Anchors(anchor_sizes, anchor_ratios)
         self.positive_overlap, self.negative_overlap = positive_overlap, negative_overlap
         self.samples, self.positive_fraction = samples, positive_fraction
         self.nms_threshold, self.score_threshold = nms_threshold, score_threshold
@@ -119,11 +118,7 @@ class RegionProposalNetwork(nn.Module):
             size: (height, width) of the padded images: the anchors of every level cover it.
         """
         objectness, deltas = self.head(pyramid)
-        anchors = [self._anchors(i, (m.shape[2], m.shape[3]), size) for i, m in enumerate(pyramid)]
-        return Regions(objectness, deltas, torch.cat(anchors), tuple(len(a) for a in anchors))
-
-    def _anchors(self, level: int, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-        return grid_anchors(getattr(self, f"cells_{level}"), grid, (size[0] // grid[0], size[1] // grid[1]))
+        return Regions(objectness, deltas, *self.anchors(pyramid, size))
 
     @torch.no_grad()
     def sample(self, regions: Regions, targets: BoxTargets, seeds: Tensor) -> AnchorSamples:
