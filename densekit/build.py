@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from densekit import machine
-from densekit.backbones.weights import load_backbone_weights, read_state_dict
-from densekit.config import Config, DataConfig, Part, override, parse
+from densekit.backbones.weights import load_backbone_weights
+from densekit.config import Config, DataConfig, Part, is_config, load, override, parse
 from densekit.config_unused import without_effect
 from densekit.data.images import settings as image_settings
 from densekit.data.loading import loader
@@ -31,6 +30,7 @@ from densekit.model import DenseModel, build_model
 from densekit.precision import Precision, choose_precision
 from densekit.registry import DATASETS
 from densekit.types import Batch, Classes, Dataset, Metric
+from densekit.whole_weights import load_whole
 
 Split = Literal["train", "val", "test"]
 
@@ -65,6 +65,10 @@ def dataset(
     )
     if not len(built):
         raise DensekitError(f"data.{split}: the data set holds no images; check its paths")
+    if not training and built.task != "classification" and transforms(config.data, False).crops:
+        raise DensekitError(
+            "data.eval_transforms: CenterCrop would lose what lies outside; it is for classifiers alone"
+        )
     image_settings.read_as(config.data, built)
     match_names |= config.data.match_names
     if classes is None and match_names and config.model.weights is not None:
@@ -121,19 +125,26 @@ def transforms(config: DataConfig, training: bool, channels: int = 3) -> Pipelin
     return pipeline
 
 
-def model(config: Config, classes: Classes) -> tuple[DenseModel, list[str]]:
+def model(config: Config, classes: Classes, *, measured: bool = False) -> tuple[DenseModel, list[str]]:
     """The model with its first weights, and lines that say where these came from.
 
     The random numbers of new weights follow from ``config.seed``.
+
+    Args:
+        config: of the run.
+        classes: of the data set.
+        measured: as it is, without a training; then ``model.weights`` must give everything.
     """
     torch.manual_seed(config.seed)
     with _enough_memory():
         built = build_model(config.model, classes, channels_last=config.train.channels_last)
     report = []
-    if config.model.backbone.weights is not None:
-        report.append(load_backbone_weights(built.backbone, config.model.backbone.weights).summary())
+    part = config.model.backbone
+    if part.weights is not None:
+        report.append(load_backbone_weights(built.backbone, part.weights, bgr=part.bgr).summary())
     if config.model.weights is not None:
-        report.append(_load_whole(built, config.model.weights, config.data.match_names))
+        match_names = config.data.match_names
+        report += load_whole(built, config.model.weights, match_names=match_names, measured=measured)
     return built, report + without_effect(config, built.task)
 
 
@@ -151,46 +162,6 @@ def _enough_memory() -> Iterator[None]:
         ) from None
 
 
-def _load_whole(built: DenseModel, source: str, match_names: bool) -> str:
-    """Start a model from a densekit checkpoint, torchvision's detectors or smp's segmenters; every weight must fit."""
-    state = _translated(built, read_state_dict(source))
-    if state is None:
-        content = checkpoint.load(source)
-        state = content["model"]
-        learned = checkpoint.classes_of(content, source)
-        difference = learned.difference(built.classes)
-        if difference and not (match_names and learned.names == built.classes.names):
-            raise DensekitError(
-                f"model.weights: the data set's classes are not those that {source} learned: {difference}; set "
-                f"data.match_names=true where the names are the same; to keep its backbone alone give it as "
-                f"model.backbone.weights"
-            )
-    checkpoint.load_weights(built, state, source)
-    return f"all weights from {source}"
-
-
-def _translated(built: DenseModel, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    """Another library's state dict in our keys; None where it is not one of those that are known."""
-    from densekit.heads.dense.torchvision import from_torchvision_dense, is_torchvision_dense
-    from densekit.heads.faster_rcnn.torchvision import from_torchvision, is_torchvision_detector, select_classes
-    from densekit.heads.segmentation.smp_weights import from_smp, is_smp
-
-    head = next(iter(built.heads))
-    if is_torchvision_detector(state):
-        if len(state["roi_heads.box_predictor.cls_score.bias"]) != len(built.classes) + 1:
-            state = select_classes(state, built.classes.ids)
-        found = from_torchvision(state, head=head)
-    elif is_torchvision_dense(state):
-        found = from_torchvision_dense(state, head=head, ids=built.classes.ids)
-    elif is_smp(state):
-        found = from_smp(state, head=head)
-    else:
-        return None
-    # What other libraries do not keep in their files: our normalisation, and counters that frozen norms drop.
-    own = {k: v for k, v in built.state_dict().items() if k in ("mean", "std") or k.endswith("num_batches_tracked")}
-    return {**own, **found}
-
-
 def from_checkpoint(path: Path, overrides: Sequence[str] = ()) -> tuple[DenseModel, Config]:
     """The model that a checkpoint holds, in evaluation mode, and its config with overrides.
 
@@ -204,6 +175,34 @@ def from_checkpoint(path: Path, overrides: Sequence[str] = ()) -> tuple[DenseMod
         built = build_model(config.model, classes, channels_last=config.train.channels_last)
     checkpoint.load_weights(built, content["model"], path)
     return built.eval(), config
+
+
+def to_measure(
+    source: Path, overrides: Sequence[str], split: Split, world: World
+) -> tuple[DenseModel, Config, list[str]]:
+    """The model to measure, in evaluation mode, its config, and lines that say where it came from.
+
+    Args:
+        source: a checkpoint; or a config, whose ``model.weights`` are measured without a training.
+        overrides: of the checkpoint's config, or of the config.
+        split: the one to measure on, whose classes the model gets where there is no checkpoint.
+        world: ranks.
+
+    Raises:
+        DensekitError: not a checkpoint, no weights, or weights of another model or other classes.
+    """
+    if not is_config(source):
+        return *from_checkpoint(source, overrides), []
+    config = load(source, overrides)
+    if config.model.weights is None:
+        raise DensekitError(
+            f"{source} is a config, and measures the weights that it names: add model.weights=FILE, or give a "
+            "checkpoint"
+        )
+    config, told = settle_alone(config, world, split)
+    data = dataset(config, split, training=False)
+    built, report = model(config, data.classes, measured=True)
+    return built.eval(), config, [*told, *report]
 
 
 def check_stores(config: Config, built: DenseModel, *datasets: Dataset | None, training: bool) -> None:

@@ -45,9 +45,12 @@ class BackboneConfig(Part):
 
     Attributes:
         weights: a file, ``torchvision/IMAGENET1K_V1``, ``timm/<tag>``; null starts from random numbers.
+        bgr: whether the weights learned on images of blue, green, red, as many of detectron2's did; null: where they
+            have Caffe2's names.
     """
 
     weights: str | None = None
+    bgr: bool | None = None
 
 
 class NormalizeConfig(_Model):
@@ -73,7 +76,7 @@ class ModelConfig(_Model):
     Attributes:
         channels: image channels that the model takes (1 grey, 3 RGB, more for TIFF and npy).
         heads: heads by a name of your own.
-        weights: a densekit checkpoint or a state dict of torchvision's detector to start the whole model from.
+        weights: a densekit checkpoint or a state dict of torchvision, timm or smp to start the whole model from.
     """
 
     backbone: BackboneConfig
@@ -88,8 +91,8 @@ class DataConfig(_Model):
 
     Attributes:
         train: the data set to learn from; val: chooses the best checkpoint; test: for ``evaluate.py --data test``.
-        train_transforms: list of transforms, in order; eval_transforms: ``Resize`` (it can be undone), and
-            transforms of colour alone that draw nothing, ``{name: AutoContrast, p: 1}``; predictions see them too.
+        train_transforms: list of transforms, in order; eval_transforms: ``Resize`` (it can be undone), transforms of
+            colour alone that draw nothing, ``{name: AutoContrast, p: 1}``, and of a classifier ``CenterCrop``.
         pad_to: batches are padded to a multiple of this many pixels.
         aspect_grouping: put images of like shape (wider / higher than square) into one batch.
         fixed_size: (height, width) to which every training batch is padded: constant shapes, for compiled steps.
@@ -277,9 +280,14 @@ def _apply(tree: dict[str, Any], overrides: Sequence[str]) -> None:
             train[other] = None
 
 
+def is_config(path: Path) -> bool:
+    """Whether this names a YAML file, or a config that comes with densekit."""
+    return path.suffix in (".yaml", ".yml") or (_is_name(path) and path.name in configs())
+
+
 def _found(path: Path) -> Path:
     """The file itself, or the config of that name that comes with densekit."""
-    if path.suffix or path.parent != Path() or path.exists():
+    if not _is_name(path):
         return path
     shipped = configs()
     if path.name not in shipped:
@@ -288,6 +296,10 @@ def _found(path: Path) -> Path:
             f"{nearest(path.name, shipped)}"
         )
     return shipped[path.name]
+
+
+def _is_name(path: Path) -> bool:
+    return not (path.suffix or path.parent != Path() or path.exists())
 
 
 def parse(tree: Any, source: str) -> Config:

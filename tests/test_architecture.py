@@ -10,6 +10,7 @@ PACKAGE = ROOT / "densekit"
 
 # Module or folder -> layer; a module imports lower layers and its own folder. The folders of layer 4 meet in types.py.
 LAYERS = {
+    "array_pickles": 0,
     "errors": 0,
     "files": 0,
     "machine": 0,
@@ -37,6 +38,7 @@ LAYERS = {
     "show": 5,
     "engine": 6,
     "infer": 7,
+    "whole_weights": 7,
     "features": 8,
     "build": 9,
     "inputs": 10,

@@ -1,13 +1,15 @@
-"""Measure a checkpoint on a data set.
+"""Measure a checkpoint, or weights of torchvision, timm or smp, on a data set.
 
     python tools/evaluate.py runs/bccd/best.pt --data test --json test.json
     python tools/evaluate.py runs/bccd/best.pt data.val.annotations=other.json data.val.images=other/
+    python tools/evaluate.py configs/classification/imagenet_resnet50.yaml model.weights=resnet50.pth
 
 The data set is a split of the checkpoint's own config (val unless said otherwise); any key of that config can be
-overridden. Detectors get COCO's 12 numbers and AP per class, segmenters mIoU, Dice and IoU per class, classifiers
-top-1 and top-5; all get the loss. --pictures draws some of the images, what is true beside what was predicted (as many
-as evaluation.pictures says), and the confusion matrix of segmenters and classifiers. Under torchrun the ranks share the
-images and every image counts once.
+overridden. A config in its place measures the weights that it names, without a training. Detectors get COCO's 12
+numbers and AP per class, segmenters mIoU, Dice and IoU per class, classifiers top-1 and top-5; all get the loss.
+--pictures draws some of the images, what is true beside what was predicted (as many as evaluation.pictures says), and
+the confusion matrix of segmenters and classifiers. Under torchrun the ranks share the images and every image counts
+once.
 
 A segmenter's --json also has the numbers of each image (per_image), and the table names the worst ones. --flips,
 --scales and --tiles measure as tools/predict.py predicts with the same options; then there is no loss, for no single
@@ -27,7 +29,7 @@ from densekit.console import DEVICES, print_table, refuse_without_effect, run, s
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt of a run folder")
+    parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt, or a config with model.weights")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace the checkpoint's")
     parser.add_argument("--data", choices=("train", "val", "test"), default="val", help="split (default: val)")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
@@ -58,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from densekit.show import report
 
     world = distributed.join(args.device)
-    model, config = build.from_checkpoint(args.checkpoint, args.overrides)
+    model, config, made = build.to_measure(args.checkpoint, args.overrides, args.data, world)
     asked, overlap = is_set("train.precision", args.overrides), 0.25 if args.overlap is None else args.overlap
     precision, notes = settle_precision(config.train.precision, world.device, asked=asked)
     flips, scales = FLIPS if args.flips else ("none",), tuple(args.scales)
@@ -72,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     batches = build.eval_batches(config, data if args.tiles is None else untouched(data), world)
     metric = build.metric(config, model, data)
     title = f"{args.checkpoint} on {args.data}: {len(data)} images, {len(data.classes)} classes, {precision}"
-    say("\n".join([*unfit_range(config.data, data), *build.notes(data), *notes, title]), world.is_first)
+    say("\n".join([*made, *unfit_range(config.data, data), *build.notes(data), *notes, title]), world.is_first)
     numbers = evaluate(
         model.to(world.device),
         batches,

@@ -54,6 +54,7 @@ class Variant:
             2015, section 3.3), ``padding`` with zero channels (option A), ``pooled`` projection after a max pool
             (Duta et al. 2020, section 4.1), or ``none``: no block has a shortcut.
         pyramids: per stage the (kernel, groups) of a bottleneck's pyramidal convolution; empty for a 3x3 one.
+        stride_in_1x1: whether a bottleneck's first convolution has its stride, not the middle one.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Variant:
     stem: Stem = "7x7"
     shortcut: Literal["projection", "padding", "pooled", "none"] = "projection"
     pyramids: tuple[tuple[tuple[int, int], ...], ...] = ()
+    stride_in_1x1: bool = False
 
 
 _D18, _D34, _D50, _D101, _D152 = (2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)
@@ -122,6 +124,8 @@ class ResNet(nn.Module):
         drop_path: stochastic depth: probability of skipping the last block; it rises linearly from 0 at the first.
         num_stages: how many stages to build, finest first; None builds all. With 3 of resnet18's four the coarsest
             level is ``c4``: lighter by three quarters of the parameters, for objects that need no wider view.
+        stride_in_1x1: a bottleneck's stride is in its first convolution, as in He et al. 2015 and in the weights of
+            Caffe2 and MSRA, not in the 3x3.
         norm_eps: added to the variance in every norm; 0 for weights of torchvision's ``COCO_V1`` detectors, which were
             trained with that.
         activation_checkpointing: keep only each block's input for the backward and compute the rest again: less
@@ -146,9 +150,12 @@ class ResNet(nn.Module):
         activation_checkpointing: bool = False,
         num_stages: int | None = None,
         norm_eps: float = 1e-5,
+        stride_in_1x1: bool = False,
     ) -> None:
         super().__init__()
         variant = _shortened(variant, num_stages)
+        if stride_in_1x1:
+            variant = _with_early_stride(variant)
         _check(variant, in_channels, norm, frozen_stages, zero_init_residual, drop_path)
         self.name = variant.name
         self.pairs = [("conv1", "bn1")]
@@ -272,7 +279,7 @@ def _block(shape: _Shape, *, norm: Norm, drop_path: float) -> Block:
     else:
         width = variant.widths[shape.stage] * variant.groups * variant.group_width // 64
         convs = [
-            unbiased_conv(shape.channels_in, width, 1),
+            unbiased_conv(shape.channels_in, width, 1, stride=shape.stride if variant.stride_in_1x1 else 1),
             _spatial_conv(shape, width),
             unbiased_conv(width, channels, 1),
         ]
@@ -283,7 +290,7 @@ def _block(shape: _Shape, *, norm: Norm, drop_path: float) -> Block:
 
 def _spatial_conv(shape: _Shape, width: int) -> nn.Module:
     """The middle convolution of a bottleneck."""
-    stride, dilation = shape.stride, shape.first_dilation
+    stride, dilation = 1 if shape.variant.stride_in_1x1 else shape.stride, shape.first_dilation
     pyramid = shape.variant.pyramids[shape.stage] if shape.variant.pyramids else ((3, shape.variant.groups),)
     if len(pyramid) > 1:
         return PyramidalConv(width, pyramid, stride=stride, dilation=dilation)
@@ -315,6 +322,12 @@ def _shortened(variant: Variant, num_stages: int | None) -> Variant:
     if not 1 <= num_stages <= most:
         raise DensekitError(f"num_stages: {variant.name} takes 1 to {most} (all), not {num_stages}")
     return dataclasses.replace(variant, depths=variant.depths[:num_stages])
+
+
+def _with_early_stride(variant: Variant) -> Variant:
+    if variant.block == "basic":
+        raise DensekitError(f"stride_in_1x1: {variant.name} has no 1x1 convolutions in its blocks; leave it out")
+    return dataclasses.replace(variant, stride_in_1x1=True)
 
 
 def _check(

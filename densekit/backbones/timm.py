@@ -85,7 +85,20 @@ class TimmBackbone(nn.Module):
                 f"backbone {self.name!r} does not take images of {size[0]} x {size[1]}{reason}; "
                 f"resize them to sides that are multiples of 256, or choose a network that takes any size"
             ) from None
-        return [m.permute(0, 3, 1, 2) for m in maps] if self.channels_last else list(maps)
+        maps = [m.permute(0, 3, 1, 2) for m in maps] if self.channels_last else list(maps)
+        self._check(maps, size)
+        return maps
+
+    def _check(self, maps: Sequence[Tensor], size: tuple[int, int]) -> None:
+        """Refuse networks whose maps do not cover the image, as those without padding at its borders."""
+        for m, level in zip(maps, self.levels, strict=True):
+            due = (-(-size[0] // level.stride), -(-size[1] // level.stride))
+            if tuple(m.shape[2:]) != due:
+                raise DensekitError(
+                    f"backbone {self.name!r} gives a map of {m.shape[2]} x {m.shape[3]} where heads need {due[0]} x "
+                    f"{due[1]} (stride {level.stride}, image {size[0]} x {size[1]}), since it does not pad its borders;"
+                    f" the nearest that do are timm/xception41, timm/inception_next_tiny and timm/resnet50d"
+                )
 
     def train(self, mode: bool = True) -> TimmBackbone:
         """Switch to training or evaluation; frozen parts stay in evaluation, which keeps their statistics."""
@@ -148,7 +161,12 @@ def timm(
     net = _create(name, options)
     _convert_norms(net, norm, name)
     size = image_size or _only_size(net)
-    return TimmBackbone(net, name=f"timm/{name}", in_channels=in_channels, size=size, frozen_stages=frozen_stages)
+    built = TimmBackbone(net, name=f"timm/{name}", in_channels=in_channels, size=size, frozen_stages=frozen_stages)
+    if _starts_unpadded(net):
+        with torch.no_grad():  # now, and not when a run has begun
+            built.eval()(torch.zeros(1, in_channels, 128, 128, device=next(net.parameters()).device))
+        built.train()
+    return built
 
 
 def _create(name: str, options: dict[str, Any]) -> nn.Module:
@@ -163,6 +181,12 @@ def _create(name: str, options: dict[str, Any]) -> nn.Module:
         raise DensekitError(f"timm's {name!r} does not take {given} ({error}); leave it out") from None
     except (RuntimeError, ValueError, AttributeError, NotImplementedError, AssertionError) as error:
         raise DensekitError(f"timm's {name!r} does not give feature maps ({error}); choose another network") from None
+
+
+def _starts_unpadded(net: nn.Module) -> bool:
+    """Whether the first convolution overlaps its windows and has no padding: then maps may be smaller than is due."""
+    first = next((m for m in net.modules() if isinstance(m, nn.Conv2d)), None)
+    return type(first) is nn.Conv2d and first.padding == (0, 0) and first.kernel_size > first.stride
 
 
 def _only_size(net: nn.Module) -> tuple[int, int] | None:

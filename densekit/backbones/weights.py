@@ -1,30 +1,31 @@
 """Weights of a backbone from files and by name, with a report of what fitted and what did not.
 
-Files are read without running code in them: ``torch.load(weights_only=True)`` or safetensors. Their keys may be
-torchvision's, timm's, segmentation-models-pytorch's, detectron2's or densekit's (a backbone alone or a whole
-checkpoint): wrappers around the state dict are known, and any prefix before the keys is found by matching.
+Files are read without running code in them: ``torch.load(weights_only=True)``, safetensors, or pickles of arrays. Their
+keys may be torchvision's, timm's, segmentation-models-pytorch's, detectron2's, Caffe2's or densekit's (a backbone alone
+or a whole checkpoint): wrappers around the state dict are known, and any prefix before the keys is found by matching.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from densekit import pickles
+from densekit import array_pickles, pickles
+from densekit.backbones.detectron2 import advice, from_caffe2, is_caffe2, torchvision_name
 from densekit.backbones.pretrained import is_name, resolve
 from densekit.errors import DensekitError
 
-WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "weights", "teacher", "student")
+WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "weights", "teacher", "student", "blobs")
 """Keys under which training programs keep the state dict of a checkpoint."""
 
 LEAST_FIT = 0.5
@@ -45,6 +46,7 @@ class LoadReport:
         folded: the stem's weight, where its input channels were adapted.
         licence: what the publisher says about the weights, where known.
         prefixes: what stands before the keys that were taken, and then before others in the file that would fit too.
+        notes: what else to set, for weights that want their images in another way.
     """
 
     source: str
@@ -56,6 +58,7 @@ class LoadReport:
     folded: str | None = None
     licence: str | None = None
     prefixes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """One line with counts and first names."""
@@ -72,22 +75,24 @@ class LoadReport:
         parts += _listed("not used", self.unexpected)
         if self.licence:
             parts.append(f"licence {self.licence}")
-        return "; ".join(parts)
+        return "; ".join([*parts, *self.notes])
 
 
-def load_backbone_weights(backbone: nn.Module, source: str) -> LoadReport:
+def load_backbone_weights(backbone: nn.Module, source: str, *, bgr: bool | None = None) -> LoadReport:
     """Load weights into a backbone.
 
     Keys are matched after whatever prefix fits the most of them was taken off (``module.encoder_q.``,
     ``backbone.bottom_up.``; of several that fit alike, the first), and with ``_`` and ``.`` held equal (timm renames
-    ``stages.0`` to ``stages_0`` in its feature networks). detectron2's names are understood (``torchvision_name``);
-    its weights from Caffe2 want images as BGR, which is not known from the file. Where only the stem's input channels
-    differ, its filters are folded as ``fold_channels`` says. Nothing is changed unless enough fits.
+    ``stages.0`` to ``stages_0`` in its feature networks). detectron2's and Caffe2's names are understood
+    (``detectron2.py``). Where only the stem's input channels differ, its filters are folded as ``fold_channels`` says.
+    Nothing is changed unless enough fits.
 
     Args:
         backbone: any backbone; its ``name`` decides which weights a name stands for.
         source: a ``.pth``, ``.pt`` or ``.safetensors`` file, or ``torchvision/<weights>`` or ``timm/<tag>``, which are
             downloaded once and kept.
+        bgr: whether the weights learned on images of blue, green, red, so that the filters of the stem are to be
+            turned; None: where they have Caffe2's names.
 
     Raises:
         DensekitError: the file is missing, damaged, unsafe or holds values that are not finite; the name is unknown or
@@ -95,7 +100,10 @@ def load_backbone_weights(backbone: nn.Module, source: str) -> LoadReport:
     """
     name = str(getattr(backbone, "name", type(backbone).__name__))
     path, licence = resolve(name, source) if is_name(source) else (Path(source), None)
-    found = _match(backbone, read_state_dict(path))
+    tensors = read_state_dict(path)
+    if caffe2 := is_caffe2(tensors):
+        tensors, bgr = from_caffe2(tensors), bgr is not False
+    found = _match(backbone, tensors, turned=bool(bgr))
     fraction = len(found.values) / max(1, len(found.values) + len(found.missing) + len(found.mismatched))
     if fraction < LEAST_FIT:
         raise DensekitError(_does_not_fit(source, name, found))
@@ -107,7 +115,7 @@ def load_backbone_weights(backbone: nn.Module, source: str) -> LoadReport:
     backbone.load_state_dict(state)
     return LoadReport(
         source, sha256_of(path), tuple(found.values), found.missing, found.unexpected, found.mismatched, found.folded,
-        licence, found.prefixes,
+        licence, found.prefixes, _notes(found, caffe2=caffe2, bgr=bgr),
     )  # fmt: skip
 
 
@@ -166,15 +174,18 @@ class _Found:
     mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
     folded: str | None
     prefixes: tuple[str, ...]
+    used: tuple[str, ...]
 
 
-def _match(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> _Found:
+def _match(backbone: nn.Module, tensors: Mapping[str, Tensor], *, turned: bool) -> _Found:
     own = {key: value for key, value in backbone.state_dict().items() if _counts(key)}
     given, prefixes = _matching_keys(list(own), [key for key in tensors if _counts(key)])
     stem = _stem_key(backbone)
     values, mismatched, folded = {}, [], None
     for key, file_key in given.items():
         tensor, shape = tensors[file_key], own[key].shape
+        if key == stem and turned:
+            tensor = _turned(tensor, file_key)
         if key == stem and _folds(tensor, own[key]):
             tensor, folded = fold_channels(tensor, shape[1]), key
         if tensor.shape == shape:
@@ -182,9 +193,22 @@ def _match(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> _Found:
         else:
             mismatched.append((key, tuple(tensor.shape), tuple(shape)))
     missing = tuple(key for key in own if key not in given)
-    used = set(given.values())
+    used = dict.fromkeys(given.values())
     unexpected = tuple(key for key in tensors if _counts(key) and key not in used)
-    return _Found(values, missing, unexpected, tuple(mismatched), folded, tuple(prefixes))
+    return _Found(values, missing, unexpected, tuple(mismatched), folded, tuple(prefixes), tuple(used))
+
+
+def _turned(weight: Tensor, key: str) -> Tensor:
+    """A stem's filters for images of red, green, blue, from those for blue, green, red."""
+    if weight.dim() != 4 or weight.shape[1] != 3:
+        raise DensekitError(f"bgr: {key} is {tuple(weight.shape)} and reads no three colours; leave bgr out")
+    return weight.flip(1)
+
+
+def _notes(found: _Found, *, caffe2: bool, bgr: bool | None) -> tuple[str, ...]:
+    if caffe2 or any(torchvision_name(key) != key for key in found.used):
+        return (advice(caffe2=caffe2, bgr=bgr),)
+    return ("the stem was turned from BGR to RGB",) if bgr else ()
 
 
 def _matching_keys(own: list[str], held: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -206,30 +230,6 @@ def _matching_keys(own: list[str], held: list[str]) -> tuple[dict[str, str], lis
     most = max((len(keys) for keys in found.values()), default=0)
     best = [prefix for prefix, keys in found.items() if len(keys) == most]
     return (found[best[0]], best) if best else ({}, [])
-
-
-def torchvision_name(key: str) -> str:
-    """A key of detectron2's ResNets, wherever it stands in a model, as torchvision has it; others as they are.
-
-    ``res2.0.conv1.norm.weight`` is ``layer1.0.bn1.weight``, ``res2.0.shortcut.weight`` its ``downsample.0.weight``,
-    ``stem.conv1`` the first convolution.
-    """
-    found = _DETECTRON2.search(key)
-    if found is None:
-        return key
-    stage, block, part, norm, rest = found.group("stage", "block", "part", "norm", "rest")
-    if part == "shortcut":
-        part = f"downsample.{1 if norm else 0}"
-    elif norm:
-        part = f"bn{part[-1]}"
-    place = f"layer{int(stage) - 1}.{block}." if stage else ""
-    return f"{key[: found.start()]}{place}{part}.{rest}"
-
-
-_DETECTRON2 = re.compile(
-    r"(?:(?<=^)|(?<=\.))(?:stem|res(?P<stage>[2-5])\.(?P<block>\d+))\.(?P<part>conv[1-3]|shortcut)(?P<norm>\.norm)?"
-    r"\.(?P<rest>weight|bias|running_mean|running_var)$"
-)
 
 
 def _shared_prefix(own: list[str]) -> str:
@@ -275,6 +275,8 @@ def _load_pickle(path: Path) -> Any:
             with zipfile.ZipFile(path) as file:  # torch does not compare the checksums that the zip holds
                 if (damaged := file.testzip()) is not None:
                     raise zipfile.BadZipFile(f"the checksum of {damaged} differs")
+        elif path.suffix == ".pkl" and isinstance(content := array_pickles.load(path), dict):
+            return content
         return pickles.load(path)
     except Exception as error:  # garbage makes torch's unpickler fail in any way
         if pickles.foreign(error) is None:
@@ -301,11 +303,17 @@ def _unreadable(path: Path, why: str) -> str:
 def _unwrap(content: Any) -> dict[str, Tensor]:
     """The state dict inside a checkpoint; an empty one where there is none."""
     while isinstance(content, Mapping):
-        tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+        tensors = {str(k): t for k, v in content.items() if (t := _as_tensor(v)) is not None}
         if tensors:
             return tensors
         content = next((content[k] for k in WRAPPERS if k in content), None)
     return {}
+
+
+def _as_tensor(value: Any) -> Tensor | None:
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    return value if isinstance(value, Tensor) else None
 
 
 def _does_not_fit(source: str, name: str, found: _Found) -> str:

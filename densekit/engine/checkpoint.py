@@ -20,7 +20,7 @@ from densekit.files import explain_os_error, whole_file
 from densekit.types import Classes
 
 _OURS = (
-    "give a best.pt or last.pt of a run folder (another program's weights can start a training: model.weights, or "
+    "give a best.pt or last.pt of a run folder (another program's weights are named in a config: model.weights, or "
     "model.backbone.weights)"
 )
 

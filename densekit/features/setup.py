@@ -48,6 +48,7 @@ def bare_model(
     options: Mapping[str, Any],
     *,
     weights: str | None,
+    bgr: bool | None = None,
     channels: int = 3,
     mean: Sequence[float],
     std: Sequence[float],
@@ -59,6 +60,7 @@ def bare_model(
         name: registered name.
         options: of the backbone.
         weights: file or name; None starts from random numbers, and so does what the file lacks.
+        bgr: whether the weights learned on images of blue, green, red.
         channels: of the images.
         mean: per channel on the 0..1 scale, or one for all.
         std: likewise.
@@ -69,7 +71,7 @@ def bare_model(
     """
     torch.manual_seed(seed)
     backbone = BACKBONES.build(name, options, path="model.backbone" if options else "", in_channels=channels)
-    lines = [load_backbone_weights(backbone, weights).summary()] if weights is not None else []
+    lines = [load_backbone_weights(backbone, weights, bgr=bgr).summary()] if weights is not None else []
     model = DenseModel(backbone, {}, mean=mean, std=std, classes=Classes((), ()), channels=channels)
     return model.eval(), lines or [f"backbone {name} with random weights (seed {seed}); give --weights"]
 
@@ -87,6 +89,7 @@ def model_of(config: Config) -> tuple[DenseModel, list[str]]:
         part.name,
         part.options,
         weights=part.weights,
+        bgr=part.bgr,
         channels=config.model.channels,
         mean=normalize.mean,
         std=normalize.std,

@@ -176,3 +176,12 @@ def test_networks_whose_stem_is_a_1x1_convolution_with_stride_learn_with_channel
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{done.stdout} {done.stderr[-2000:]}"
+
+
+@pytest.mark.parametrize("name", ["inception_v3", "legacy_xception"])
+def test_networks_that_do_not_pad_their_borders_are_told_with_some_that_do(name):
+    with pytest.raises(DensekitError, match=r"61 x 61 where heads need 64 x 64 \(stride 2.*timm/xception41, ") as error:
+        meta(name)
+    assert "\n" not in str(error.value)
+    check(meta("xception41"))
+    check(meta("inception_next_tiny"))

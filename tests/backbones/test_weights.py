@@ -278,24 +278,3 @@ def test_a_teacher_beside_a_student_is_taken(source, target, tmp_path):
     torch.save({"student": student, "teacher": teacher, "epoch": 3}, tmp_path / "w.pth")
     load_backbone_weights(target, str(tmp_path / "w.pth"))
     assert same(source, target)
-
-
-def as_detectron2(key):
-    """As detectron2's own convert-torchvision-to-d2.py names them."""
-    if "layer" not in key:
-        key = "stem." + key
-    for t in (1, 2, 3, 4):
-        key = key.replace(f"layer{t}", f"res{t + 1}").replace(f"bn{t}", f"conv{t}.norm")
-    return key.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
-
-
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-@pytest.mark.parametrize("prefix", ["", "backbone.bottom_up."])
-def test_detectron2s_names_load(name, prefix, tmp_path):
-    source, target = BACKBONES.build(name, {}), BACKBONES.build(name, {})
-    state = {prefix + as_detectron2(key): value for key, value in source.state_dict().items()}
-    torch.save({"model": state}, tmp_path / "w.pth")
-    report = load_backbone_weights(target, str(tmp_path / "w.pth"))
-    assert not report.missing
-    assert not report.unexpected
-    assert all(torch.equal(v, target.state_dict()[k]) for k, v in source.state_dict().items() if "batches" not in k)

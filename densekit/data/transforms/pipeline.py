@@ -52,7 +52,8 @@ class Pipeline:
             ``OneOf``, ``SomeOf`` and ``Sequential`` take a list ``transforms``.
         training: False for evaluation, where nothing may be drawn and predictions must be brought back to the original
             pixels: it takes ``Resize`` to one size, ``ContrastStretch``, and albumentations' transforms of colour alone
-            (``CLAHE``, ``AutoContrast``, ...) with ``p: 1`` and without ranges to draw from.
+            (``CLAHE``, ``AutoContrast``, ...) with ``p: 1`` and without ranges to draw from; also ``CenterCrop``, which
+            serves classifiers alone (``crops``).
         path: where the specs stand in the config, for messages.
 
     Raises:
@@ -62,6 +63,7 @@ class Pipeline:
     def __init__(self, specs: Sequence[Mapping[str, Any]], *, training: bool = True, path: str = "transforms") -> None:
         self.specs: list[dict[str, Any]] = []
         self.stages: list[Transform] = []
+        self.crops = False
         foreign: list[Any] = []
         for i, spec in enumerate(specs):
             where, name, options = _read(spec, f"{path}[{i}]")
@@ -71,6 +73,7 @@ class Pipeline:
                 foreign.append(_foreign(name, options, where))
                 if not training:
                     _check_fixed(foreign[-1], where)
+                    self.crops |= name == "CenterCrop"
                 continue
             self._flush(foreign, path)
             own = _own(name, options, where)
@@ -171,10 +174,12 @@ def _check_fixed(transform: Any, where: str) -> None:
     import albumentations
 
     name = type(transform).__name__
-    if not isinstance(transform, albumentations.ImageOnlyTransform):
+    if not isinstance(transform, albumentations.ImageOnlyTransform | albumentations.CenterCrop):
         raise DensekitError(f"{where}: {name} {_NOT_IN_EVALUATION}")
     if transform.p != 1:
         raise DensekitError(f"{where}.p: {name} would change one image and not the next (p {transform.p}); set p: 1")
+    if isinstance(transform, albumentations.CenterCrop):
+        return
     random = np.random.default_rng(0)  # a slope with some noise: flat and pure noise look alike after many transforms
     image = (np.linspace(20, 180, 64)[:, None, None] + random.normal(0, 8, (64, 64, 3))).astype(np.uint8)
     sample, stage = Sample(image, id="a test", original_size=(64, 64), seed=0), _Albumentations([transform], where)
