@@ -24,7 +24,7 @@ from densekit.ops.suppression import NMS, Suppression
 from densekit.types import BoxTargets, Detections
 from densekit.weight_gradients import Linear
 
-WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+WEIGHTS: box_ops.Weights = (10.0, 10.0, 5.0, 5.0)
 SMALLEST_DETECTION = 1e-2
 STREAM = 2
 
@@ -118,6 +118,7 @@ class RegionHead(nn.Module):
         nms_candidates: best (proposal, class) pairs of an image that enter the suppression (M).
         score_threshold: lowest score of a detection.
         max_detections: D.
+        weights: factors of the box deltas (x, y, width, height).
     """
 
     float32_parts = ("scores", "deltas")
@@ -148,9 +149,10 @@ class RegionHead(nn.Module):
         nms_candidates: int = 2000,
         score_threshold: float = 0.05,
         max_detections: int = 100,
+        weights: box_ops.Weights = WEIGHTS,
     ) -> None:
         super().__init__()
-        self.box_head = box_head
+        self.box_head, self.weights = box_head, weights
         self.num_classes, self.strides = num_classes, tuple(strides)
         self.pool_size, self.sampling_ratio, self.aligned, self.roi_align = (
             pool_size,
@@ -228,12 +230,17 @@ class RegionHead(nn.Module):
         Means over the samples; the focal loss is divided by the positives (Lin et al. 2017, section 4.1).
         """
         logits, deltas = self(pyramid, samples.proposals)
+        return self.losses_of(logits, deltas, samples)
+
+    def losses_of(self, logits: Tensor, deltas: Tensor, samples: ProposalSamples) -> dict[str, Tensor]:
+        """The losses of what ``forward`` gave for the sampled proposals."""
         count = mean_over_ranks(samples.valid.sum())
         positive = samples.valid & (samples.labels > 0)
         if not self.class_agnostic:
             place = (samples.labels - 1).clamp(min=0)[..., None, None].expand(-1, -1, 1, 4)
             deltas = deltas.gather(2, place)
-        box = box_loss(deltas[:, :, 0], samples.boxes, samples.proposals, positive, kind=self.box_loss, weights=WEIGHTS)
+        own, kind = deltas[:, :, 0], self.box_loss
+        box = box_loss(own, samples.boxes, samples.proposals, positive, kind=kind, weights=self.weights)
         cls = class_loss(logits, samples.labels, samples.valid, kind=self.class_loss, gamma=self.focal_gamma)
         over = mean_over_ranks(positive.sum()) if self.class_loss == "focal" else count
         return {"class": cls / over, "box": self.box_weight * box / count}
@@ -242,12 +249,17 @@ class RegionHead(nn.Module):
     def predict(self, pyramid: Sequence[Tensor], proposals: Proposals, sizes: Tensor) -> Detections:
         """Detections in the pixels of the images, cut to ``sizes`` [B, 2]."""
         logits, deltas = self(pyramid, proposals.boxes)
-        scores = logits.softmax(-1)[..., 1:]  # [B, P, K]
+        return self.detections(logits.softmax(-1), deltas, proposals, sizes)
+
+    @torch.no_grad()
+    def detections(self, probabilities: Tensor, deltas: Tensor, proposals: Proposals, sizes: Tensor) -> Detections:
+        """Detections of [B, P, K + 1] probabilities and [B, P, K or 1, 4] deltas of the proposals."""
+        scores = probabilities[..., 1:]  # [B, P, K]
         scores = torch.where(proposals.valid[..., None] & (scores > self.score_threshold), scores, 0.0).flatten(1)
         scores, pair = scores.topk(min(self.nms_candidates, scores.shape[1]), dim=1)  # [B, M]
         region, labels = pair // self.num_classes, pair % self.num_classes
         deltas = rows(deltas.flatten(1, 2), region if self.class_agnostic else pair)
-        boxes = box_ops.clip(box_ops.decode(deltas, rows(proposals.boxes, region), WEIGHTS), sizes)
+        boxes = box_ops.clip(box_ops.decode(deltas, rows(proposals.boxes, region), self.weights), sizes)
         valid = (scores > 0) & box_ops.longer_than(boxes, SMALLEST_DETECTION)
         return self._suppression(boxes, torch.where(valid, scores, 0.0), labels)
 
