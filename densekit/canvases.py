@@ -65,7 +65,8 @@ def join(parts: Sequence[tuple[Rows, Predictions]]) -> Predictions:
     if all(isinstance(one, Classification) for one in whole):
         return Classification(*(_ordered(whole, name, back) for name in ("probabilities", "labels")))
     assert all(isinstance(one, Detections) for one in whole), "one head gives one kind of predictions"
-    return Detections(*(_ordered(whole, field.name, back) for field in dataclasses.fields(Detections)))
+    names = [f.name for f in dataclasses.fields(Detections) if getattr(whole[0], f.name) is not None]
+    return Detections(**{name: _ordered(whole, name, back) for name in names})
 
 
 def mean(parts: Sequence[tuple[Rows, dict[str, Tensor]]]) -> dict[str, Tensor]:

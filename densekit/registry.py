@@ -63,6 +63,10 @@ class Registry:
         parameters = inspect.signature(self._lookup(name)[0], eval_str=True).parameters
         return {n: p for n, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
+    def product(self, name: str, path: str = "") -> Any:
+        """The class that the builder says it gives."""
+        return inspect.signature(self._lookup(name, path)[0], eval_str=True).return_annotation
+
     def build(self, name: str, options: Mapping[str, Any], *given: Any, path: str = "", **fixed: Any) -> Any:
         """Build a part.
 
