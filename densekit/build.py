@@ -258,7 +258,9 @@ def plan(config: Config, train_set: Dataset, world: World, built: DenseModel) ->
         steps=steps,
         steps_per_epoch=per_epoch,
         evaluate_every=max(1, round(config.evaluation.every * per_epoch)),
-        metric=choose_metric(built.task, config.evaluation.metric, config.evaluation.max_detections),
+        metric=choose_metric(
+            built.task, config.evaluation.metric, config.evaluation.max_detections, learns_masks(config)
+        ),
         save_every=config.train.save_every,
         patience=config.evaluation.patience,
     )
