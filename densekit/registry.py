@@ -48,6 +48,29 @@ class Registry:
             raise DensekitError(f"{self.kind} {name!r} is registered twice; names must be unique, rename one of them")
         self._builders[name] = builder
 
+    def extend(self, base: Callable[..., Any]) -> Callable[[Builder], Builder]:
+        """Register a builder that adds to what another builds, under its own name and with the options of both.
+
+        A decorator: the builder takes what ``base`` gives first, then its own options; that is also how it is called
+        plainly.
+        """
+
+        def register(builder: Builder) -> Builder:
+            below, above = (inspect.signature(one, eval_str=True) for one in (base, builder))
+            own = {n: p for n, p in above.parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+            def build(*given: Any, **options: Any) -> Any:
+                part = base(*given, **{n: v for n, v in options.items() if n not in own})
+                return builder(part, **{n: v for n, v in options.items() if n in own})
+
+            parameters = [*below.parameters.values(), *own.values()]
+            signature = inspect.Signature(parameters, return_annotation=above.return_annotation)
+            build.__doc__, build.__signature__ = builder.__doc__, signature  # type: ignore[attr-defined]
+            self.add(builder.__name__, build)
+            return builder
+
+        return register
+
     def register_prefix(self, builder: Builder) -> Builder:
         """Register a builder for all names ``<its name>/<rest>``: it is called with ``rest`` first (decorator)."""
         self._prefixes[builder.__name__] = builder
