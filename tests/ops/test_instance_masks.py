@@ -80,9 +80,7 @@ def wanted(masks, boxes, images, objects, **options) -> Tensor:
 @pytest.mark.parametrize("aligned", [False, True])
 def test_crops_are_those_of_roi_align_over_whole_masks(known, aligned):
     masks, (boxes, images, objects) = blobs(), regions()
-    found = crop_masks(
-        cut(masks), boxes, images, objects, torch.tensor(SIZES), side=SIDE, longest=96, aligned=aligned
-    )
+    found = crop_masks(cut(masks), boxes, images, objects, torch.tensor(SIZES), side=SIDE, longest=96, aligned=aligned)
     expected = wanted(masks, boxes, images, objects, aligned=aligned)
     assert expected.std() > 0.3
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
