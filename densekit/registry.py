@@ -58,6 +58,9 @@ class Registry:
         def register(builder: Builder) -> Builder:
             below, above = (inspect.signature(one, eval_str=True) for one in (base, builder))
             own = {n: p for n, p in above.parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+            if twice := [n for n in own if n in below.parameters]:
+                name, extended = builder.__name__, base.__name__
+                raise DensekitError(f"option {twice[0]!r} of {name!r} is one of {extended!r} already; rename it")
 
             def build(*given: Any, **options: Any) -> Any:
                 part = base(*given, **{n: v for n, v in options.items() if n not in own})

@@ -88,7 +88,7 @@ def anchors_of(model: ModelConfig) -> Anchors | None:
     Raises:
         DensekitError: the config names a part or an option that there is not.
     """
-    part = next((p for p in model.heads.values() if p.name == "faster_rcnn"), None)
+    part = next((p for p in model.heads.values() if _has_anchors(HEADS.product(p.name))), None)
     if part is None:
         return None
     with torch.device("meta"):
@@ -96,7 +96,7 @@ def anchors_of(model: ModelConfig) -> Anchors | None:
         backbone = BACKBONES.build(model.backbone.name, options, path="model.backbone", **given)
     # The sizes are what the builder says, whatever its defaults are; a narrow head is built faster.
     options = {**part.options, "box_head_width": 8}
-    head: FasterRCNN = HEADS.build("faster_rcnn", options, backbone.levels, path="model.heads", num_classes=1)
+    head: FasterRCNN = HEADS.build(part.name, options, backbone.levels, path="model.heads", num_classes=1)
     ratios = tuple(float(r) for r in options.get("anchor_ratios", (0.5, 1.0, 2.0)))
     sizes = []
     for level in range(len(head.neck.levels)):
@@ -104,6 +104,10 @@ def anchors_of(model: ModelConfig) -> Anchors | None:
         sides = (cell[:, 2:] - cell[:, :2]).reshape(len(ratios), -1, 2)
         sizes.append(tuple(float(s) for s in sides.prod(2).sqrt().mean(0).round()))
     return Anchors(tuple(level.stride for level in head.neck.levels), tuple(sizes), ratios)
+
+
+def _has_anchors(head: object) -> bool:
+    return isinstance(head, type) and issubclass(head, FasterRCNN)
 
 
 def resized_boxes(split: Split, transforms: Sequence[Mapping[str, Any]]) -> Floats:
