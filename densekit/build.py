@@ -28,7 +28,7 @@ from densekit.features.heads import check_store, joined_config
 from densekit.memory import is_out_of_memory
 from densekit.model import DenseModel, build_model
 from densekit.precision import Precision, choose_precision
-from densekit.registry import DATASETS
+from densekit.registry import DATASETS, HEADS
 from densekit.types import Batch, Classes, Dataset, Metric
 from densekit.whole_weights import load_whole
 
@@ -53,6 +53,12 @@ def dataset(
     part: Part | None = getattr(config.data, split)
     if part is None:
         raise DensekitError(f"data.{split}: the config has no such data set; add it, or choose another --data")
+    instances = learns_masks(config)
+    if instances and "instances" not in DATASETS.options(part.name):
+        raise DensekitError(
+            f"data.{split}: {part.name!r} gives no masks of objects, and a head learns them; use coco, yolo or labelme "
+            f"with polygons or run lengths, or a head that takes boxes alone, such as faster_rcnn"
+        )
     built: Dataset = DATASETS.build(
         part.name,
         part.options,
@@ -62,6 +68,7 @@ def dataset(
         training=training,
         channels=config.model.channels,
         max_pixels=config.data.max_pixels,
+        instances=instances,
     )
     if not len(built):
         raise DensekitError(f"data.{split}: the data set holds no images; check its paths")
@@ -83,6 +90,12 @@ def dataset(
             f"use the same classes, or add data.match_names=true where names are the same and ids or order differ"
         )
     return built
+
+
+def learns_masks(config: Config) -> bool:
+    """Whether one of the heads learns the masks of objects: its class says ``learns_masks``."""
+    heads = [(part.name, f"model.heads.{name}") for name, part in config.model.heads.items()]
+    return any(getattr(HEADS.product(*head), "learns_masks", False) for head in heads)
 
 
 def settle(config: Config, world: World, train_set: Dataset, val_set: Dataset | None) -> tuple[Config, list[str]]:
@@ -247,7 +260,9 @@ def plan(config: Config, train_set: Dataset, world: World, built: DenseModel) ->
         steps=steps,
         steps_per_epoch=per_epoch,
         evaluate_every=max(1, round(config.evaluation.every * per_epoch)),
-        metric=choose_metric(built.task, config.evaluation.metric, config.evaluation.max_detections),
+        metric=choose_metric(
+            built.task, config.evaluation.metric, config.evaluation.max_detections, learns_masks(config)
+        ),
         save_every=config.train.save_every,
         patience=config.evaluation.patience,
     )

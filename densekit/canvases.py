@@ -65,7 +65,8 @@ def join(parts: Sequence[tuple[Rows, Predictions]]) -> Predictions:
     if all(isinstance(one, Classification) for one in whole):
         return Classification(*(_ordered(whole, name, back) for name in ("probabilities", "labels")))
     assert all(isinstance(one, Detections) for one in whole), "one head gives one kind of predictions"
-    return Detections(*(_ordered(whole, field.name, back) for field in dataclasses.fields(Detections)))
+    names = [f.name for f in dataclasses.fields(Detections) if getattr(whole[0], f.name) is not None]
+    return Detections(**{name: _ordered(whole, name, back) for name in names})
 
 
 def mean(parts: Sequence[tuple[Rows, dict[str, Tensor]]]) -> dict[str, Tensor]:
@@ -128,10 +129,17 @@ def _taker(rows: Rows) -> Callable[[Tensor], Tensor]:
 def _targets(targets: Targets, take: Callable[[Tensor], Tensor], canvas: tuple[int, int]) -> Targets:
     boxes, masks, labels = targets.boxes, targets.masks, targets.labels
     return Targets(
-        boxes=None if boxes is None else BoxTargets(*(take(getattr(boxes, f.name)) for f in dataclasses.fields(boxes))),
+        boxes=None if boxes is None else _boxes(boxes, take),
         masks=None if masks is None else take(masks[..., : canvas[0], : canvas[1]]),
         labels=None if labels is None else take(labels),
     )
+
+
+def _boxes(boxes: BoxTargets, take: Callable[[Tensor], Tensor]) -> BoxTargets:
+    masks = boxes.masks
+    if masks is not None:  # the pixels stay where they are: each image's cuts say where its own begin
+        masks = dataclasses.replace(masks, starts=take(masks.starts), cuts=take(masks.cuts))
+    return BoxTargets(take(boxes.boxes), take(boxes.labels), take(boxes.crowd), take(boxes.valid), masks)
 
 
 def _maps(

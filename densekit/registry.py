@@ -48,6 +48,32 @@ class Registry:
             raise DensekitError(f"{self.kind} {name!r} is registered twice; names must be unique, rename one of them")
         self._builders[name] = builder
 
+    def extend(self, base: Callable[..., Any]) -> Callable[[Builder], Builder]:
+        """Register a builder that adds to what another builds, under its own name and with the options of both.
+
+        A decorator: the builder takes what ``base`` gives first, then its own options; that is also how it is called
+        plainly.
+        """
+
+        def register(builder: Builder) -> Builder:
+            below, above = (inspect.signature(one, eval_str=True) for one in (base, builder))
+            own = {n: p for n, p in above.parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+            if twice := [n for n in own if n in below.parameters]:
+                name, extended = builder.__name__, base.__name__
+                raise DensekitError(f"option {twice[0]!r} of {name!r} is one of {extended!r} already; rename it")
+
+            def build(*given: Any, **options: Any) -> Any:
+                part = base(*given, **{n: v for n, v in options.items() if n not in own})
+                return builder(part, **{n: v for n, v in options.items() if n in own})
+
+            parameters = [*below.parameters.values(), *own.values()]
+            signature = inspect.Signature(parameters, return_annotation=above.return_annotation)
+            build.__doc__, build.__signature__ = builder.__doc__, signature  # type: ignore[attr-defined]
+            self.add(builder.__name__, build)
+            return builder
+
+        return register
+
     def register_prefix(self, builder: Builder) -> Builder:
         """Register a builder for all names ``<its name>/<rest>``: it is called with ``rest`` first (decorator)."""
         self._prefixes[builder.__name__] = builder
@@ -62,6 +88,10 @@ class Registry:
         """The keyword-only parameters of the builder: what a config may set beside what ``build`` is given."""
         parameters = inspect.signature(self._lookup(name)[0], eval_str=True).parameters
         return {n: p for n, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    def product(self, name: str, path: str = "") -> Any:
+        """The class that the builder says it gives."""
+        return inspect.signature(self._lookup(name, path)[0], eval_str=True).return_annotation
 
     def build(self, name: str, options: Mapping[str, Any], *given: Any, path: str = "", **fixed: Any) -> Any:
         """Build a part.

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -112,6 +112,36 @@ def _twice(what: str, values: Sequence[object], others: Sequence[object]) -> str
     )
 
 
+class Instance(NamedTuple):
+    """The mask of one object, cut to a rectangle around it.
+
+    Attributes:
+        x: column of the cut's first pixel in the image.
+        y: its row.
+        mask: [h, w] uint8, 0 or 1; outside of the cut all is 0. Without pixels where an object has no mask.
+    """
+
+    x: int
+    y: int
+    mask: npt.NDArray[np.uint8]
+
+
+@dataclasses.dataclass(slots=True)
+class InstanceMasks:
+    """The masks of a batch's objects, each cut to a rectangle around it: memory follows the objects, not the images.
+
+    Attributes:
+        pixels: [T] uint8, 0 or 1: the cuts one after another, each row by row.
+        starts: [B, N] int64 place of each cut's first pixel.
+        cuts: [B, N, 4] int64 (x, y, width, height) of each cut in the pixels of ``Batch.images``; zeros where there is
+            none.
+    """
+
+    pixels: Tensor
+    starts: Tensor
+    cuts: Tensor
+
+
 @dataclasses.dataclass(slots=True)
 class BoxTargets:
     """The boxes of a batch, padded to the same N for every image.
@@ -121,12 +151,14 @@ class BoxTargets:
         labels: [B, N] int64 in 0..K-1; zero where not valid.
         crowd: [B, N] bool: a region of many objects: ignored by the losses, honoured by COCO AP.
         valid: [B, N] bool: False for padding.
+        masks: of the objects; None where the data set has none, or was not asked for them.
     """
 
     boxes: Tensor
     labels: Tensor
     crowd: Tensor
     valid: Tensor
+    masks: InstanceMasks | None = None
 
 
 @dataclasses.dataclass(slots=True)
@@ -200,7 +232,8 @@ class Batch:
 
     def pin_memory(self) -> Self:
         """Pin the tensors in host memory, so that the copy to the GPU runs beside the computation."""
-        for holder in (self, self.targets, self.targets.boxes if self.targets else None):
+        boxes = self.targets.boxes if self.targets else None
+        for holder in (self, self.targets, boxes, boxes.masks if boxes else None):
             for field in dataclasses.fields(holder) if holder is not None else ():
                 value = getattr(holder, field.name)
                 if isinstance(value, Tensor):
@@ -215,7 +248,7 @@ def _to(value: Any, device: torch.device, non_blocking: bool) -> Any:
         return value.to(device, non_blocking=non_blocking and device.type == "cuda")
     if isinstance(value, dict):
         return {name: _to(one, device, non_blocking) for name, one in value.items()}
-    if isinstance(value, Targets | BoxTargets):
+    if isinstance(value, Targets | BoxTargets | InstanceMasks):
         fields = dataclasses.fields(value)
         return dataclasses.replace(value, **{f.name: _to(getattr(value, f.name), device, non_blocking) for f in fields})
     return value
@@ -232,6 +265,7 @@ class Sample:
         seed: random number of this (seed, epoch, index).
         boxes: [n, 4] float32 xyxy in the pixels of ``image``; None where the data set has no boxes.
         labels: [n] int64 box labels; crowd: [n] bool.
+        instances: n masks of the boxes' objects; None where the data set has none, or was not asked for them.
         mask: [H, W] uint8 class indices, or [K, H, W] multi-label; None where the data set has no masks.
         truth: the mask before any transform; evaluation only.
         target: class label of the whole image; None where the data set has none.
@@ -246,6 +280,7 @@ class Sample:
     boxes: npt.NDArray[np.float32] | None = None
     labels: npt.NDArray[np.int64] | None = None
     crowd: npt.NDArray[np.bool_] | None = None
+    instances: list[Instance] | None = None
     mask: npt.NDArray[np.uint8] | None = None
     truth: npt.NDArray[np.uint8] | None = None
     target: int | None = None
@@ -261,12 +296,15 @@ class Detections:
         scores: [B, D] float32 in 0..1; zero where not valid.
         labels: [B, D] int64; from a head 0-based, from ``DenseModel.predict`` the data set's own ids.
         valid: [B, D] bool.
+        masks: [B, D, M, M] float32 in 0..1: how probably each of M x M equal cells of a box belongs to its object; None
+            from heads that find boxes alone.
     """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
     valid: Tensor
+    masks: Tensor | None = None
 
 
 @dataclasses.dataclass(slots=True)

@@ -125,6 +125,12 @@ def test_parts_are_joined_in_the_order_of_the_batch_and_padded_to_one_shape():
     joined = canvases.join([([0, 2], found(2, [0, 2])), ([1], found(3, [1]))])
     assert joined.boxes[:, 0, 0].tolist() == [0, 1, 2]
     assert joined.valid.tolist() == [[True, True, False], [True, True, True], [True, True, False]]
+    two, three = found(2, [0, 2]), found(3, [1])
+    two.masks, three.masks = (d.boxes[..., None].expand(-1, -1, 4, 4) for d in (two, three))
+    joined = canvases.join([([0, 2], two), ([1], three)])
+    assert joined.masks.shape == (3, 3, 4, 4)
+    assert joined.masks[:, 0, 0, 0].tolist() == [0, 1, 2]
+    assert not joined.masks[0, 2].any()
     labels = torch.tensor([3, 4])
     one = Classification(torch.tensor([[0.1, 0.9], [0.2, 0.8]]), labels)
     two = Classification(torch.tensor([[0.3, 0.7]]), labels[:1])

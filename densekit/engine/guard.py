@@ -21,7 +21,7 @@ from densekit.engine.run_folder import RunFolder, RunState
 from densekit.engine.step import StepResult, TrainStep
 from densekit.errors import DensekitError
 from densekit.memory import describe_batch
-from densekit.types import Batch, BoxTargets, Targets
+from densekit.types import Batch, BoxTargets, InstanceMasks, Targets
 
 
 class FiniteGuard:
@@ -132,11 +132,16 @@ def unpack_batch(packed: dict[str, Any]) -> Batch:
     try:
         targets = packed["targets"]
         if targets is not None:
-            boxes = BoxTargets(**targets["boxes"]) if targets["boxes"] is not None else None
+            boxes = None if targets["boxes"] is None else _unpack_boxes(targets["boxes"])
             targets = Targets(**{**targets, "boxes": boxes})
         return Batch(**{**packed, "targets": targets})
     except (KeyError, TypeError) as error:
         raise DensekitError(f"the bundle's batch is not of this densekit's form ({error}); train again") from None
+
+
+def _unpack_boxes(packed: dict[str, Any]) -> BoxTargets:
+    masks = packed.get("masks")  # bundles of before there were masks have no such key
+    return BoxTargets(**{**packed, "masks": None if masks is None else InstanceMasks(**masks)})
 
 
 class Stop:

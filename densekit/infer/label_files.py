@@ -1,4 +1,4 @@
-"""Boxes as the files that annotation tools open, one an image: YOLO txt, Pascal VOC xml, LabelMe json.
+"""Boxes and outlines as the files that annotation tools open, one an image: YOLO txt, Pascal VOC xml, LabelMe json.
 
 They hold what is to be corrected by hand, so only boxes of at least a score that the caller chose.
 """
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from densekit.files import printable
 from densekit.infer.results import BoxResult
+from densekit.ops.outlines import outlines
 
 
 class LabelFormat(NamedTuple):
@@ -31,12 +32,19 @@ class LabelFormat(NamedTuple):
 
 
 def yolo_text(result: BoxResult, path: Path) -> str:
-    """A line a box: position of the class, middle and sides as shares of the image's; ``classes.txt`` has the names."""
+    """A line a box: position of the class, middle and sides as shares of the image's; ``classes.txt`` has the names.
+
+    Of a head that finds masks, a line for each part of an object, with the points around it.
+    """
     height, width = result.image.size
     lines = []
-    for (x1, y1, x2, y2), category in zip(result.boxes.tolist(), result.ids.tolist()):
-        numbers = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
-        lines.append(" ".join([str(result.classes.ids.index(category)), *(f"{v:.6f}" for v in numbers)]) + "\n")
+    for number, ((x1, y1, x2, y2), label) in enumerate(zip(result.boxes.tolist(), result.labels)):
+        shapes = [[(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]]
+        if result.instances is not None:
+            shapes = outlines(result.instances[number])
+        for numbers in shapes:
+            shares = (f"{v / (height if i % 2 else width):.6f}" for i, v in enumerate(numbers))
+            lines.append(" ".join([str(label), *shares]) + "\n")
     return "".join(lines)
 
 
@@ -61,20 +69,28 @@ def voc_text(result: BoxResult, path: Path) -> str:
 
 
 def labelme_text(result: BoxResult, path: Path) -> str:
-    """Rectangles with their scores; the image is named relative to the file, as LabelMe looks for it."""
+    """Rectangles, or the outlines of masks, with their scores; parts of one object have one group.
+
+    The image is named relative to the file, as LabelMe looks for it.
+    """
     height, width = result.image.size
-    shapes = [
-        {
-            "label": name,
-            "points": [[x1, y1], [x2, y2]],
-            "group_id": None,
-            "description": "",
-            "shape_type": "rectangle",
-            "flags": {},
-            "score": score,
-        }
-        for (x1, y1, x2, y2), score, name in zip(result.boxes.tolist(), result.scores.tolist(), result.names)
-    ]
+    shapes = []
+    for number, (name, score) in enumerate(zip(result.names, result.scores.tolist())):
+        parts, kind = [result.boxes[number].tolist()], "rectangle"
+        if result.instances is not None and result.instances[number].mask.size:
+            parts, kind = outlines(result.instances[number]), "polygon"
+        shapes += [
+            {
+                "label": name,
+                "points": [[x, y] for x, y in zip(part[::2], part[1::2])],
+                "group_id": number if len(parts) > 1 else None,
+                "description": "",
+                "shape_type": kind,
+                "flags": {},
+                "score": score,
+            }
+            for part in parts
+        ]
     image = os.path.relpath(_file_of(result), path.parent)
     content: dict[str, Any] = {
         "version": "5.5.0",

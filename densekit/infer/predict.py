@@ -87,6 +87,9 @@ class Options:
         ):
             if given and model.task not in tasks:
                 raise DensekitError(f"{names}; this checkpoint's head does {model.task}")
+        if getattr(model.head(), "learns_masks", False) and (averaged or self.tiles is not None):
+            names = "--tiles" if self.tiles is not None else "--flips and --scales"
+            raise DensekitError(f"{names}: boxes can be merged, the masks of this checkpoint's head not; leave it out")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -311,5 +314,6 @@ def _if_it_fits(make: Callable[[], Result]) -> Result | None:
 def _finite(predictions: Predictions, row: int) -> bool:
     if isinstance(predictions, Detections):
         valid = predictions.valid[row]
-        return all(bool(values[row][valid].isfinite().all()) for values in (predictions.boxes, predictions.scores))
+        parts = (predictions.boxes, predictions.scores, predictions.masks)
+        return all(bool(values[row][valid].isfinite().all()) for values in parts if values is not None)
     return bool(predictions.probabilities[row].isfinite().all())

@@ -6,6 +6,7 @@ Letters: H, W size of the image, n boxes, K classes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,11 @@ import numpy.typing as npt
 import PIL.Image
 
 from densekit.errors import DensekitError
+from densekit.ops.paste import pasted_mask
+from densekit.ops.run_lengths import encoded
 from densekit.show.drawing import Image, colours, draw_boxes, drawable, enlarged, with_legend
-from densekit.show.drawing_masks import coloured
-from densekit.types import Classes, Classification, Detections, Predictions, Segmentation
+from densekit.show.drawing_masks import coloured, tinted
+from densekit.types import Classes, Classification, Detections, Instance, Predictions, Segmentation
 
 Pixels = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -94,17 +97,20 @@ class Result:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BoxResult(Result):
-    """Boxes, the best first.
+    """Boxes, the best first; with the masks of their objects from heads that find these too.
 
     Attributes:
         boxes: [n, 4] float32 xyxy in pixels of the image.
         scores: [n] float32 in 0..1.
         ids: [n] int64, the data set's own category ids.
+        cells: [n, M, M] float32 in 0..1, how probably each of M x M equal cells of a box belongs to its object; None
+            from heads that find boxes alone.
     """
 
     boxes: Floats
     scores: Floats
     ids: npt.NDArray[np.int64]
+    cells: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -120,7 +126,31 @@ class BoxResult(Result):
 
     def at(self, places: npt.NDArray[np.bool_]) -> BoxResult:
         """Some of the boxes, [n] which."""
-        return dataclasses.replace(self, boxes=self.boxes[places], scores=self.scores[places], ids=self.ids[places])
+        chosen = {name: getattr(self, name)[places] for name in ("boxes", "scores", "ids")}
+        return dataclasses.replace(self, **chosen, cells=None if self.cells is None else self.cells[places])
+
+    @functools.cached_property
+    def instances(self) -> list[Instance] | None:
+        """[n] the mask of each object, cut to its box; None from heads that find boxes alone."""
+        if self.cells is None:
+            return None
+        size = self.image.size
+        return [pasted_mask(one, box, size) for one, box in zip(self.cells, self.boxes.tolist(), strict=True)]
+
+    @property
+    def masks(self) -> npt.NDArray[np.bool_] | None:
+        """[n, H, W] the mask of each object, made when asked for; ``instances`` and ``rle`` need much less memory."""
+        if self.instances is None:
+            return None
+        masks = np.zeros((len(self), *self.image.size), np.bool_)
+        for whole, (x, y, mask) in zip(masks, self.instances):
+            whole[y : y + mask.shape[0], x : x + mask.shape[1]] = mask
+        return masks
+
+    @property
+    def rle(self) -> list[dict[str, Any]] | None:
+        """[n] the mask of each object as COCO's compressed run lengths, ``{"size": [H, W], "counts": text}``."""
+        return None if self.instances is None else [encoded(one, self.image.size) for one in self.instances]
 
     def draw(self, score: float = 0.5) -> PIL.Image.Image:
         """The image with the boxes of at least this score and a legend below; a small image is enlarged."""
@@ -139,6 +169,8 @@ class BoxResult(Result):
         labels = shown.labels
         texts = [f"{words[k]} {s:.2f}" for k, s in zip(labels, shown.scores.tolist())]
         picture, times = enlarged(self.image.look())
+        if shown.instances is not None:
+            picture = tinted(picture, shown.instances, labels, scale=times)
         return draw_boxes(picture, shown.boxes * times, texts, labels)
 
     @property
@@ -147,16 +179,21 @@ class BoxResult(Result):
         return [self.classes.ids.index(i) for i in self.ids.tolist()]
 
     def to_coco(self) -> list[dict[str, Any]]:
-        """``image_id``, ``category_id``, ``bbox`` [x, y, width, height] and ``score`` of each box."""
-        return [
+        """``image_id``, ``category_id``, ``bbox`` [x, y, width, height], ``score`` and ``segmentation`` of each box."""
+        found: list[dict[str, Any]] = [
             {"image_id": self.image.id, "category_id": category, "bbox": _corner_and_sides(box), "score": score}
             for box, score, category in zip(self.boxes.tolist(), _shortest(self.scores), self.ids.tolist())
         ]
+        for entry, mask in zip(found, self.rle or ()):
+            entry["segmentation"] = mask
+        return found
 
     def to_supervision(self) -> Any:
         """``supervision.Detections``; ``class_id`` are the data set's own ids, ``data["class_name"]`` the names."""
         names = {"class_name": np.array(self.names, dtype=str)}
-        return _supervision().Detections(xyxy=self.boxes, confidence=self.scores, class_id=self.ids, data=names)
+        return _supervision().Detections(
+            xyxy=self.boxes, mask=self.masks, confidence=self.scores, class_id=self.ids, data=names
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -199,13 +236,10 @@ class MaskResult(Result):
 
     def to_coco(self) -> list[dict[str, Any]]:
         """``image_id``, ``category_id`` and ``segmentation`` (compressed RLE) of each class that occurs."""
-        from pycocotools import mask as coco_masks
-
         found = []
         for category, layer in zip(self.classes.ids, self._layers()):
             if layer.any():
-                runs = coco_masks.encode(np.asfortranarray(layer.astype(np.uint8)))
-                runs = {"size": [int(side) for side in runs["size"]], "counts": runs["counts"].decode("ascii")}
+                runs = encoded(Instance(0, 0, layer.view(np.uint8)), layer.shape)
                 found.append({"image_id": self.image.id, "category_id": category, "segmentation": runs})
         return found
 
@@ -291,7 +325,8 @@ def result_of(
     if isinstance(predictions, Detections):
         valid = predictions.valid[row].cpu().numpy()
         boxes, scores = (v[row].float().cpu().numpy()[valid] for v in (predictions.boxes, predictions.scores))
-        return BoxResult(image, classes, boxes, scores, predictions.labels[row].cpu().numpy()[valid])
+        cells = None if predictions.masks is None else predictions.masks[row].float().cpu().numpy()[valid]
+        return BoxResult(image, classes, boxes, scores, predictions.labels[row].cpu().numpy()[valid], cells)
     if isinstance(predictions, Segmentation):
         chances = predictions.probabilities[row].float().cpu().numpy() if probabilities else None
         return MaskResult(image, classes, predictions.masks[row].cpu().numpy(), chances)

@@ -16,7 +16,7 @@ from densekit.infer.results import BoxResult, ClassResult, MaskResult, Seen, res
 from densekit.infer.writers import make_writer
 from densekit.model import DenseModel
 from densekit.show.drawing import Image, draw_boxes, drawable, enlarged, side_by_side, write_picture
-from densekit.show.drawing_masks import overlay
+from densekit.show.drawing_masks import overlay, tinted
 from densekit.types import Classes, Dataset, Sample
 
 SCORE = 0.5
@@ -83,6 +83,8 @@ def _true_boxes(sample: Sample, words: Sequence[str]) -> Image:
     crowd = sample.crowd if sample.crowd is not None else np.zeros(len(boxes), np.bool_)
     texts = [f"{words[k]}{' (crowd)' * bool(many)}" for k, many in zip(labels, crowd)]
     picture, times = enlarged(sample.image)
+    if sample.instances is not None:
+        picture = tinted(picture, sample.instances, labels, scale=times)
     return draw_boxes(picture, boxes * times, texts, labels)
 
 

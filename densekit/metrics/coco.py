@@ -11,22 +11,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import hotcoco
 import numpy as np
 import numpy.typing as npt
 
+from densekit.metrics.coco_masks import MaskTruth, Rle, TrueMasks, found_masks, true_masks
+from densekit.metrics.coco_numbers import Floats, IouType, add_masks, category_entries, count, image_entries
 from densekit.types import Batch, Classes, DensekitError, Detections, nearest
 
-IouType = Literal["bbox", "segm"]
-Floats = npt.NDArray[np.float64]
-
-_AREAS = ("all", "small", "medium", "large")
-_IOU_50, _IOU_75 = 0, 5  # positions among the thresholds 0.50, 0.55, ... 0.95
+Found = tuple[Floats, Floats, npt.NDArray[np.int64], list[Rle] | None]
+"""What was found in an image: boxes (x, y, width, height), scores, label positions; masks where the head gives some."""
 
 
-class CocoTruth(Protocol):
+class CocoTruth(MaskTruth, Protocol):
     """The columns that the metric needs of a COCO file; annotations are ordered by image."""
 
     @property
@@ -47,11 +46,6 @@ class CocoTruth(Protocol):
     @property
     def labels(self) -> npt.NDArray[np.int64]:
         """[A] positions in ``classes``."""
-        ...
-
-    @property
-    def boxes(self) -> Floats:
-        """[A, 4] (x, y, width, height)."""
         ...
 
     @property
@@ -82,7 +76,9 @@ class CocoDataset(Protocol):
 
 
 class CocoMetric:
-    """Collects detections and counts COCO's numbers for boxes, over the images that were seen.
+    """Collects detections and counts COCO's numbers for boxes and masks, over the images that were seen.
+
+    Masks are counted where the head gives some and the file has some. An object without a mask is ignored there.
 
     Args:
         data: the data set that is evaluated on.
@@ -99,7 +95,7 @@ class CocoMetric:
         self._places = np.array([self.classes.names.index(name) for name in self.truth.classes.names], np.int64)
         self.max_detections = max_detections
         self._positions = {self.truth.image_id(i): i for i in range(len(self.truth))}
-        self._found: dict[int | str, tuple[Floats, Floats, npt.NDArray[np.int64]]] = {}
+        self._found: dict[int | str, Found] = {}
 
     def update(self, predictions: Detections, batch: Batch) -> None:
         """Add one batch; an image that was added before does not count again.
@@ -126,13 +122,17 @@ class CocoMetric:
             own = scores[b][valid[b]].astype(np.float64)
             if not (np.isfinite(xywh).all() and np.isfinite(own).all()):
                 raise DensekitError(f"image {image_id!r}: a predicted box or score is not finite; check the weights")
-            self._found[image_id] = (xywh, own, self._labels(labels[b][valid[b]]))
+            masks = None
+            if predictions.masks is not None:
+                cells = predictions.masks[b].detach().float().cpu().numpy()[valid[b]]
+                masks = found_masks(cells, corners, batch.numbers(batch.original_sizes)[b], image_id)
+            self._found[image_id] = (xywh, own, self._labels(labels[b][valid[b]]), masks)
 
-    def state(self) -> dict[int | str, tuple[Floats, Floats, npt.NDArray[np.int64]]]:
-        """Boxes, scores and labels by image id."""
+    def state(self) -> dict[int | str, Found]:
+        """What was found by image id."""
         return self._found
 
-    def merge(self, states: Sequence[dict[int | str, tuple[Floats, Floats, npt.NDArray[np.int64]]]]) -> None:
+    def merge(self, states: Sequence[dict[int | str, Found]]) -> None:
         """Take the union of the ranks' detections; the first rank that saw an image wins."""
         self._found = {image_id: found for state in reversed(states) for image_id, found in state.items()}
 
@@ -142,42 +142,66 @@ class CocoMetric:
         Returns:
             ``AP``, ``AP50``, ``AP75``, ``AP_small``, ``AP_medium``, ``AP_large``, ``AR1``, ``AR10``, ``AR100`` (or
             whatever ``max_detections`` is), ``AR_small``, ``AR_medium``, ``AR_large``; ``per_class``: by name ``AP``,
-            ``AP50``, ``AP75``, ``AR`` and ``objects``, the annotations that are no crowd; ``images``: how many. A
-            number that is not defined is None.
+            ``AP50``, ``AP75``, ``AR`` and ``objects``, the annotations that are no crowd; ``images``: how many. Those
+            of masks beside them as ``mask_AP`` and so on. A number that is not defined is None.
 
         Raises:
             DensekitError: there was no image.
         """
         if not self._found:
             raise DensekitError("there is no image to evaluate; give a data set with images")
-        truth = self.truth
         # In the order of the ids, because ties between the scores of two images are broken by it.
         ids = sorted(self._found, key=lambda i: (isinstance(i, str), i))
-        images = [self._positions[i] for i in ids]
-        rows = np.concatenate([np.arange(truth.first[i], truth.first[i + 1]) for i in images])
-        owners = np.repeat(np.arange(1, len(images) + 1), [truth.first[i + 1] - truth.first[i] for i in images])
-        labels = self._places[truth.labels[rows]]
-        annotated = hotcoco.COCO.from_arrays(
-            images=_image_entries(len(images)),
-            categories=_category_entries(self.classes.names),
-            image_ids=owners,
-            category_ids=labels + 1,
-            boxes=truth.boxes[rows],
-            area=truth.areas[rows],
-            iscrowd=truth.crowd[rows].astype(np.int64),
-        )
-        detected = annotated.load_res(self._detection_rows(ids))
-        numbers = _count(annotated, detected, "bbox", self.max_detections, self.classes.names)
-        objects = np.bincount(labels[~truth.crowd[rows]], minlength=len(self.classes))
-        for name, count in zip(self.classes.names, objects):
-            numbers["per_class"][name]["objects"] = int(count)
+        images, first = [self._positions[i] for i in ids], self.truth.first
+        rows = [(i, row) for i in images for row in range(int(first[i]), int(first[i + 1]))]
+        numbers = self._counted(ids, rows, self._detection_rows(ids), None)
+        found = self._mask_rows(ids)
+        if found is not None and (masks := true_masks(self.truth, rows)) is not None:
+            add_masks(numbers, self._counted(ids, rows, found, masks))
+        chosen = [row for _, row in rows]
+        labels = self._places[self.truth.labels[chosen]]
+        objects = np.bincount(labels[~self.truth.crowd[chosen]], minlength=len(self.classes))
+        for name, own in zip(self.classes.names, objects):
+            numbers["per_class"][name]["objects"] = int(own)
         return {**numbers, "images": len(images)}
+
+    def _counted(
+        self, ids: Sequence[int | str], rows: list[tuple[int, int]], found: Any, masks: TrueMasks | None
+    ) -> dict[str, Any]:
+        """Numbers of boxes, or of masks, of the images ``ids`` with the annotations ``rows``."""
+        truth, chosen = self.truth, [row for _, row in rows]
+        numbers_of = {self._positions[image]: number for number, image in enumerate(ids, 1)}
+        crowd = truth.crowd[chosen]
+        annotated = hotcoco.COCO.from_arrays(
+            images=image_entries(len(ids)),
+            categories=category_entries(self.classes.names),
+            image_ids=np.array([numbers_of[image] for image, _ in rows], np.int64),
+            category_ids=self._places[truth.labels[chosen]] + 1,
+            boxes=truth.boxes[chosen],
+            area=truth.areas[chosen],
+            iscrowd=(crowd if masks is None else crowd | masks.unknown).astype(np.int64),
+            segmentation=None if masks is None else masks.rles,  # type: ignore[arg-type]  # takes any kind of them
+        )
+        kind: IouType = "bbox" if masks is None else "segm"
+        return count(annotated, annotated.load_res(found), kind, self.max_detections, self.classes.names)
+
+    def _mask_rows(self, ids: Sequence[int | str]) -> list[dict[str, Any]] | None:
+        """Rows of a result list, without boxes, so that the areas are those of the masks; None where there are none."""
+        rows = []
+        for number, (_, scores, labels, masks) in enumerate((self._found[image] for image in ids), 1):
+            if masks is None:
+                return None
+            rows += [
+                {"image_id": number, "category_id": label + 1, "score": score, "segmentation": mask}
+                for label, score, mask in zip(labels.tolist(), scores.tolist(), masks)
+            ]
+        return rows
 
     def _detection_rows(self, ids: Sequence[int | str]) -> Floats:
         """[n, 7] image position, box, score, class position."""
         parts = [
             np.column_stack((np.full(len(scores), i, np.float64), boxes, scores, labels + 1.0))
-            for i, (boxes, scores, labels) in enumerate((self._found[image] for image in ids), 1)
+            for i, (boxes, scores, labels, _) in enumerate((self._found[image] for image in ids), 1)
         ]
         return np.concatenate(parts) if parts else np.zeros((0, 7))
 
@@ -240,7 +264,7 @@ def evaluate_coco(
     else:
         moved = [{**d, "image_id": images[d["image_id"]], "category_id": categories[d["category_id"]]} for d in found]
         detected = annotated.load_res(moved)
-    return {**_count(annotated, detected, iou_type, max_detections, names), "images": len(images)}
+    return {**count(annotated, detected, iou_type, max_detections, names), "images": len(images)}
 
 
 def detections_to_coco(predictions: Detections, ids: Sequence[int | str]) -> list[dict[str, Any]]:
@@ -273,14 +297,6 @@ def _loaded(given: Any, what: str) -> tuple[Any, str]:
         raise DensekitError(f"{given}: cannot be read as json ({error}); give a COCO json file") from None
 
 
-def _image_entries(count: int) -> list[dict[str, Any]]:
-    return [{"id": i} for i in range(1, count + 1)]
-
-
-def _category_entries(names: Sequence[str]) -> list[dict[str, Any]]:
-    return [{"id": i, "name": n} for i, n in enumerate(names, 1)]
-
-
 def _annotated(
     truth: Mapping[str, Any],
     images: dict[Any, int],
@@ -302,7 +318,7 @@ def _annotated(
     options = {"segmentation": [r["segmentation"] for r in rows]} if iou_type == "segm" else {}
     return hotcoco.COCO.from_arrays(
         images=[{**e, "id": images[i["id"]]} for e, i in zip(entries, truth["images"])],
-        categories=_category_entries(names),
+        categories=category_entries(names),
         image_ids=np.array([images[r["image_id"]] for r in rows], np.int64),
         category_ids=np.array([categories[r["category_id"]] for r in rows], np.int64),
         boxes=boxes,
@@ -340,35 +356,3 @@ def _check_detections(
     wrong = np.flatnonzero(~np.isfinite(values).all(1)) if len(found) else np.zeros(0, np.int64)
     if len(wrong):
         raise DensekitError(f"{source}: detection {wrong[0]} has a box or score that is not finite: {found[wrong[0]]}")
-
-
-def _count(annotated: Any, detected: Any, iou_type: IouType, most: int, names: Sequence[str]) -> dict[str, Any]:
-    evaluation = hotcoco.COCOeval(annotated, detected, iou_type)
-    evaluation.params.max_dets = sorted({min(1, most), min(10, most), most})
-    evaluation.evaluate()
-    evaluation.accumulate()
-    counted = evaluation.eval
-    assert counted is not None
-    precision, recall = counted["precision"], counted["recall"]  # [T, R, K, A, M], [T, K, A, M]
-    limits = list(evaluation.params.max_dets)
-    numbers: dict[str, Any] = {"AP": _mean(precision[..., 0, -1])}
-    numbers["AP50"], numbers["AP75"] = (_mean(precision[t, ..., 0, -1]) for t in (_IOU_50, _IOU_75))
-    numbers |= {f"AP_{area}": _mean(precision[..., a, -1]) for a, area in enumerate(_AREAS) if a}
-    numbers |= {f"AR{limit}": _mean(recall[..., 0, m]) for m, limit in enumerate(limits)}
-    numbers |= {f"AR_{area}": _mean(recall[..., a, -1]) for a, area in enumerate(_AREAS) if a}
-    numbers["per_class"] = {
-        name: {
-            "AP": _mean(precision[:, :, k, 0, -1]),
-            "AP50": _mean(precision[_IOU_50, :, k, 0, -1]),
-            "AP75": _mean(precision[_IOU_75, :, k, 0, -1]),
-            "AR": _mean(recall[:, k, 0, -1]),
-        }
-        for k, name in enumerate(names)
-    }
-    return numbers
-
-
-def _mean(values: Floats) -> float | None:
-    """Mean over what is defined (not -1), or None."""
-    defined = values[values > -1]
-    return float(np.mean(defined)) if defined.size else None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from densekit.ops import boxes as box_ops
-from densekit.types import BoxTargets
+from densekit.types import BoxTargets, InstanceMasks
 
 
 class Assignment(NamedTuple):
@@ -76,5 +76,7 @@ def at_least_one(targets: BoxTargets) -> BoxTargets:
     if targets.boxes.shape[1]:
         return targets
     shape = (targets.boxes.shape[0], 1)
-    empty = targets.valid.new_zeros(shape)
-    return BoxTargets(targets.boxes.new_zeros(*shape, 4), targets.labels.new_zeros(shape), empty, empty)
+    empty, masks = targets.valid.new_zeros(shape), targets.masks
+    if masks is not None:
+        masks = InstanceMasks(masks.pixels, masks.starts.new_zeros(shape), masks.cuts.new_zeros(*shape, 4))
+    return BoxTargets(targets.boxes.new_zeros(*shape, 4), targets.labels.new_zeros(shape), empty, empty, masks)

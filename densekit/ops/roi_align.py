@@ -53,6 +53,7 @@ def roi_align(
     boxes: Tensor,
     strides: Sequence[int],
     *,
+    images: Tensor | None = None,
     output_size: int = 7,
     sampling_ratio: int = 2,
     aligned: bool = False,
@@ -62,16 +63,19 @@ def roi_align(
 
     Args:
         maps: one [B, C, H, W] a level, finest first.
-        boxes: [B, R, 4] in input pixels.
+        boxes: [B, R, 4] in input pixels; or [R, 4] with ``images``.
         strides: input pixels per cell of each level.
+        images: [R] int64: the image of each box.
         output_size: P.
         sampling_ratio: S; each bin is the mean of S x S bilinear samples.
         aligned: shift by half a cell (Detectron2's RoIAlignV2); torchvision's detectors do not.
         method: see the module; ``auto`` takes what ``best_method`` says.
 
     Returns:
-        [B * R, C, P, P] in the precision of the maps; coordinates are float32 throughout.
+        [B * R, C, P, P] (or [R, C, P, P]) in the precision of the maps; coordinates are float32 throughout.
     """
+    if images is None:
+        images = torch.arange(boxes.shape[0], device=boxes.device)[:, None].expand(boxes.shape[:2])
     levels = box_levels(boxes, strides)
     best = best_method(maps[0].device)
     method = best if method == "auto" else method
@@ -80,7 +84,8 @@ def roi_align(
             "roi_align: 'kernel' gives other bits on each run on this device, and train.deterministic is set; use auto"
         )
     pool = _pool_from_table if method == "table" else _pool_by_kernel
-    return pool(maps, boxes.float(), levels, strides, output_size, sampling_ratio, aligned)
+    boxes, images, levels = boxes.reshape(-1, 4).float(), images.reshape(-1), levels.reshape(-1)
+    return pool(maps, boxes, images, levels, strides, output_size, sampling_ratio, aligned)
 
 
 def best_method(device: torch.device) -> Literal["table", "kernel"]:
@@ -92,6 +97,7 @@ def best_method(device: torch.device) -> Literal["table", "kernel"]:
 def _pool_from_table(
     maps: Sequence[Tensor],
     boxes: Tensor,
+    images: Tensor,
     levels: Tensor,
     strides: Sequence[int],
     output_size: int,
@@ -101,7 +107,7 @@ def _pool_from_table(
     channels = maps[0].shape[1]
     table = torch.cat([m.permute(0, 2, 3, 1).reshape(-1, channels) for m in maps])
     with torch.no_grad():
-        rows, weights = _corners(maps, boxes, levels, strides, output_size, sampling_ratio, aligned)
+        rows, weights = _corners(maps, boxes, images, levels, strides, output_size, sampling_ratio, aligned)
     pooled = _WeightedRows.apply(table, rows, weights.to(table.dtype))
     return pooled.view(-1, output_size, output_size, channels).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
@@ -109,24 +115,24 @@ def _pool_from_table(
 def _corners(
     maps: Sequence[Tensor],
     boxes: Tensor,
+    images: Tensor,
     levels: Tensor,
     strides: Sequence[int],
     output_size: int,
     sampling_ratio: int,
     aligned: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Rows of the table and their weights: [B * R * P * P, S * S * 4] int32 and float32."""
-    images = boxes.shape[0]
+    """Rows of the table and their weights: [R * P * P, S * S * 4] int32 and float32."""
     heights, widths = _of_level(levels, [m.shape[2] for m in maps]), _of_level(levels, [m.shape[3] for m in maps])
-    cells = [images * m.shape[2] * m.shape[3] for m in maps]
+    cells = [m.shape[0] * m.shape[2] * m.shape[3] for m in maps]
     first = _of_level(levels, [sum(cells[:level]) for level in range(len(maps))])  # row of the level's first cell
-    first = first + torch.arange(images, device=boxes.device, dtype=torch.int32)[:, None] * heights * widths
+    first = first + images.to(torch.int32) * heights * widths
     scaled = boxes * _of_level(levels, [1.0 / s for s in strides])[..., None] - (0.5 if aligned else 0.0)
     shape = (output_size, sampling_ratio, aligned)
-    y, y_weight = _samples(scaled[..., 1], scaled[..., 3], heights, *shape)  # [B, R, P, 2 S]
+    y, y_weight = _samples(scaled[..., 1], scaled[..., 3], heights, *shape)  # [R, P, 2 S]
     x, x_weight = _samples(scaled[..., 0], scaled[..., 2], widths, *shape)
     y = y * widths[..., None, None] + first[..., None, None]
-    rows = y[..., :, None, :, None] + x[..., None, :, None, :]  # [B, R, P, P, 2 S, 2 S]
+    rows = y[..., :, None, :, None] + x[..., None, :, None, :]  # [R, P, P, 2 S, 2 S]
     weights = y_weight[..., :, None, :, None] * x_weight[..., None, :, None, :]
     corners = 4 * sampling_ratio**2
     return rows.reshape(-1, corners), weights.reshape(-1, corners)
@@ -138,21 +144,21 @@ def _samples(
     """Cells and weights of the sampling points along one direction.
 
     Args:
-        start: [B, R] where the boxes begin, in cells.
-        end: [B, R] where they end.
-        length: [B, R] int32: number of cells.
+        start: [R] where the boxes begin, in cells.
+        end: [R] where they end.
+        length: [R] int32: number of cells.
         output_size: P.
         sampling_ratio: S.
         aligned: boxes may be shorter than one cell.
 
     Returns:
-        [B, R, P, 2 S] int32 cells and float32 weights, the two neighbours of each sampling point side by side.
+        [R, P, 2 S] int32 cells and float32 weights, the two neighbours of each sampling point side by side.
     """
     size = end - start if aligned else (end - start).clamp(min=1.0)
     step = size[..., None, None] / output_size
     bins = torch.arange(output_size, device=start.device, dtype=torch.float32)[:, None]
     points = torch.arange(sampling_ratio, device=start.device, dtype=torch.float32) + 0.5
-    at = start[..., None, None] + bins * step + points * (step / sampling_ratio)  # [B, R, P, S]
+    at = start[..., None, None] + bins * step + points * (step / sampling_ratio)  # [R, P, S]
     last = (length - 1)[..., None, None]
     inside = (at >= -1.0) & (at <= length[..., None, None])
     at = at.clamp(min=0)
@@ -202,6 +208,7 @@ class _WeightedRows(torch.autograd.Function):
 def _pool_by_kernel(
     maps: Sequence[Tensor],
     boxes: Tensor,
+    images: Tensor,
     levels: Tensor,
     strides: Sequence[int],
     output_size: int,
@@ -210,12 +217,10 @@ def _pool_by_kernel(
 ) -> Tensor:
     import torchvision  # noqa: F401  # registers the kernel and its backward; 3 s that the table's user need not wait
 
-    image = torch.arange(boxes.shape[0], device=boxes.device, dtype=torch.float32)[:, None, None]
-    image = image.expand(-1, boxes.shape[1], 1)
     pooled: Tensor | None = None
     for level, (features, stride) in enumerate(zip(maps, strides)):
         here = torch.where((levels == level)[..., None], boxes, _OUTSIDE)
-        rois = torch.cat([image, here], dim=-1).flatten(0, 1)
+        rois = torch.cat([images[:, None].float(), here], dim=-1)
         part = torch.ops.torchvision.roi_align(
             features.float(), rois, 1.0 / stride, output_size, output_size, sampling_ratio, aligned
         )

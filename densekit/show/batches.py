@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from densekit.show.drawing import Image, as_rgb, draw_boxes, drawable, side_by_side, write_picture
-from densekit.show.drawing_masks import overlay
-from densekit.types import Batch, BoxTargets, Classes
+from densekit.show.drawing_masks import overlay, tinted
+from densekit.types import Batch, BoxTargets, Classes, Instance, InstanceMasks
 
 _MOST, _COLUMNS = 16, 4
 _SIDE = 400  # pixels that a panel's long side has at most, and small images are enlarged to half of it
@@ -83,4 +83,15 @@ def _with_boxes(picture: Image, boxes: BoxTargets, classes: Classes, index: int,
     labels, names = boxes.labels[index][valid].tolist(), drawable(classes.names)
     crowd = boxes.crowd[index][valid].tolist()
     texts = [f"{names[k]}{' (crowd)' * many}" for k, many in zip(labels, crowd)]
+    if boxes.masks is not None:
+        picture = tinted(picture, _cuts(boxes.masks, index, len(labels)), labels, scale=scale)
     return draw_boxes(picture, boxes.boxes[index][valid].numpy() * np.float32(scale), texts, labels)
+
+
+def _cuts(masks: InstanceMasks, index: int, count: int) -> list[Instance]:
+    """The masks of the first objects of one of a batch's images, on the host."""
+    found = []
+    for start, (x, y, width, height) in zip(masks.starts[index, :count].tolist(), masks.cuts[index, :count].tolist()):
+        pixels = masks.pixels[start : start + width * height].reshape(height, width)
+        found.append(Instance(x, y, pixels.numpy()))
+    return found

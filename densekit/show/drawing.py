@@ -32,7 +32,8 @@ _SEVEN = (
     (213, 94, 0),
     (204, 121, 167),
 )
-_SHADES = (0.0, -0.5, 0.55, -0.25, 0.3)
+SHADES = (0.0, -0.5, 0.55, -0.25, 0.3)
+"""Of one colour, for ``shaded``."""
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
@@ -46,11 +47,11 @@ def colours(count: int) -> list[tuple[int, int, int]]:
     found = []
     for i in range(count):
         turn, base = divmod(i, len(_SEVEN))
-        found.append(_shaded(_SEVEN[base], _SHADES[turn % len(_SHADES)]))
+        found.append(shaded(_SEVEN[base], SHADES[turn % len(SHADES)]))
     return found
 
 
-def _shaded(colour: tuple[int, int, int], shade: float) -> tuple[int, int, int]:
+def shaded(colour: tuple[int, int, int], shade: float) -> tuple[int, int, int]:
     """Towards black (below 0) or white (above 0)."""
     r, g, b = (round(c * (1 + shade) if shade < 0 else c + (255 - c) * shade) for c in colour)
     return r, g, b

@@ -1,4 +1,4 @@
-"""Pictures and files of masks: class-index PNGs, coloured overlays with a legend, the confusion matrix."""
+"""Pictures and files of masks: class-index PNGs, coloured overlays with a legend, objects, the confusion matrix."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from densekit.errors import DensekitError
 from densekit.files import whole_file
-from densekit.show.drawing import FONT, Image, as_rgb, colours, drawable, with_legend
-from densekit.types import Classes
+from densekit.ops.run_lengths import NO_MASK
+from densekit.show.drawing import FONT, SHADES, Image, as_rgb, colours, drawable, shaded, with_legend
+from densekit.types import Classes, Instance
 
 BACKGROUNDS = frozenset({
     *("background", "backgrounds", "bg", "rest", "void", "none", "nothing", "empty", "null"),
@@ -75,6 +76,49 @@ def coloured(
         edges, _ = cv2.findContours(region.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(picture, edges, -1, colour, 1)
     return picture, shown
+
+
+def tinted(
+    image: npt.NDArray[Any],
+    instances: Sequence[Instance],
+    kinds: Sequence[int],
+    *,
+    scale: float = 1,
+    opacity: float = 0.5,
+) -> Image:
+    """Colour objects, each in its own shade of its kind's colour, with a line around each of its parts.
+
+    Args:
+        image: [H, W, C].
+        instances: masks of the objects, the first on top.
+        kinds: colour number of each, such as the label.
+        scale: how many times the pixels of the masks the image's are.
+        opacity: of the colour, 0 to 1.
+
+    Returns:
+        A new RGB picture [H, W, 3].
+    """
+    picture, palette = as_rgb(image), colours(max(kinds, default=0) + 1)
+    turns = [list(kinds[:number]).count(kind) for number, kind in enumerate(kinds)]
+    for one, kind, turn in reversed(list(zip(instances, kinds, turns))):
+        x, y, mask = _scaled(one, scale)
+        place = picture[y : y + mask.shape[0], x : x + mask.shape[1]]
+        filled = mask[: place.shape[0], : place.shape[1]] == 1
+        colour = shaded(palette[kind], SHADES[turn % len(SHADES)])
+        place[filled] = (place[filled] * (1 - opacity) + np.array(colour) * opacity).astype(np.uint8)
+        edges, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE) if mask.size else ([], None)
+        cv2.drawContours(picture, edges, -1, colour, 1, offset=(x, y))
+    return picture
+
+
+def _scaled(instance: Instance, scale: float) -> Instance:
+    x, y, mask = instance
+    height, width = mask.shape
+    left, top, right, bottom = (round(scale * v) for v in (x, y, x + width, y + height))
+    if right == left or bottom == top:
+        return NO_MASK
+    method = cv2.INTER_NEAREST_EXACT
+    return Instance(left, top, np.asarray(cv2.resize(mask, (right - left, bottom - top), interpolation=method)))
 
 
 def draw_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> Image:

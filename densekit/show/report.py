@@ -28,6 +28,8 @@ COCO_NUMBERS = {
     "AR_large": "recall, large",
 }
 
+MASK_NUMBERS = {f"mask_{name}": f"masks: {words}" for name, words in COCO_NUMBERS.items()}
+
 WORST = 5
 """Images that the table of the worst ones shows; the JSON file has all."""
 
@@ -59,7 +61,7 @@ def tables(task: Task, numbers: dict[str, Any]) -> list[Table]:
         task: decides what the main table explains.
         numbers: what ``evaluate`` gave, and ``per_image`` where there are such numbers.
     """
-    explained = COCO_NUMBERS if task == "detection" else {}
+    explained = {**COCO_NUMBERS, **MASK_NUMBERS} if task == "detection" else {}
     main: Rows = [
         [name, _shown(value), explained.get(name, "")]
         for name, value in numbers.items()

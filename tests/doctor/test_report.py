@@ -162,8 +162,11 @@ def test_anchors_that_do_not_fit_are_told_with_better_ones(clean, tmp_path):
     assert bad(again) == {}
 
 
-def test_anchors_are_those_of_the_model(clean, tmp_path):
-    anchors = anchors_of(load(config(tmp_path, clean)).model)
+@pytest.mark.parametrize("head", ["faster_rcnn", "mask_rcnn"])
+def test_anchors_are_those_of_the_model(clean, tmp_path, head):
+    path = config(tmp_path, clean)
+    path.write_text(path.read_text().replace("faster_rcnn", head))
+    anchors = anchors_of(load(path).model)
     assert anchors.strides == (4, 8, 16, 32, 64)
     assert anchors.sizes == ((16,), (24,), (32,), (48,), (64,))
     assert anchors.ratios == (0.5, 1, 2)

@@ -9,7 +9,7 @@ from torch import nn
 
 from densekit.model import DenseModel
 from densekit.registry import BACKBONES, HEADS
-from densekit.types import Batch, BoxTargets, Classes, Level, Targets
+from densekit.types import Batch, BoxTargets, Classes, InstanceMasks, Level, Targets
 
 SIDE, IMAGES, OBJECTS = 64, 2, 5
 
@@ -29,6 +29,11 @@ FASTER_RCNN = [
     {"class_agnostic_boxes": True, "box_loss": "diou", "nms": "soft_linear", "roi_align": "table", "aligned": True},
     {"box_head": "four_conv_fc", "box_head_norm": "frozen", "box_loss": "l1", "nms": "soft_gaussian"},
     {"nms_class_agnostic": True, "roi_align": "kernel", "rpn_score_threshold": 0.1},
+]
+MASK_RCNN = [
+    {},
+    {"class_agnostic_masks": True, "mask_norm": "batch", "aligned": True, "nms": "soft_linear"},
+    {"mask_norm": "group", "mask_convs": 1, "neck": "c5", "roi_align": "kernel"},
 ]
 DENSE = {"channels": 16, "convs": 2, "candidates": 32, "max_detections": 10}
 RETINANET = [{}, {"norm": "group", "box_loss": "giou", "coarse_from": "c5", "nms": "soft_linear"}]
@@ -54,12 +59,14 @@ SEGMENTERS = [
     ("linknet", {"losses": {"lovasz": 1.0, "dice": 1.0, "jaccard": 1.0, "tversky": 1.0, "focal": 1.0}}),
     ("linknet", {"mode": "multilabel", "losses": {"bce": 1.0, "positive_weight": 2.0, "lovasz": 1.0, "focal": 1.0}}),
 ]
+SMALL_MASKS = SMALL | {"mask_convs": 2, "mask_channels": 8, "mask_pool_size": 4}
 CLASSIFIERS = [{}, {"pool": "max", "mixup": 0.2, "dropout": 0.5, "label_smoothing": 0.1}]
 CASES = [
     *(("faster_rcnn", SMALL | options, "boxes") for options in FASTER_RCNN),
     *(("retinanet", DENSE | options, "boxes") for options in RETINANET),
     *(("fcos", DENSE | options, "boxes") for options in FCOS),
     *((head, options, "masks") for head, options in SEGMENTERS),
+    *(("mask_rcnn", SMALL_MASKS | options, "boxes") for options in MASK_RCNN),
     *(("classifier", options, "labels") for options in CLASSIFIERS),
 ]
 
@@ -83,9 +90,14 @@ class Stages(nn.Module):
 def batch_on(device, kind, images=IMAGES):
     boxes = torch.tensor([4.0, 8.0, 40.0, 50.0]).repeat(images, OBJECTS, 1) + torch.arange(OBJECTS)[:, None]
     none = torch.zeros(images, OBJECTS, dtype=torch.bool)
+    corners = boxes.to(torch.int64)
+    cuts = torch.cat([corners[..., :2], corners[..., 2:] - corners[..., :2]], -1)
+    pixels = cuts[..., 2:].prod(-1).flatten()
+    starts = (pixels.cumsum(0) - pixels).view(images, OBJECTS)
+    masks = InstanceMasks(torch.arange(int(pixels.sum())).remainder(3).gt(0).to(torch.uint8), starts, cuts)
     generator = torch.Generator().manual_seed(0)
     targets = {
-        "boxes": BoxTargets(boxes, torch.zeros(images, OBJECTS, dtype=torch.int64), none, ~none),
+        "boxes": BoxTargets(boxes, torch.zeros(images, OBJECTS, dtype=torch.int64), none, ~none, masks),
         "masks": torch.randint(0, 3, (images, SIDE, SIDE), generator=generator),
         "labels": torch.arange(images) % 3,
     }

@@ -20,11 +20,11 @@ from torch.utils._pytree import tree_leaves
 from densekit.engine.distributed import World
 from densekit.engine.optim import AveragedModel
 from densekit.engine.step import TrainStep
-from tests.engine.parts import CASES, batch_on, model_on
+from tests.engine.parts import CASES, SMALL_MASKS, batch_on, model_on
 
 META, CPU = torch.device("meta"), torch.device("cpu")
 COMPILED = [
-    ("faster_rcnn", {}, "boxes"),
+    ("mask_rcnn", SMALL_MASKS, "boxes"),  # the boxes are Faster R-CNN's
     ("faster_rcnn", {"neck": "c5"}, "boxes"),
     ("retinanet", {}, "boxes"),
     ("fcos", {}, "boxes"),
@@ -97,7 +97,10 @@ def test_no_value_is_read_and_nothing_is_copied_between_devices(no_values, head,
     assert copies.found == []
 
 
-@pytest.mark.parametrize(("head", "options", "kind"), [CASES[0], next(c for c in CASES if c[0] == "unet"), CASES[-2]])
+@pytest.mark.parametrize(
+    ("head", "options", "kind"),
+    [CASES[0], next(c for c in CASES if c[0] == "unet"), next(c for c in CASES if c[0] == "mask_rcnn"), CASES[-2]],
+)
 def test_images_of_several_canvases_are_split_and_joined_without_a_wait(no_values, head, options, kind):
     batch = batch_on(torch.device("cpu"), kind, images=3)
     batch.sizes[1, 0] = 30  # between two of another canvas

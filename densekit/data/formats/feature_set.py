@@ -124,17 +124,19 @@ def features(
     training: bool = False,
     channels: int = 3,
     max_pixels: int = MAX_PIXELS,
+    instances: bool = False,
 ) -> Dataset:
     """Stored feature maps of a frozen backbone, with the targets of another data set.
 
     Args:
         store: the feature store, written by ``tools/export_features.py``.
-        data: the data set whose images were exported, as a config names it: its boxes, masks or labels are used.
+        data: the data set whose images were exported, as a config names it: its boxes, masks and labels are used.
         transforms: ``Resize`` as exported, and flips whose views were exported.
         seed: of the run.
         training: see the other data set.
         channels: image channels.
         max_pixels: see the other data set.
+        instances: see the other data set.
     """
     if not isinstance(data.get("name"), str) or data["name"] == "features":
         raise DensekitError("data: name the data set whose images were exported, such as {name: coco, images: ...}")
@@ -149,6 +151,7 @@ def features(
         training=training,
         channels=channels,
         max_pixels=max_pixels,
+        instances=instances,
     )
     _read_pixels(built, False)
     return built

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import msgspec
 
 from densekit.data.formats.coco.coco import CocoDataset
+from densekit.data.formats.coco.instances import Boxes
 from densekit.data.formats.labels.dataset import labelled_images
 from densekit.data.formats.labels.listing import files_below, images_below, left_aside, listed, role_folders
 from densekit.data.formats.labels.records import Box, Found, LabelledObject, Layout, Record
@@ -205,11 +206,13 @@ def labelme(
     list: Path | None = None,
     classes: tuple[str, ...] | None = None,
     on_bad_box: Literal["error", "drop"] = "error",
+    boxes: Boxes = "annotated",
     transforms: Pipeline | None = None,
     seed: int = 0,
     training: bool = False,
     channels: int = 3,
     max_pixels: int = MAX_PIXELS,
+    instances: bool = False,
 ) -> CocoDataset:
     """Images and boxes in the format of LabelMe.
 
@@ -218,11 +221,13 @@ def labelme(
         list: text file that names the images to use, one a line.
         classes: names of the classes to use, in label order, all there are; None: those that occur, by name.
         on_bad_box: a box without area, or outside its image, is an error, or dropped.
+        boxes: as they are, or, ``from_masks``, those around the polygons' masks after the transforms.
         transforms: see ``CocoDataset``.
         seed: see ``CocoDataset``.
         training: detection looks at the same data either way.
         channels: see ``CocoDataset``.
         max_pixels: see ``CocoDataset``.
+        instances: see ``CocoDataset``; the program asks for them where a head learns masks.
     """
     return labelled_images(
         layout(folder, list),
@@ -232,4 +237,6 @@ def labelme(
         seed=seed,
         channels=channels,
         max_pixels=max_pixels,
+        instances=instances,
+        boxes=boxes,
     )

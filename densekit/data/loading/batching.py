@@ -11,7 +11,7 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
-from densekit.types import IGNORE, Batch, BoxTargets, DensekitError, Sample, Targets
+from densekit.types import IGNORE, Batch, BoxTargets, DensekitError, InstanceMasks, Sample, Targets
 
 BOXES_MULTIPLE = 8
 """Padded numbers of boxes are multiples of this, so that few shapes occur."""
@@ -157,7 +157,25 @@ def _boxes(samples: Sequence[Sample], max_objects: int | None) -> BoxTargets:
         assert sample.crowd is not None, f"image {sample.id!r} has boxes and no crowd flags"
         k = len(sample.boxes)
         boxes[b, :k], labels[b, :k], crowd[b, :k], valid[b, :k] = sample.boxes, sample.labels, sample.crowd, True
-    return BoxTargets(*(torch.from_numpy(a) for a in (boxes, labels, crowd, valid)))
+    to = torch.from_numpy
+    return BoxTargets(to(boxes), to(labels), to(crowd), to(valid), _instances(samples, n))
+
+
+def _instances(samples: Sequence[Sample], n: int) -> InstanceMasks | None:
+    """The cuts of all objects, for ``n`` objects an image."""
+    if samples[0].instances is None:
+        return None
+    starts, cuts = np.zeros((len(samples), n), np.int64), np.zeros((len(samples), n, 4), np.int64)
+    pixels, place = [], 0
+    for b, sample in enumerate(samples):
+        assert sample.instances is not None, f"image {sample.id!r} has no instance masks while others of its batch have"
+        for i, one in enumerate(sample.instances):
+            height, width = one.mask.shape
+            starts[b, i], cuts[b, i] = place, (one.x, one.y, width, height)
+            pixels.append(one.mask.reshape(-1))
+            place += height * width
+    flat = np.concatenate(pixels) if pixels else np.zeros(0, np.uint8)
+    return InstanceMasks(*(torch.from_numpy(a) for a in (flat, starts, cuts)))
 
 
 def _masks(samples: Sequence[Sample], height: int, width: int) -> Tensor:

@@ -42,27 +42,28 @@ def resize_mask(mask: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArr
 
 
 def keep_boxes(sample: Sample, boxes: Boxes, size: tuple[int, int], min_side: float = MIN_SIDE) -> Sample:
-    """Put moved boxes into a sample: cut at the image's edge, and dropped with their labels where too little is left.
+    """Put moved boxes into a sample: cut at the image's edge; dropped with all that is theirs where too little is left.
 
     Args:
-        sample: whose labels and crowd flags belong to ``boxes``, row by row.
+        sample: whose labels, crowd flags and instances belong to ``boxes``, row by row.
         boxes: [n, 4] xyxy.
         size: (height, width) to cut at.
         min_side: shortest side to keep.
     """
-    assert sample.labels is not None
-    assert sample.crowd is not None
     limits = np.array([size[1], size[0]] * 2, np.float32)
     cut = np.clip(boxes, 0, limits).astype(np.float32, copy=False)
     kept = ((cut[:, 2:] - cut[:, :2]) >= min_side).all(1)
-    return dataclasses.replace(sample, boxes=cut[kept], labels=sample.labels[kept], crowd=sample.crowd[kept])
+    return select_boxes(sample, np.flatnonzero(kept), cut[kept])
 
 
 def select_boxes(sample: Sample, rows: npt.NDArray[np.int64], boxes: Boxes) -> Sample:
     """The sample with ``boxes``, which are what is left of its box rows ``rows``."""
     assert sample.labels is not None
     assert sample.crowd is not None
-    return dataclasses.replace(sample, boxes=boxes, labels=sample.labels[rows], crowd=sample.crowd[rows])
+    instances = None if sample.instances is None else [sample.instances[i] for i in rows.tolist()]
+    return dataclasses.replace(
+        sample, boxes=boxes, labels=sample.labels[rows], crowd=sample.crowd[rows], instances=instances
+    )
 
 
 def xywh_to_xyxy(boxes: npt.NDArray[np.float64], size: npt.NDArray[Any]) -> Boxes:

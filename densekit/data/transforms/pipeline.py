@@ -21,6 +21,7 @@ import pydantic
 from densekit.data.transforms.contrast import ContrastStretch
 from densekit.data.transforms.deep import in_eight_bits, leaves, with_fills_to_one
 from densekit.data.transforms.geometry import MIN_SIDE, keep_boxes, select_boxes
+from densekit.data.transforms.instances import for_label_maps, found_in, painted
 from densekit.data.transforms.resize import HorizontalFlip, Resize, ScaleJitter, VerticalFlip
 from densekit.errors import plain_words
 from densekit.types import IGNORE, DensekitError, Sample, nearest
@@ -327,13 +328,14 @@ class _Albumentations:
         self.names = ", ".join(type(t).__name__ for t in transforms)
         self.moves = not all(isinstance(t, albumentations.ImageOnlyTransform) for t in transforms)
         self.transforms = transforms
-        self._composed: dict[tuple[bool, bool], Any] = {}
+        self._composed: dict[tuple[bool, bool, bool], Any] = {}
 
-    def _compose(self, floats: bool, with_boxes: bool) -> Any:
+    def _compose(self, floats: bool, with_boxes: bool, with_instances: bool) -> Any:
         """The run for a kind of sample, made when the first one comes."""
         import albumentations
 
-        if (floats, with_boxes) not in self._composed:
+        kind = (floats, with_boxes, with_instances)
+        if kind not in self._composed:
             boxes = albumentations.BboxParams(
                 format="pascal_voc",
                 label_fields=["rows"],
@@ -343,9 +345,10 @@ class _Albumentations:
                 min_height=MIN_SIDE,
             )
             transforms = with_fills_to_one(self.transforms) if floats else self.transforms
+            transforms = for_label_maps(transforms) if with_instances else transforms
             composed = albumentations.Compose(transforms, bbox_params=boxes if with_boxes else None, p=1.0)
-            self._composed[floats, with_boxes] = composed
-        return self._composed[floats, with_boxes]
+            self._composed[kind] = composed
+        return self._composed[kind]
 
     def check_channels(self, channels: int) -> None:
         """See ``Pipeline``."""
@@ -357,20 +360,24 @@ class _Albumentations:
                 )
 
     def __call__(self, sample: Sample, random: np.random.Generator) -> Sample:
-        """Apply the run to image, mask and boxes."""
+        """Apply the run to image, mask, boxes and instances."""
         floats = sample.image.dtype != np.uint8  # which albumentations wants on the 0..1 scale
         with_boxes = sample.boxes is not None and self.moves
-        compose = self._compose(floats, with_boxes)
+        maps = painted(sample.instances, sample.image.shape[:2]) if sample.instances and self.moves else None
+        compose = self._compose(floats, with_boxes, maps is not None)
         compose.set_random_seed(int(random.integers(2**32)))
         given: dict[str, Any] = {"image": sample.image / np.float32(255) if floats else sample.image}
         if sample.mask is not None and self.moves:
             given["mask"] = sample.mask if sample.mask.ndim == 2 else sample.mask.transpose(1, 2, 0)
         if with_boxes:
             given |= {"bboxes": sample.boxes, "rows": np.arange(len(sample.boxes))}  # type: ignore[arg-type]
+        given = {k: np.ascontiguousarray(v) for k, v in given.items()}
         try:
-            got = compose(**{k: np.ascontiguousarray(v) for k, v in given.items()})
+            got = compose(**given, **({"masks": maps.maps} if maps is not None and maps.maps else {}))
         except Exception as error:  # the library's own kinds, many of them plain Exceptions
             raise DensekitError(self._message(sample, str(error))) from None
+        if maps is not None:
+            sample = dataclasses.replace(sample, instances=found_in(maps._replace(maps=got.get("masks", []))))
         return self._taken(sample, got, floats)
 
     def _taken(self, sample: Sample, got: dict[str, Any], floats: bool) -> Sample:

@@ -10,6 +10,7 @@ import numpy as np
 import pydantic
 
 from densekit.data.transforms.geometry import keep_boxes, resize_image, resize_mask
+from densekit.data.transforms.instances import mirrored, nearest, taken
 from densekit.types import IGNORE, Sample
 
 Side = Annotated[int, pydantic.Field(ge=1, le=2**16)]
@@ -60,8 +61,8 @@ class Resize:
         Args:
             sample: to be resized.
             random: draws the short side, where there are several.
-            source: (height, width) of the pixels that the boxes are in, where it is not the image's own: an image that
-                was decoded at a fraction of its size (``Pipeline.reduction``) has its boxes in the file's pixels.
+            source: (height, width) of the pixels that boxes and instances are in, where it is not the image's own: an
+                image that was decoded at a fraction of its size (``Pipeline.reduction``) has them in the file's pixels.
         """
         short = None
         if self.short:
@@ -72,6 +73,7 @@ class Resize:
             sample,
             image=resize_image(sample.image, target),
             mask=None if sample.mask is None else resize_mask(sample.mask, target),
+            instances=taken(sample.instances, *(nearest(s, t) for s, t in zip(source, target))),
         )
         if sample.boxes is None:
             return moved
@@ -126,7 +128,8 @@ class ScaleJitter:
         if sample.mask is not None:
             mask = np.full((*sample.mask.shape[:-2], *self.size), IGNORE, np.uint8)
             mask[..., : inner[0], : inner[1]] = resize_mask(sample.mask[..., rows, columns], (inner[0], inner[1]))
-        moved = dataclasses.replace(sample, image=image, mask=mask)
+        places = (a + nearest(w, i) for a, w, i in zip(start, window, inner))
+        moved = dataclasses.replace(sample, image=image, mask=mask, instances=taken(sample.instances, *places))
         if sample.boxes is None:
             return moved
         offset = np.array([start[1], start[0]] * 2, np.float32)
@@ -170,4 +173,5 @@ def _flipped(sample: Sample, axis: int) -> Sample:
         boxes[:, low], boxes[:, high] = length - boxes[:, high], length - boxes[:, low].copy()
     mask = None if sample.mask is None else np.flip(sample.mask, axis=axis - 2)
     image = cv2.flip(sample.image, axis).reshape(sample.image.shape)  # several times faster than numpy
-    return dataclasses.replace(sample, image=image, mask=mask, boxes=boxes)
+    instances = mirrored(sample.instances, axis, sample.image.shape[axis])
+    return dataclasses.replace(sample, image=image, mask=mask, boxes=boxes, instances=instances)

@@ -87,9 +87,7 @@ class FasterRCNN(nn.Module):
 
     def _losses(self, pyramid: Sequence[Tensor], regions: Regions, batch: Batch) -> dict[str, Tensor]:
         targets = self._targets(batch)
-        anchors = self.rpn.sample(regions, targets, batch.seeds)
-        proposals = self.proposals(regions, batch.sizes, training=True)
-        return self.losses_of(pyramid, regions, anchors, self.roi.sample(proposals, targets, batch.seeds))
+        return self.losses_of(pyramid, regions, *self.samples(regions, targets, batch))
 
     def _detections(self, pyramid: Sequence[Tensor], regions: Regions, batch: Batch) -> Detections:
         return self.roi.predict(pyramid, self.proposals(regions, batch.sizes, training=False), batch.sizes)
@@ -99,6 +97,12 @@ class FasterRCNN(nn.Module):
     ) -> dict[str, Tensor]:
         """The losses of given samples: for comparison with other detectors, and for sampling of one's own."""
         return {**self.rpn.losses(pyramid, regions, anchors), **self.roi.losses(pyramid, proposals)}
+
+    def samples(self, regions: Regions, targets: BoxTargets, batch: Batch) -> tuple[AnchorSamples, ProposalSamples]:
+        """The anchors and the proposals that the losses look at."""
+        anchors = self.rpn.sample(regions, targets, batch.seeds)
+        proposals = self.proposals(regions, batch.sizes, training=True)
+        return anchors, self.roi.sample(proposals, targets, batch.seeds)
 
     def proposals(self, regions: Regions, sizes: Tensor, *, training: bool) -> Proposals:
         """The best boxes of the first stage, as many as training or prediction takes."""

@@ -30,19 +30,21 @@ STREAM = 2
 
 
 class ProposalSamples(NamedTuple):
-    """The proposals that the losses look at.
+    """The proposals that the losses look at, positives first.
 
     Attributes:
         proposals: [B, S, 4].
         labels: [B, S] int64 logit to learn: 0 is "nothing", k + 1 is class k.
         valid: [B, S] bool.
-        boxes: [B, S, 4] object of each positive.
+        boxes: [B, S, 4] box of each positive's object.
+        objects: [B, S] int64 in 0..N-1: the object itself.
     """
 
     proposals: Tensor
     labels: Tensor
     valid: Tensor
     boxes: Tensor
+    objects: Tensor
 
 
 class TwoFC(nn.Module):
@@ -222,7 +224,7 @@ class RegionHead(nn.Module):
         )
         target = assigned.object.gather(1, drawn.chosen)
         labels = torch.where(drawn.positive, targets.labels.gather(1, target) + 1, 0)
-        return ProposalSamples(rows(boxes, drawn.chosen), labels, drawn.valid, rows(targets.boxes, target))
+        return ProposalSamples(rows(boxes, drawn.chosen), labels, drawn.valid, rows(targets.boxes, target), target)
 
     def losses(self, pyramid: Sequence[Tensor], samples: ProposalSamples) -> dict[str, Tensor]:
         """Losses over the sampled proposals of the batch (Girshick 2015, eq. 1): ``class``, ``box``.

@@ -1,7 +1,8 @@
-"""The ``coco`` data set: a folder of images and a COCO json, for detection."""
+"""The ``coco`` data set: a folder of images and a COCO json, for detection of boxes or of instances."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Literal
 
@@ -10,10 +11,12 @@ import numpy.typing as npt
 
 from densekit.data.formats.coco.file import CocoFile
 from densekit.data.formats.coco.images import CocoImages
+from densekit.data.formats.coco.instances import Boxes, check_masks, instances_of
 from densekit.data.formats.coco.merge import open_annotations
 from densekit.data.images.read import MAX_PIXELS, ImageReader
 from densekit.data.loading.sampling import draw_seed, sample_random
 from densekit.data.transforms.geometry import xywh_to_xyxy
+from densekit.data.transforms.instances import boxes_from_masks
 from densekit.data.transforms.pipeline import Pipeline
 from densekit.registry import DATASETS
 from densekit.types import Classes, Sample, Task
@@ -29,6 +32,8 @@ class CocoDataset:
         seed: of the run; every draw comes from (seed, epoch, index).
         channels: image channels to give.
         max_pixels: a larger image is refused before it is decoded.
+        instances: give the masks of the objects too.
+        boxes: see ``Boxes``.
 
     Attributes:
         ids_are_positions: a class is told by its name; its id says nothing beside it.
@@ -46,12 +51,16 @@ class CocoDataset:
         seed: int = 0,
         channels: int = 3,
         max_pixels: int = MAX_PIXELS,
+        instances: bool = False,
+        boxes: Boxes = "annotated",
     ) -> None:
         self.files = CocoImages(folder, file)
         self.file = file
         self.transforms = transforms or Pipeline(())
         self.seed = seed
         self.read_image = ImageReader(channels, max_pixels)
+        self.instances, self.boxes = instances, boxes
+        self._mask_notes = check_masks(file, boxes) if instances or boxes == "from_masks" else []
 
     @property
     def classes(self) -> Classes:
@@ -65,8 +74,8 @@ class CocoDataset:
 
     @property
     def notes(self) -> list[str]:
-        """See ``CocoImages``."""
-        return self.files.notes
+        """See ``CocoImages``; and which objects have no mask, where masks are asked for."""
+        return [*self.files.notes, *self._mask_notes]
 
     def missing_files(self) -> list[Path]:
         """See ``CocoImages``."""
@@ -100,7 +109,10 @@ class CocoDataset:
         """
         random = sample_random(self.seed, epoch, index)
         sample = self._read(index, draw_seed(random))
-        return self.transforms(sample, random)
+        sample = self.transforms(sample, random)
+        if self.boxes == "from_masks":
+            sample = boxes_from_masks(sample)
+        return sample if self.instances else dataclasses.replace(sample, instances=None)
 
     def annotated_size(self, index: int) -> tuple[int, int]:
         """(height, width) that the json gives."""
@@ -125,6 +137,7 @@ class CocoDataset:
             boxes=xywh_to_xyxy(self.file.boxes[rows], self.file.sizes[index]),
             labels=np.array(self.file.labels[rows], np.int64),
             crowd=np.array(self.file.crowd[rows], np.bool_),
+            instances=instances_of(self.file, index) if self.instances or self.boxes == "from_masks" else None,
         )
 
 
@@ -135,11 +148,13 @@ def coco(
     annotations: Path | tuple[Path, ...],
     classes: tuple[str, ...] | None = None,
     on_bad_box: Literal["error", "drop"] = "error",
+    boxes: Boxes = "annotated",
     transforms: Pipeline | None = None,
     seed: int = 0,
     training: bool = False,
     channels: int = 3,
     max_pixels: int = MAX_PIXELS,
+    instances: bool = False,
 ) -> CocoDataset:
     """Images and boxes of a COCO json, or of several.
 
@@ -148,11 +163,22 @@ def coco(
         annotations: the json file, or a list of several as one data set: see ``coco_merge``.
         classes: names of the categories to use, in label order; None: all, by id.
         on_bad_box: a box without area, with NaN, or outside its image is an error, or dropped.
+        boxes: those of the file, or, ``from_masks``, those around the masks after the transforms.
         transforms: see ``CocoDataset``.
         seed: see ``CocoDataset``.
         training: detection looks at the same data either way.
         channels: see ``CocoDataset``.
         max_pixels: see ``CocoDataset``.
+        instances: give the masks of the objects too; the program asks for them where a head learns masks.
     """
     file = open_annotations(annotations, on_bad_box=on_bad_box, classes=classes)
-    return CocoDataset(images, file=file, transforms=transforms, seed=seed, channels=channels, max_pixels=max_pixels)
+    return CocoDataset(
+        images,
+        file=file,
+        transforms=transforms,
+        seed=seed,
+        channels=channels,
+        max_pixels=max_pixels,
+        instances=instances,
+        boxes=boxes,
+    )

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from densekit.data.formats.coco.file import CocoFile
 from densekit.data.formats.coco.images import CocoImages
 from densekit.data.formats.coco.merge import open_annotations
-from densekit.data.formats.coco.rle import SegmentationError, segmentation_mask
+from densekit.data.formats.coco.rle import decode_runs
 from densekit.data.formats.segmentation import Labels, SegmentationDataset
 from densekit.data.images.read import MAX_PIXELS
 from densekit.data.transforms.pipeline import Pipeline
@@ -106,17 +106,17 @@ class CocoMasks:
             label = int(self.file.labels[annotation])
             ignored = self.crowd == "ignore" and bool(self.file.crowd[annotation])
             value = IGNORE if ignored else 1 if self.layers else label + self.offset
-            drawn[label if self.layers else 0][self._region(annotation, height, width)] = value
+            drawn[label if self.layers else 0][self._region(index, annotation)] = value
         return drawn if self.layers else drawn[0]
 
-    def _region(self, annotation: int, height: int, width: int) -> npt.NDArray[np.bool_]:
-        try:
-            return segmentation_mask(self.file.segmentation(annotation), height, width)
-        except SegmentationError as error:
+    def _region(self, image: int, annotation: int) -> npt.NDArray[np.bool_]:
+        runs = self.file.runs(image, annotation)
+        if runs is None:
             raise DensekitError(
-                f"{self.file.source(annotation)}: annotation {self.file.annotation_id(annotation)!r}: {error}; "
-                f"correct or remove it"
-            ) from None
+                f"{self.file.source(annotation)}: annotation {self.file.annotation_id(annotation)!r}: "
+                "it has no segmentation; correct or remove it"
+            )
+        return decode_runs(runs, *map(int, self.file.sizes[image]))
 
 
 @DATASETS.register

@@ -25,6 +25,7 @@ from densekit.data.column_store import Strings, cache_folder, fingerprint, map_c
 from densekit.data.formats.coco.check import REMEDY, bad_box_message, box_defects, check_annotations, check_images
 from densekit.data.formats.coco.columns import CocoColumns, Id, Ids
 from densekit.data.formats.coco.parse import parse_coco, read_segmentation
+from densekit.data.formats.coco.rle import Runs, SegmentationError, segmentation_runs
 from densekit.types import Classes, DensekitError, nearest
 
 CACHE_FROM = 1 << 22
@@ -127,6 +128,21 @@ class CocoFile:
                 f"{path}: the segmentation of annotation {self.annotation_id(annotation)!r} cannot be read "
                 f"({error}); if the file was changed since it was opened, start again"
             ) from None
+
+    def runs(self, image: int, annotation: int) -> Runs | None:
+        """The run lengths of the mask of an image's annotation, column by column; None where it has none.
+
+        Raises:
+            DensekitError: its segmentation breaks the format.
+        """
+        segmentation = self.segmentation(annotation)
+        if segmentation in (None, [], [[]]):
+            return None
+        try:
+            return segmentation_runs(segmentation, int(self.sizes[image, 0]), int(self.sizes[image, 1]))
+        except SegmentationError as error:
+            where = f"{self.source(annotation)}: annotation {self.annotation_id(annotation)!r}"
+            raise DensekitError(f"{where}: {error}; correct or remove it") from None
 
     def source(self, annotation: int) -> Path:
         """The json that an annotation's segmentation is in; of one without, the file, or the folder of several."""

@@ -17,6 +17,9 @@ Runs = npt.NDArray[np.int64]
 Box = tuple[float, float, float, float]
 """(x, y, width, height)."""
 
+FEW = 1000
+"""Characters of compressed run lengths from which on they are decoded all at once."""
+
 
 class SegmentationError(ValueError):
     """What is wrong with one segmentation; the caller adds the file and the annotation."""
@@ -37,14 +40,21 @@ def segmentation_mask(segmentation: Any, height: int, width: int) -> Mask:
     Raises:
         SegmentationError: it is empty, of another size, or breaks the format.
     """
+    return decode_runs(segmentation_runs(segmentation, height, width), height, width)
+
+
+def segmentation_runs(segmentation: Any, height: int, width: int) -> Runs:
+    """The run lengths of ``segmentation_mask``, which are checked and add up to the image; raises what that does."""
     if isinstance(segmentation, dict):
         size = segmentation.get("size")
         if size != [height, width]:
             raise SegmentationError(f"its run lengths are for {size}, the image is [{height}, {width}]")
-        return decode_runs(run_lengths(segmentation.get("counts")), height, width)
+        return _checked(run_lengths(segmentation.get("counts")), height, width)
     if isinstance(segmentation, list) and segmentation:
-        return polygons_mask(segmentation, height, width)
-    raise SegmentationError("it has no segmentation" if not segmentation else f"{segmentation!r} is no segmentation")
+        return polygons_runs(segmentation, height, width)
+    raise SegmentationError(
+        "it has no segmentation" if not segmentation else f"{segmentation!r} is no segmentation"[:200]
+    )
 
 
 def run_lengths(counts: Any) -> npt.NDArray[np.int64]:
@@ -57,7 +67,7 @@ def run_lengths(counts: Any) -> npt.NDArray[np.int64]:
         SegmentationError: neither of the two, or a number out of range.
     """
     if isinstance(counts, str):
-        return _uncompressed(counts)
+        return _few(counts) if len(counts) < FEW else _many(counts)
     if not isinstance(counts, list) or not all(
         type(c) in (int, float) and 0 <= c < 2**40 and c % 1 == 0 for c in counts
     ):
@@ -71,10 +81,14 @@ def decode_runs(runs: npt.NDArray[np.int64], height: int, width: int) -> Mask:
     Raises:
         SegmentationError: a run is negative, or they don't add up to the image.
     """
+    values = np.arange(len(runs)) % 2 == 1
+    return np.repeat(values, _checked(runs, height, width)).reshape(width, height).T
+
+
+def _checked(runs: Runs, height: int, width: int) -> Runs:
     if (runs < 0).any() or runs.sum() != height * width:
         raise SegmentationError(f"its run lengths add up to {runs.sum()}, the image has {height * width} pixels")
-    values = np.arange(len(runs)) % 2 == 1
-    return np.repeat(values, runs).reshape(width, height).T
+    return runs
 
 
 def polygons_mask(polygons: Sequence[Any], height: int, width: int) -> Mask:
@@ -93,7 +107,7 @@ def polygons_runs(polygons: Sequence[Any], height: int, width: int) -> npt.NDArr
     for polygon in polygons:
         _check_polygon(polygon, height, width)
     runs = coco.frPyObjects([[float(v) for v in polygon] for polygon in polygons], height, width)
-    return run_lengths(coco.merge(runs)["counts"].decode())
+    return run_lengths((runs[0] if len(runs) == 1 else coco.merge(runs))["counts"].decode())
 
 
 def segmentation_box(segmentation: Any) -> Box:
@@ -139,7 +153,7 @@ def extent(runs: Runs, height: int) -> Box | None:
 
 
 def _check_points(polygon: Any) -> None:
-    if not isinstance(polygon, list) or not all(isinstance(v, int | float) for v in polygon):
+    if not isinstance(polygon, list) or not set(map(type, polygon)) <= {int, float}:
         raise SegmentationError("a polygon is not a list of numbers")
     if not all(map(math.isfinite, polygon)):
         raise SegmentationError(f"a polygon holds {next(v for v in polygon if not math.isfinite(v))}, no finite number")
@@ -151,19 +165,44 @@ def _check_polygon(polygon: Any, height: int, width: int) -> None:
     _check_points(polygon)
     # Such points draw nothing, and the time that COCO's code takes grows with their distance.
     limit = 10 * max(height, width)
-    if any(abs(v) > limit for v in polygon):
+    if max(map(abs, polygon)) > limit:
         raise SegmentationError(f"a polygon goes to {max(polygon, key=abs)}, far outside of {width} x {height} pixels")
 
 
-def _uncompressed(text: str) -> npt.NDArray[np.int64]:
+_NO_MEANING = "its compressed run lengths hold a character that has no meaning there"
+_TOO_LARGE = "its compressed run lengths hold a number of more than 40 bits"
+
+
+def _few(text: str) -> Runs:
+    """Of a short string, such as one object's: there a loop is done before numpy has begun."""
+    values: list[int] = []
+    value = places = 0
+    for letter in text.encode("latin-1", "replace"):
+        digit = letter - 48
+        if not 0 <= digit <= 63:
+            raise SegmentationError(_NO_MEANING)
+        if places > 35:
+            raise SegmentationError(_TOO_LARGE)
+        value |= (digit & 31) << places
+        places += 5
+        if not digit & 32:
+            value -= (digit >> 4 & 1) << places
+            values.append(value + (values[-2] if len(values) > 2 else 0))
+            value = places = 0
+    if places:
+        raise SegmentationError(_NO_MEANING)
+    return np.array(values, np.int64)
+
+
+def _many(text: str) -> Runs:
     digits = np.frombuffer(text.encode("latin-1", "replace"), np.uint8).astype(np.int64) - 48
     if ((digits < 0) | (digits > 63)).any() or (len(digits) and digits[-1] & 32):
-        raise SegmentationError("its compressed run lengths hold a character that has no meaning there")
+        raise SegmentationError(_NO_MEANING)
     last = np.flatnonzero(digits & 32 == 0)
     first = np.concatenate(([0], last[:-1] + 1)) if len(last) else last
     places = np.arange(len(digits)) - np.repeat(first, last - first + 1)
     if places.max(initial=0) > 7:
-        raise SegmentationError("its compressed run lengths hold a number of more than 40 bits")
+        raise SegmentationError(_TOO_LARGE)
     values = np.add.reduceat((digits & 31) << (5 * places), first) if len(last) else last
     negative = digits[last] & 16 > 0
     values = values - (negative.astype(np.int64) << (5 * (places[last] + 1)))

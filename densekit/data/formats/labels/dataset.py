@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from densekit.data.formats.coco.coco import CocoDataset
+from densekit.data.formats.coco.instances import Boxes
 from densekit.data.formats.labels.columns import open_layout
 from densekit.data.formats.labels.records import Layout
 from densekit.data.images.read import MAX_PIXELS
@@ -21,6 +22,8 @@ def labelled_images(
     seed: int = 0,
     channels: int = 3,
     max_pixels: int = MAX_PIXELS,
+    instances: bool = False,
+    boxes: Boxes = "annotated",
 ) -> CocoDataset:
     """Images and boxes of a layout.
 
@@ -32,10 +35,19 @@ def labelled_images(
         seed: see ``CocoDataset``.
         channels: see ``CocoDataset``.
         max_pixels: see ``CocoDataset``.
+        instances: see ``CocoDataset``.
+        boxes: see ``CocoDataset``.
     """
     file = open_layout(layout, on_bad_box=on_bad_box, classes=classes)
     data = CocoDataset(
-        layout.root, file=file, transforms=transforms, seed=seed, channels=channels, max_pixels=max_pixels
+        layout.root,
+        file=file,
+        transforms=transforms,
+        seed=seed,
+        channels=channels,
+        max_pixels=max_pixels,
+        instances=instances,
+        boxes=boxes,
     )
     data.ids_are_positions = layout.names is None
     return data

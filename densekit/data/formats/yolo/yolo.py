@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from densekit.data.formats.coco.coco import CocoDataset
+from densekit.data.formats.coco.instances import Boxes
 from densekit.data.formats.labels.columns import are_numbers
 from densekit.data.formats.labels.dataset import labelled_images
 from densekit.data.formats.labels.listing import listed, role_folders
@@ -183,11 +184,13 @@ def yolo(
     list: Path | None = None,
     classes: tuple[str, ...] | None = None,
     on_bad_box: Literal["error", "drop"] = "error",
+    boxes: Boxes = "annotated",
     transforms: Pipeline | None = None,
     seed: int = 0,
     training: bool = False,
     channels: int = 3,
     max_pixels: int = MAX_PIXELS,
+    instances: bool = False,
 ) -> CocoDataset:
     """Images and boxes in the format of YOLO.
 
@@ -198,11 +201,13 @@ def yolo(
         classes: names of the classes to use, in label order; None: all, by number. Where no file has names, these are
             the names of the numbers.
         on_bad_box: a box without area, or outside its image, is an error, or dropped.
+        boxes: as they are, or, ``from_masks``, those around the polygons' masks after the transforms.
         transforms: see ``CocoDataset``.
         seed: see ``CocoDataset``.
         training: detection looks at the same data either way.
         channels: see ``CocoDataset``.
         max_pixels: see ``CocoDataset``.
+        instances: see ``CocoDataset``; the program asks for them where a head learns masks.
     """
     if not folder.exists():
         beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
@@ -215,4 +220,6 @@ def yolo(
         seed=seed,
         channels=channels,
         max_pixels=max_pixels,
+        instances=instances,
+        boxes=boxes,
     )
