@@ -8,6 +8,7 @@ be imported plainly: the registry is a door for names in configs, never the only
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -48,14 +49,18 @@ class Registry:
             raise DensekitError(f"{self.kind} {name!r} is registered twice; names must be unique, rename one of them")
         self._builders[name] = builder
 
-    def extend(self, base: Callable[..., Any]) -> Callable[[Builder], Builder]:
+    def extend(self, base: Callable[..., Any], **fixed: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Register a builder that adds to what another builds, under its own name and with the options of both.
 
-        A decorator: the builder takes what ``base`` gives first, then its own options; that is also how it is called
-        plainly.
+        A decorator: the function below it takes what ``base`` gives, then its own options. What it becomes is called
+        as ``base`` is.
+
+        Args:
+            base: a builder.
+            fixed: options of ``base`` that are no option any more.
         """
 
-        def register(builder: Builder) -> Builder:
+        def register(builder: Callable[..., Any]) -> Callable[..., Any]:
             below, above = (inspect.signature(one, eval_str=True) for one in (base, builder))
             own = {n: p for n, p in above.parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
             if twice := [n for n in own if n in below.parameters]:
@@ -63,14 +68,15 @@ class Registry:
                 raise DensekitError(f"option {twice[0]!r} of {name!r} is one of {extended!r} already; rename it")
 
             def build(*given: Any, **options: Any) -> Any:
-                part = base(*given, **{n: v for n, v in options.items() if n not in own})
+                part = base(*given, **{n: v for n, v in options.items() if n not in own}, **fixed)
                 return builder(part, **{n: v for n, v in options.items() if n in own})
 
-            parameters = [*below.parameters.values(), *own.values()]
+            parameters = [*(p for n, p in below.parameters.items() if n not in fixed), *own.values()]
             signature = inspect.Signature(parameters, return_annotation=above.return_annotation)
-            build.__doc__, build.__signature__ = builder.__doc__, signature  # type: ignore[attr-defined]
+            functools.update_wrapper(build, builder)
+            build.__signature__ = signature  # type: ignore[attr-defined]
             self.add(builder.__name__, build)
-            return builder
+            return build
 
         return register
 

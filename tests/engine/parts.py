@@ -60,9 +60,14 @@ SEGMENTERS = [
     ("linknet", {"mode": "multilabel", "losses": {"bce": 1.0, "positive_weight": 2.0, "lovasz": 1.0, "focal": 1.0}}),
 ]
 SMALL_MASKS = SMALL | {"mask_convs": 2, "mask_channels": 8, "mask_pool_size": 4}
+CASCADE = [
+    ("cascade_rcnn", SMALL | {"box_head": "four_conv_fc", "box_head_norm": "group", "box_loss": "giou"}),
+    ("cascade_mask_rcnn", SMALL_MASKS | {"stage_overlaps": (0.6,), "stage_weights": (1.0, 1.0)}),
+]
 CLASSIFIERS = [{}, {"pool": "max", "mixup": 0.2, "dropout": 0.5, "label_smoothing": 0.1}]
 CASES = [
     *(("faster_rcnn", SMALL | options, "boxes") for options in FASTER_RCNN),
+    *((head, options, "boxes") for head, options in CASCADE),
     *(("retinanet", DENSE | options, "boxes") for options in RETINANET),
     *(("fcos", DENSE | options, "boxes") for options in FCOS),
     *((head, options, "masks") for head, options in SEGMENTERS),

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from densekit.heads.faster_rcnn import FasterRCNN, faster_rcnn
+from densekit.heads.faster_rcnn import FasterRCNN
 from densekit.heads.mask_rcnn import MaskRCNN, mask, mask_rcnn
 from densekit.ops import instance_masks
 from densekit.registry import HEADS, Registry
@@ -86,7 +86,7 @@ def test_its_options_are_those_of_faster_rcnn_and_of_the_masks():
         DensekitError, match="mask_conv: head 'mask_rcnn' has no such option; did you mean 'mask_convs'"
     ):
         build(mask_conv=3)
-    head = mask_rcnn(faster_rcnn(LEVELS, num_classes=4, channels=16, samples=64), mask_convs=1)
+    head = mask_rcnn(LEVELS, num_classes=4, channels=16, samples=64, mask_convs=1)
     assert isinstance(head, FasterRCNN)
     assert head.mask.most == 16
     assert head.mask.logits.out_channels == 4

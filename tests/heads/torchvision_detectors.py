@@ -193,4 +193,4 @@ def proposals_of(sampler: Recorder, proposals: list[Tensor], batch: Batch) -> Pr
     assigned = assign(boxes, targets, positive_overlap=0.5, negative_overlap=0.5, best_for_each=False)
     assert torch.equal(assigned.positive & valid, labels > 0)
     matched = torch.stack([b[i] for b, i in zip(targets.boxes, assigned.object)])
-    return ProposalSamples(boxes, labels, valid, matched, assigned.object)
+    return ProposalSamples(boxes, labels, valid, matched, assigned.object, targets, batch.sizes)

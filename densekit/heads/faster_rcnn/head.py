@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from densekit.errors import DensekitError
 from densekit.heads.anchors import Sizes, check_overlaps, check_sizes
+from densekit.heads.faster_rcnn.cascade import Cascade
 from densekit.heads.faster_rcnn.fpn import FPN, LastLevel
 from densekit.heads.faster_rcnn.roi import FourConvFC, ProposalSamples, RegionHead, TwoFC
 from densekit.heads.faster_rcnn.rpn import AnchorSamples, Proposals, RegionProposalNetwork, Regions
@@ -39,6 +40,7 @@ class FasterRCNN(nn.Module):
         stride: of the backbone's last map: the padded image is that many times larger.
         before_nms: anchors of each level that enter the suppression of proposals, (in training, in prediction).
         after_nms: proposals of an image that leave it, likewise.
+        cascade: further stages that refine the boxes of the second; None where that one has the last word.
     """
 
     task: Task = "detection"
@@ -52,9 +54,10 @@ class FasterRCNN(nn.Module):
         stride: int,
         before_nms: tuple[int, int] = (2000, 1000),
         after_nms: tuple[int, int] = (2000, 1000),
+        cascade: Cascade | None = None,
     ) -> None:
         super().__init__()
-        self.neck, self.rpn, self.roi = neck, rpn, roi
+        self.neck, self.rpn, self.roi, self.cascade = neck, rpn, roi, cascade
         self.stride = stride
         self.before_nms, self.after_nms = before_nms, after_nms
 
@@ -90,13 +93,19 @@ class FasterRCNN(nn.Module):
         return self.losses_of(pyramid, regions, *self.samples(regions, targets, batch))
 
     def _detections(self, pyramid: Sequence[Tensor], regions: Regions, batch: Batch) -> Detections:
-        return self.roi.predict(pyramid, self.proposals(regions, batch.sizes, training=False), batch.sizes)
+        proposals = self.proposals(regions, batch.sizes, training=False)
+        if self.cascade is not None:
+            return self.cascade.predict(self.roi, pyramid, proposals)
+        return self.roi.predict(pyramid, proposals)
 
     def losses_of(
         self, pyramid: Sequence[Tensor], regions: Regions, anchors: AnchorSamples, proposals: ProposalSamples
     ) -> dict[str, Tensor]:
         """The losses of given samples: for comparison with other detectors, and for sampling of one's own."""
-        return {**self.rpn.losses(pyramid, regions, anchors), **self.roi.losses(pyramid, proposals)}
+        losses = self.rpn.losses(pyramid, regions, anchors)
+        if self.cascade is not None:
+            return losses | self.cascade.losses(self.roi, pyramid, proposals)
+        return losses | self.roi.losses(pyramid, proposals)
 
     def samples(self, regions: Regions, targets: BoxTargets, batch: Batch) -> tuple[AnchorSamples, ProposalSamples]:
         """The anchors and the proposals that the losses look at."""

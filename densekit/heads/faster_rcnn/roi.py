@@ -6,6 +6,7 @@ K classes (logit 0 is "nothing", logit k + 1 is class k), D detections an image,
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densekit.heads.faster_rcnn.rpn import Proposals, rows
-from densekit.layers import ConvNormAct, Norm
+from densekit.layers import ConvNormAct, Norm, init_convs
 from densekit.ops import boxes as box_ops
 from densekit.ops.assignment import assign
 from densekit.ops.losses import BoxLoss, ClassLoss, box_loss, class_loss, mean_over_ranks
@@ -38,6 +39,8 @@ class ProposalSamples(NamedTuple):
         valid: [B, S] bool.
         boxes: [B, S, 4] box of each positive's object.
         objects: [B, S] int64 in 0..N-1: the object itself.
+        targets: all objects of the images.
+        sizes: [B, 2] (height, width) of the images.
     """
 
     proposals: Tensor
@@ -45,6 +48,8 @@ class ProposalSamples(NamedTuple):
     valid: Tensor
     boxes: Tensor
     objects: Tensor
+    targets: BoxTargets
+    sizes: Tensor
 
 
 class TwoFC(nn.Module):
@@ -172,9 +177,28 @@ class RegionHead(nn.Module):
         self.score_threshold, self.max_detections = score_threshold, max_detections
         self.scores = nn.Linear(box_head.width, num_classes + 1)
         self.deltas = nn.Linear(box_head.width, 4 * (1 if class_agnostic else num_classes))
+        self._draw()
+
+    def _draw(self) -> None:
         for layer, std in ((self.scores, 0.01), (self.deltas, 0.001)):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
+
+    def another(self, *, overlap: float, weights: box_ops.Weights) -> RegionHead:
+        """A stage of the same form with parameters of its own, drawn anew.
+
+        Args:
+            overlap: IoU with an object from which on a box is positive; below it is negative.
+            weights: factors of the box deltas.
+        """
+        stage = copy.deepcopy(self)
+        stage.positive_overlap, stage.negative_overlap, stage.weights = overlap, overlap, weights
+        for module in stage.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                module.reset_parameters()
+        init_convs(stage.box_head)
+        stage._draw()
+        return stage
 
     def forward(self, pyramid: Sequence[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Look at regions.
@@ -224,7 +248,8 @@ class RegionHead(nn.Module):
         )
         target = assigned.object.gather(1, drawn.chosen)
         labels = torch.where(drawn.positive, targets.labels.gather(1, target) + 1, 0)
-        return ProposalSamples(rows(boxes, drawn.chosen), labels, drawn.valid, rows(targets.boxes, target), target)
+        chosen, found = rows(boxes, drawn.chosen), rows(targets.boxes, target)
+        return ProposalSamples(chosen, labels, drawn.valid, found, target, targets, proposals.sizes)
 
     def losses(self, pyramid: Sequence[Tensor], samples: ProposalSamples) -> dict[str, Tensor]:
         """Losses over the sampled proposals of the batch (Girshick 2015, eq. 1): ``class``, ``box``.
@@ -248,20 +273,20 @@ class RegionHead(nn.Module):
         return {"class": cls / over, "box": self.box_weight * box / count}
 
     @torch.no_grad()
-    def predict(self, pyramid: Sequence[Tensor], proposals: Proposals, sizes: Tensor) -> Detections:
-        """Detections in the pixels of the images, cut to ``sizes`` [B, 2]."""
+    def predict(self, pyramid: Sequence[Tensor], proposals: Proposals) -> Detections:
+        """Detections in the pixels of the images, cut to their sizes."""
         logits, deltas = self(pyramid, proposals.boxes)
-        return self.detections(logits.softmax(-1), deltas, proposals, sizes)
+        return self.detections(logits.softmax(-1), deltas, proposals)
 
     @torch.no_grad()
-    def detections(self, probabilities: Tensor, deltas: Tensor, proposals: Proposals, sizes: Tensor) -> Detections:
+    def detections(self, probabilities: Tensor, deltas: Tensor, proposals: Proposals) -> Detections:
         """Detections of [B, P, K + 1] probabilities and [B, P, K or 1, 4] deltas of the proposals."""
         scores = probabilities[..., 1:]  # [B, P, K]
         scores = torch.where(proposals.valid[..., None] & (scores > self.score_threshold), scores, 0.0).flatten(1)
         scores, pair = scores.topk(min(self.nms_candidates, scores.shape[1]), dim=1)  # [B, M]
         region, labels = pair // self.num_classes, pair % self.num_classes
         deltas = rows(deltas.flatten(1, 2), region if self.class_agnostic else pair)
-        boxes = box_ops.clip(box_ops.decode(deltas, rows(proposals.boxes, region), self.weights), sizes)
+        boxes = box_ops.clip(box_ops.decode(deltas, rows(proposals.boxes, region), self.weights), proposals.sizes)
         valid = (scores > 0) & box_ops.longer_than(boxes, SMALLEST_DETECTION)
         return self._suppression(boxes, torch.where(valid, scores, 0.0), labels)
 

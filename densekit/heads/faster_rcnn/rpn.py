@@ -64,10 +64,12 @@ class Proposals(NamedTuple):
     Attributes:
         boxes: [B, P, 4] inside the image; zeros where not valid.
         valid: [B, P] bool.
+        sizes: [B, 2] (height, width) of the images.
     """
 
     boxes: Tensor
     valid: Tensor
+    sizes: Tensor
 
 
 class RegionProposalNetwork(nn.Module):
@@ -176,7 +178,7 @@ class RegionProposalNetwork(nn.Module):
         scores = torch.where(kept, scores, -torch.inf)
         scores, order = scores.topk(min(after_nms, scores.shape[1]), dim=1)
         valid = scores > -torch.inf
-        return Proposals(torch.where(valid[..., None], rows(boxes, order), 0.0), valid)
+        return Proposals(torch.where(valid[..., None], rows(boxes, order), 0.0), valid, sizes)
 
     def _best_of_level(
         self, regions: Regions, first: int, best: int, count: int, sizes: Tensor

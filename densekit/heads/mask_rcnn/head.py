@@ -37,6 +37,7 @@ class MaskRCNN(FasterRCNN):
             stride=detector.stride,
             before_nms=detector.before_nms,
             after_nms=detector.after_nms,
+            cascade=detector.cascade,
         )
         self.mask = mask
 
