@@ -196,7 +196,8 @@ def part(batch: Batch, share: slice) -> Batch:
     """Some of the images of a batch."""
     assert batch.targets is not None
     assert batch.targets.boxes is not None
-    boxes = BoxTargets(*(getattr(batch.targets.boxes, f.name)[share] for f in dataclasses.fields(BoxTargets)))
+    names = ("boxes", "labels", "crowd", "valid")
+    boxes = BoxTargets(*(getattr(batch.targets.boxes, name)[share] for name in names))
     images, sizes, seeds = batch.images[share], batch.sizes[share], batch.seeds[share]
     return Batch(images, sizes, sizes, batch.ids[share], seeds, Targets(boxes=boxes))
 
