@@ -55,7 +55,11 @@ def layouts(tmp_path_factory):
     generate_shapes(root / "shapes", train=4, val=2, test=2, size=64)
     for split in ("train", "val", "test"):
         source = root / "shapes/annotations" / f"{split}.json"
-        for target in (f"bccd/annotations/{split}.json", f"nuclei/annotations/{split}.json", f"coco/annotations/instances_{split}2017.json"):
+        for target in (
+            f"bccd/annotations/{split}.json",
+            f"nuclei/annotations/{split}.json",
+            f"coco/annotations/instances_{split}2017.json",
+        ):
             (root / target).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, root / target)
         shutil.copytree(root / "shapes/images", root / f"coco/{split}2017")
