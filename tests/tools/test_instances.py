@@ -133,6 +133,54 @@ def test_tiles_and_views_are_predicted_and_measured_with_masks(run, shapes, tmp_
     assert all(coco.area(row["segmentation"]) <= (row["bbox"][2] + 1) * (row["bbox"][3] + 1) for row in rows)
 
 
+@pytest.mark.parametrize("boxes", ["annotated", "from_masks"])
+def test_odd_masks_are_learned_from_and_measured(tree, shapes, tmp_path, boxes):
+    """None, one pixel, nothing at all, outside of its box; and an image without objects."""
+    for split in ("train", "val"):
+        content = json.loads((shapes / f"annotations/{split}.json").read_text())
+        sizes = {i["id"]: (i["height"], i["width"]) for i in content["images"]}
+        empty = content["images"][0]["id"]
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] != empty]
+        for number, row in enumerate(content["annotations"]):
+            height, width = sizes[row["image_id"]]
+            odd = (
+                None,
+                {"size": [height, width], "counts": [5, 1, height * width - 6]},
+                {"size": [height, width], "counts": [height * width]},
+                [[0, 0, 6, 0, 6, 6, 0, 6]],
+            )
+            if number % 2:
+                row["segmentation"] = odd[number // 2 % 4]
+        (tmp_path / f"{split}.json").write_text(json.dumps(content))
+    config = runs.write_config(tmp_path / "config.yaml", tree)
+    paths = [f"data.{split}.annotations={tmp_path / split}.json" for split in ("train", "val")]
+    code, printed = runs.call("train", config, "--out", tmp_path / "run", *paths, f"data.train.boxes={boxes}")
+    assert code == 0, printed
+    assert "objects have no segmentation" in printed
+    line = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+    assert "mask_AP" in line
+    assert np.isfinite(line["loss"])
+
+
+def test_a_broken_segmentation_stops_with_its_name_or_its_image_is_skipped(tree, shapes, tmp_path):
+    content = json.loads((shapes / "annotations/train.json").read_text())
+    broken = content["annotations"][0]
+    broken["segmentation"] = [[1, 2, 3, 4]]
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    config, path = runs.write_config(tmp_path / "config.yaml", tree), f"data.train.annotations={tmp_path}/train.json"
+    code, printed = runs.call("train", config, "--out", tmp_path / "stops", path, "train.steps=4")
+    named = f"train.json: annotation {broken['id']}: a polygon has 4 numbers"
+    assert code == 2
+    before, after = printed.split("error: ")
+    assert "the run will stop" in before
+    assert named in before
+    assert named in after
+    skip = ("train.steps=4", "data.on_bad_image=skip")
+    code, printed = runs.call("train", config, "--out", tmp_path / "skips", path, *skip)
+    assert code == 0, printed
+    assert "1 unreadable images were skipped" in printed
+
+
 # What can't be done is said in one line.
 
 
