@@ -11,13 +11,13 @@ from densekit import config as configs
 from densekit.data.formats.shapes import generate_shapes
 from densekit.data.transforms.pipeline import Pipeline
 from densekit.model import build_model
-from densekit.registry import DATASETS
+from densekit.registry import DATASETS, HEADS
 from densekit.types import Classes
 
 ROOT = Path(__file__).resolve().parents[1]
 ALL = sorted((ROOT / "configs").rglob("*.yaml"))
-SMALL = {"faster_rcnn": ("box_head_width=64", "rpn_before_nms=[100,50]", "rpn_after_nms=[100,50]", "samples=32")}
-DETECTION = sorted((ROOT / "configs/detection").glob("*.yaml"))
+SMALL = ("box_head_width=64", "rpn_before_nms=[100,50]", "rpn_after_nms=[100,50]", "samples=32")
+DETECTION = sorted(p for folder in ("detection", "instance") for p in (ROOT / "configs" / folder).glob("*.yaml"))
 
 
 def name(path):
@@ -51,16 +51,21 @@ def test_a_shipped_config_says_how_to_launch_it(path):
 
 @pytest.fixture(scope="module")
 def layouts(tmp_path_factory):
-    """Generated shapes in the folder layouts that the detection configs expect."""
+    """Generated shapes in the folder layouts that the configs of detectors expect."""
     root = tmp_path_factory.mktemp("data")
     generate_shapes(root / "shapes", train=4, val=2, test=2, size=64)
     for split in ("train", "val", "test"):
         source = root / "shapes/annotations" / f"{split}.json"
-        for target in (f"bccd/annotations/{split}.json", f"coco/annotations/instances_{split}2017.json"):
+        for target in (
+            f"bccd/annotations/{split}.json",
+            f"nuclei/annotations/{split}.json",
+            f"coco/annotations/instances_{split}2017.json",
+        ):
             (root / target).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, root / target)
         shutil.copytree(root / "shapes/images", root / f"coco/{split}2017")
-    shutil.copytree(root / "shapes/images", root / "bccd/images")
+    for name in ("bccd", "nuclei"):
+        shutil.copytree(root / "shapes/images", root / name / "images")
     (root / "data").symlink_to(root)
     return root
 
@@ -69,10 +74,12 @@ def layouts(tmp_path_factory):
 def test_a_shipped_detection_config_takes_a_step(path, layouts, tmp_path, monkeypatch):
     monkeypatch.setenv("DENSEKIT_DATA", str(layouts))
     monkeypatch.chdir(layouts)
+    ((head, part),) = configs.load(path).model.heads.items()
+    options = SMALL if "rpn_before_nms" in HEADS.options(part.name) else ()
     small = [
         "model.backbone.weights=null",
         "model.backbone.name=resnet18",
-        *(f"model.heads.boxes.{option}" for option in SMALL.get(configs.load(path).model.heads["boxes"].name, ())),
+        *(f"model.heads.{head}.{option}" for option in options),
         "data.workers=0",
         "data.train_transforms=[{name: Resize, long: 64}]",
         "data.eval_transforms=[{name: Resize, long: 64}]",

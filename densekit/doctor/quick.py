@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from densekit.config import Config
 from densekit.data.formats.coco.file import CocoFile
+from densekit.data.formats.coco.instances import broken_masks
 from densekit.data.formats.masks.masks import MaskFolder
 from densekit.doctor.balance import UNEVEN, rarest_and_commonest
 from densekit.doctor.boxes.boxes import SAME, TINY, alike
@@ -40,6 +41,7 @@ def quick_check(dataset: Any, *, val: Any = None, config: Config | None = None, 
     notes = _of_data(dataset, "data", config)
     if val is not None and isinstance(file := _file(val), CocoFile):
         notes += _of_set(val, file, "data.val", config)
+    notes += _of_instances(dataset, "data") + ([] if val is None else _of_instances(val, "data.val"))
     if saved is not None and _has_files(dataset):
         notes.append(f"data: all checks: python -m densekit doctor {shlex.quote(str(saved))}")
     return notes
@@ -86,6 +88,14 @@ def _has_files(dataset: Any) -> bool:
     """Whether there is something that the doctor can examine."""
     source = getattr(dataset, "source", dataset)
     return isinstance(source, MaskFolder) or getattr(source, "folder", None) is not None
+
+
+def _of_instances(dataset: Any, name: str) -> list[str]:
+    """Whether an object's mask will stop the run, hours from now."""
+    if not getattr(dataset, "instances", False) or not (broken := broken_masks(dataset.file)):
+        return []
+    more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
+    return [f"{name}: the run will stop, or with data.on_bad_image=skip leave out the image, at {broken[0]}{more}"]
 
 
 def _of_coco(file: CocoFile) -> list[str]:

@@ -49,7 +49,8 @@ def found_in(detections: Detections, row: int) -> Found:
     """The boxes of one image of a batch, on the CPU."""
     valid = detections.valid[row]
     boxes, scores, labels = (v[row][valid].cpu() for v in (detections.boxes, detections.scores, detections.labels))
-    return Found(boxes.float(), scores.float(), labels)
+    cells = None if detections.masks is None else detections.masks[row][valid].cpu().float()
+    return Found(boxes.float(), scores.float(), labels, cells)
 
 
 def padded(images: Sequence[Found]) -> Detections:
@@ -61,10 +62,14 @@ def padded(images: Sequence[Found]) -> Detections:
         torch.zeros(count, most, dtype=torch.int64),
         torch.zeros(count, most, dtype=torch.bool),
     )
+    if (cells := images[0].cells) is not None:
+        found.masks = torch.zeros(count, most, *cells.shape[1:])
     for row, one in enumerate(images):
         own = slice(0, len(one.scores))
-        found.boxes[row, own], found.scores[row, own], found.labels[row, own] = one
+        found.boxes[row, own], found.scores[row, own], found.labels[row, own] = one[:3]
         found.valid[row, own] = True
+        if found.masks is not None and one.cells is not None:
+            found.masks[row, own] = one.cells
     return found
 
 
@@ -84,8 +89,9 @@ def _merged(model: DenseModel, batch: Batch, flips: Sequence[Flip], scales: Sequ
             most = max(most, found.scores.shape[1])
             for row, size in enumerate(batch.numbers(batch.original_sizes)):
                 own = found_in(found, row)
-                views[row].append(own._replace(boxes=_back(own.boxes, size, flip)))
-    return [Found(*(v[:most] for v in merge_views(one, nms_threshold(model)))) for one in views]
+                cells = None if own.cells is None else own.cells.flip(FLIPPED_DIMS[flip])
+                views[row].append(own._replace(boxes=_back(own.boxes, size, flip), cells=cells))
+    return [merge_views(one, nms_threshold(model)).at(slice(most)) for one in views]
 
 
 def _back(boxes: Tensor, size: Sequence[int], flip: Flip) -> Tensor:

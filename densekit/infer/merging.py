@@ -1,13 +1,13 @@
 """Detections of one image from several views or tiles, made one.
 
-Letters: n boxes, V views.
+Letters: n boxes, V views, M cells along a side of a box.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,22 +29,32 @@ class Found(NamedTuple):
         boxes: [n, 4] xyxy.
         scores: [n].
         labels: [n].
+        cells: [n, M, M] how probably each of M x M equal cells of a box belongs to its object; None from heads that
+            find boxes alone.
     """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
+    cells: Tensor | None = None
 
-    def at(self, places: Tensor) -> Found:
+    def at(self, places: Tensor | slice) -> Found:
         """Some of them."""
-        return Found(*(values[places] for values in self))
+        chosen: list[Any] = [None if values is None else values[places] for values in self]
+        return Found(*chosen)
+
+
+def together(several: Sequence[Found]) -> Found:
+    """All boxes of several, one after the other."""
+    columns: list[Any] = [None if values[0] is None else torch.cat(values) for values in zip(*several)]
+    return Found(*columns)
 
 
 def merge_views(views: Sequence[Found], threshold: float) -> Found:
     """The mean over views of one image.
 
-    Boxes of one class that overlap are the same object. Its box is their mean, weighted by the scores; its score is
-    the mean over all views, 0 from those that did not find it.
+    Boxes of one class that overlap are the same object. Its box is their mean, weighted by the scores, and so is its
+    mask; its score is the mean over all views, 0 from those that did not find it.
 
     Args:
         views: what each found, in the same pixels.
@@ -53,27 +63,28 @@ def merge_views(views: Sequence[Found], threshold: float) -> Found:
     Returns:
         The objects, best first.
     """
-    every = Found(*(torch.cat(values) for values in zip(*views)))
+    every = together(views)
     view = torch.cat([torch.full((len(v.scores),), number) for number, v in enumerate(views)])
     order = every.scores.argsort(descending=True, stable=True)
     every, view = every.at(order), view[order]
     same = (iou(every.boxes, every.boxes) > threshold) & (every.labels[:, None] == every.labels)
     same.fill_diagonal_(True)
     free = torch.ones_like(view, dtype=torch.bool)
-    boxes, scores, labels = [], [], []
+    found = []
     for best in range(len(view)):
         if not free[best]:
             continue
         members = same[best] & free
         free &= ~members
-        weights = every.scores[members].clamp(min=1e-9)
-        boxes.append((every.boxes[members] * weights[:, None]).sum(0) / weights.sum())
-        each = torch.zeros(len(views)).scatter_reduce(0, view[members], every.scores[members], "amax")
-        scores.append(each.mean())
-        labels.append(every.labels[best])
-    if not boxes:
+        own = every.at(members)
+        weights = own.scores.clamp(min=1e-9) / own.scores.clamp(min=1e-9).sum()
+        box = (own.boxes * weights[:, None]).sum(0)
+        each = torch.zeros(len(views)).scatter_reduce(0, view[members], own.scores, "amax")
+        cells = None if own.cells is None else (moved_cells(own.cells, own.boxes, box) * weights[:, None, None]).sum(0)
+        found.append(Found(box, each.mean(), own.labels[0], cells))
+    if not found:
         return every
-    merged = Found(torch.stack(boxes), torch.stack(scores), torch.stack(labels))
+    merged = _stacked(found)
     return merged.at(merged.scores.argsort(descending=True, stable=True))
 
 
@@ -97,7 +108,7 @@ def merge_tiles(given: TileBoxes, threshold: float) -> Found:
 
     Whole boxes suppress one another as in any detector. A cut box loses to a whole one that covers most of it,
     whatever the scores. Cut ones that are left are halves of an object that fits into no tile: those that lie against
-    each other across a seam become one box around both.
+    each other across a seam become one box around both, with the masks of both.
 
     Args:
         given: boxes of the same class from tiles that overlap.
@@ -112,7 +123,7 @@ def merge_tiles(given: TileBoxes, threshold: float) -> Found:
     lost = _covered(parts.found, whole)
     parts = TileBoxes(parts.found.at(~lost), parts.tiles[~lost], parts.cut[~lost])
     joined = _without_parts(_joined(parts))
-    return _suppressed(Found(*(torch.cat(values) for values in zip(whole, joined))), threshold)
+    return _suppressed(together([whole, joined]), threshold)
 
 
 def _suppressed(found: Found, threshold: float) -> Found:
@@ -148,8 +159,36 @@ def _joined(parts: TileBoxes) -> Found:
     for number in sorted(set(group.tolist())):
         own = parts.found.at(group == number)
         box = torch.cat([own.boxes[:, :2].amin(0), own.boxes[:, 2:].amax(0)])
-        found.append((box, own.scores.amax(), own.labels[0]))
-    return Found(*(torch.stack(list(values)) for values in zip(*found))) if found else parts.found
+        cells = None if own.cells is None else moved_cells(own.cells, own.boxes, box).amax(0)
+        found.append(Found(box, own.scores.amax(), own.labels[0], cells))
+    return _stacked(found) if found else parts.found
+
+
+def _stacked(each: Sequence[Found]) -> Found:
+    """Single boxes, without the first dimension, as several."""
+    columns: list[Any] = [None if values[0] is None else torch.stack(values) for values in zip(*each)]
+    return Found(*columns)
+
+
+def moved_cells(cells: Tensor, boxes: Tensor, onto: Tensor) -> Tensor:
+    """The masks of boxes as cells of another box: bilinear between the centres of their own, 0 outside of them.
+
+    Args:
+        cells: [k, M, M].
+        boxes: [k, 4] that they are of.
+        onto: [4] the other box.
+    """
+    rows, columns = (_shares(boxes[:, axis::2], onto[axis::2], cells.shape[-1]) for axis in (1, 0))
+    return rows @ cells @ columns.transpose(1, 2)
+
+
+def _shares(sides: Tensor, onto: Tensor, count: int) -> Tensor:
+    """[k, count, count] how much of each of its cells along a side [k, 2] every cell of the side ``onto`` [2] takes."""
+    centres = onto[0] + (torch.arange(count) + 0.5) / count * (onto[1] - onto[0])
+    places = (centres - sides[:, :1]) / (sides[:, 1:] - sides[:, :1]).clamp(min=1e-9) * count - 0.5
+    inside = (places >= -0.5) & (places <= count - 0.5)
+    near = places.clamp(0, count - 1)
+    return (1 - (near[:, :, None] - torch.arange(count)).abs()).clamp(min=0) * inside[:, :, None]
 
 
 def _halves(boxes: Tensor, cut: Tensor, axis: int) -> Tensor:

@@ -87,9 +87,6 @@ class Options:
         ):
             if given and model.task not in tasks:
                 raise DensekitError(f"{names}; this checkpoint's head does {model.task}")
-        if getattr(model.head(), "learns_masks", False) and (averaged or self.tiles is not None):
-            names = "--tiles" if self.tiles is not None else "--flips and --scales"
-            raise DensekitError(f"{names}: boxes can be merged, the masks of this checkpoint's head not; leave it out")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from densekit.data.transforms.pipeline import Pipeline
 from densekit.errors import DensekitError
 from densekit.infer.augmented import Flip
 from densekit.infer.augmented_boxes import detect_augmented, found_in, nms_threshold, padded
-from densekit.infer.merging import Found, TileBoxes, merge_tiles
+from densekit.infer.merging import TileBoxes, merge_tiles, together
 from densekit.infer.sliding_window import positions
 from densekit.model import DenseModel
 from densekit.types import Batch, Dataset, Detections, Sample
@@ -84,8 +84,7 @@ class TileDetector:
                 cuts.append(_cut(own.boxes, tile, (height, width)))
                 numbers.append(torch.full((len(own.scores),), start + row))
                 found.append(own._replace(boxes=own.boxes + torch.tensor([*tile[:2], *tile[:2]])))
-        every = Found(*(torch.cat(values) for values in zip(*found)))
-        merged = merge_tiles(TileBoxes(every, torch.cat(numbers), torch.cat(cuts)), nms_threshold(self.model))
+        merged = merge_tiles(TileBoxes(together(found), torch.cat(numbers), torch.cat(cuts)), nms_threshold(self.model))
         return padded([merged])
 
     def _sample(self, image: npt.NDArray[Any], tile: Corners) -> Sample:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ Points = list[tuple[float, float]]
 _WIDTH, _HEIGHT, _MARGIN = 640, 360, 60
 _FONT, _GREY = cv2.FONT_HERSHEY_SIMPLEX, (90, 90, 90)
 _MOST = 8  # curves in a panel
+_OF_A_PART = re.compile(r"AR\d|_(small|medium|large)$")  # COCO's other numbers come before these
 
 
 def draw_curves(lines: Iterable[Mapping[str, Any]], path: Path) -> None:
@@ -33,7 +35,8 @@ def draw_curves(lines: Iterable[Mapping[str, Any]], path: Path) -> None:
             if name != "step" and isinstance(value, int | float) and math.isfinite(value):
                 found[f"{line['kind']} {name}"].append((float(line["step"]), float(value)))
     losses = {n: p for n, p in found.items() if n == "val loss" or _is_train_loss(n)}
-    numbers = {n: p for n, p in found.items() if n.startswith("val ") and n not in losses and _is_share(p)}
+    names = [n for n, p in found.items() if n.startswith("val ") and n not in losses and _is_share(p)]
+    numbers = {n: found[n] for n in sorted(names, key=lambda n: _OF_A_PART.search(n) is not None)}
     rate = {n: p for n, p in found.items() if n == "train lr"}
     panels = [_panel(title, curves) for title, curves in (("loss", losses), ("validation", numbers),
                                                          ("learning rate", rate)) if curves]  # fmt: skip

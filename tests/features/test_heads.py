@@ -27,6 +27,7 @@ HEADS = {
     "segmentation": {"name": "deeplab_v3_plus"},
     "classification": {"name": "classifier"},
 }
+HEADS["instances"] = {**HEADS["detection"], "name": "mask_rcnn", "mask_convs": 1, "mask_channels": 16}
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_the_losses_of_the_same_batches_are_those_of_the_recomputed_backbone(sha
 
 def test_a_head_trained_from_a_store_has_the_weights_of_the_recomputed_run_and_joins(shapes, tmp_path):
     """Export, train, join, evaluate and predict, by the tools."""
-    tree = config_of("detection", shapes)
+    tree = config_of("instances", shapes)
     options = ("--dtype", "float32", "--levels", "c2,c3,c4,c5")
     stored = from_store(tree, export(tree, tmp_path / "train_store", *options))
     stored = from_store(stored, export(tree, tmp_path / "val_store", *options, split="val"), split="val")

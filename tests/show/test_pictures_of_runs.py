@@ -61,6 +61,18 @@ def test_a_curve_goes_down_where_its_numbers_do(tmp_path):
     assert rows[0] + 50 < rows[1]
 
 
+def test_curves_of_masks_come_before_those_of_a_part_of_the_objects(tmp_path):
+    def drawn(*names):
+        draw_curves([{"kind": "val", "step": 8, **dict.fromkeys(names, 0.5)}], tmp_path / "a.png")
+        return cv2.imread(str(tmp_path / "a.png"))
+
+    boxes = ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR1", "AR10", "AR100", "AR_small"]
+    masks = [f"mask_{name}" for name in boxes]
+    expected = drawn(*boxes[:3], *masks[:3], "AP_small", "AP_medium")
+    np.testing.assert_array_equal(drawn(*boxes, *masks), expected)
+    assert (drawn(*boxes) != expected).any()
+
+
 def test_without_numbers_there_is_no_picture(tmp_path):
     draw_curves([], tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()

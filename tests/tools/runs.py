@@ -44,7 +44,7 @@ _TRANSFORMS = [{"name": "HorizontalFlip", "p": 0.5}, {"name": "RandomBrightnessC
 
 
 def config_of(task: str, data: Path, **train: Any) -> dict[str, Any]:
-    """A run's config for ``detection``, ``segmentation`` or ``classification`` on the data that ``make_data`` made."""
+    """A run's config for a task of ``_HEADS`` on the data that ``make_data`` made."""
     tree = json.loads(json.dumps(_COMMON))
     tree["train"].update(train)
     tree["model"] = {
@@ -59,25 +59,26 @@ def config_of(task: str, data: Path, **train: Any) -> dict[str, Any]:
     return tree
 
 
+_BOXES = {
+    "neck": "c5",
+    "anchor_sizes": [[8, 16]],
+    "box_head_width": 32,
+    "pool_size": 3,
+    "samples": 32,
+    "rpn_samples": 32,
+    "rpn_before_nms": [64, 64],
+    "rpn_after_nms": [32, 32],
+}
 _HEADS: dict[str, dict[str, Any]] = {
-    "detection": {
-        "name": "faster_rcnn",
-        "neck": "c5",
-        "anchor_sizes": [[8, 16]],
-        "box_head_width": 32,
-        "pool_size": 3,
-        "samples": 32,
-        "rpn_samples": 32,
-        "rpn_before_nms": [64, 64],
-        "rpn_after_nms": [32, 32],
-    },
+    "detection": {"name": "faster_rcnn", **_BOXES},
+    "instances": {"name": "mask_rcnn", **_BOXES, "mask_convs": 1, "mask_channels": 16, "mask_pool_size": 4},
     "segmentation": {"name": "unet", "decoder_channels": [16, 16, 8, 8]},
     "classification": {"name": "classifier", "dropout": 0.2, "mixup": 0.2},
 }
 
 
 def _data(task: str, data: Path, split: str) -> dict[str, Any]:
-    if task == "detection":
+    if task in ("detection", "instances"):
         return {"name": "coco", "images": f"{data}/images", "annotations": f"{data}/annotations/{split}.json"}
     if task == "segmentation":
         return {
