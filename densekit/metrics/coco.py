@@ -17,6 +17,7 @@ import hotcoco
 import numpy as np
 import numpy.typing as npt
 
+from densekit.metrics.box_errors import Found, Objects, box_errors
 from densekit.types import Batch, Classes, DensekitError, Detections, nearest
 
 IouType = Literal["bbox", "segm"]
@@ -172,6 +173,16 @@ class CocoMetric:
         for name, count in zip(self.classes.names, objects):
             numbers["per_class"][name]["objects"] = int(count)
         return {**numbers, "images": len(images)}
+
+    def details(self) -> dict[str, Any]:
+        """What the numbers are made of: precision over recall, and what is taken for what; see ``box_errors``."""
+        images = []
+        for image_id in sorted(self._found, key=lambda i: (isinstance(i, str), i)):
+            image, (boxes, scores, labels) = self._positions[image_id], self._found[image_id][:3]
+            rows = slice(self.truth.first[image], self.truth.first[image + 1])
+            true = Objects(self.truth.boxes[rows], self._places[self.truth.labels[rows]], self.truth.crowd[rows])
+            images.append((true, Found(boxes, scores, labels)))
+        return box_errors(images, self.classes.names, self.max_detections)
 
     def _detection_rows(self, ids: Sequence[int | str]) -> Floats:
         """[n, 7] image position, box, score, class position."""
