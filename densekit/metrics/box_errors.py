@@ -93,7 +93,8 @@ def _pairs(objects: Objects, boxes: Floats, labels: Labels, nothing: int) -> lis
     shares = np.where(covers & ~objects.crowd, overlaps(boxes, objects.boxes, objects.crowd), 0.0)
     alike = labels[:, None] == objects.labels
     free = ~objects.crowd
-    pairs, left = [], []
+    pairs: list[tuple[int, int]] = []
+    left: list[int] = []
     for own in (True, False):
         for d in range(len(boxes)) if own else left.copy():
             open_to = shares[d] * free * (alike[d] if own else 1)
@@ -117,7 +118,8 @@ def overlaps(boxes: Floats, others: Floats, crowd: npt.NDArray[np.bool_]) -> Flo
     shared = np.clip(high - low, 0, None).prod(2)
     first, second = boxes[:, 2:].prod(1)[:, None], others[:, 2:].prod(1)[None]
     whole: Floats = np.where(crowd, first, first + second - shared)
-    return shared / np.maximum(whole, 1e-12)
+    share: Floats = shared / np.maximum(whole, 1e-12)
+    return share
 
 
 def curves(images: Sequence[Image], count: int, most: int) -> Curves:
