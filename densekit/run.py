@@ -20,6 +20,7 @@ from densekit.engine.record import Record
 from densekit.engine.run_folder import RunFolder, RunState
 from densekit.engine.step import TrainStep
 from densekit.infer.evaluate import evaluate
+from densekit.show import report
 from densekit.show.batches import draw_batch
 from densekit.types import Batch, Dataset
 
@@ -111,6 +112,8 @@ class Run:
         say(self.plan.verdict(numbers, state, improved), self.first)
         if improved:
             self.folder.save_best(used, state, numbers)
+            if self.first:
+                report.write_pictures(self.out, {**numbers, **report.details(metric)}, used.classes.names)
         self.save()
         return True
 

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     kind, target = args.to[0], Path(args.to[1])
     if kind != "coco":
         raise DensekitError(f"--to: there is no format {kind!r} to write; coco is the one that there is")
-    found = recognise(args.folder, args.source)
+    found = recognise(args.folder, args.source, "detection")
     if args.split is not None and args.split not in found.splits:
         raise DensekitError(f"--split: there is none called {args.split!r}; {nearest(args.split, found.splits)}")
     names = list(found.splits) if args.split is None else [args.split]

@@ -7,9 +7,9 @@
 The data set is a split of the checkpoint's own config (val unless said otherwise); any key of that config can be
 overridden. A config in its place measures the weights that it names, without a training. Detectors get COCO's 12
 numbers and AP per class, segmenters mIoU, Dice and IoU per class, classifiers top-1 and top-5; all get the loss.
---pictures draws some of the images, what is true beside what was predicted (as many as evaluation.pictures says), and
-the confusion matrix of segmenters and classifiers. Under torchrun the ranks share the images and every image counts
-once.
+--pictures draws some of the images, what is true beside what was predicted (as many as evaluation.pictures says), the
+confusion matrix, and a detector's precision over recall. Under torchrun the ranks share the images and every image
+counts once.
 
 A segmenter's --json also has the numbers of each image (per_image), and the table names the worst ones. --flips,
 --scales and --tiles measure as tools/predict.py predicts with the same options; then there is no loss, for no single
@@ -33,7 +33,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace the checkpoint's")
     parser.add_argument("--data", choices=("train", "val", "test"), default="val", help="split (default: val)")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
-    parser.add_argument("--pictures", type=Path, help="folder for sample predictions and the confusion matrix")
+    parser.add_argument("--pictures", type=Path, help="folder for sample predictions, confusion matrix, curves")
     parser.add_argument("--match-names", action="store_true", help="match classes by name where ids or order differ")
     parser.add_argument("--flips", action="store_true", help="average over mirrored images")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="average over these sizes")
@@ -87,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if world.is_first:
         if rows := report.per_image(metric, functools.partial(build.file_names, data)):
             numbers["per_image"] = rows
+        numbers |= report.details(metric)
         for title, columns, rows in report.tables(model.task, numbers):
             print_table(title, columns, rows)
         if line := report.undefined(model.task, numbers):

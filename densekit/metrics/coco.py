@@ -17,11 +17,12 @@ import hotcoco
 import numpy as np
 import numpy.typing as npt
 
+from densekit.metrics.box_errors import Found, Objects, box_errors
 from densekit.metrics.coco_masks import MaskTruth, Rle, TrueMasks, found_masks, true_masks
 from densekit.metrics.coco_numbers import Floats, IouType, add_masks, category_entries, count, image_entries
 from densekit.types import Batch, Classes, DensekitError, Detections, nearest
 
-Found = tuple[Floats, Floats, npt.NDArray[np.int64], list[Rle] | None]
+OfImage = tuple[Floats, Floats, npt.NDArray[np.int64], list[Rle] | None]
 """What was found in an image: boxes (x, y, width, height), scores, label positions; masks where the head gives some."""
 
 
@@ -95,7 +96,7 @@ class CocoMetric:
         self._places = np.array([self.classes.names.index(name) for name in self.truth.classes.names], np.int64)
         self.max_detections = max_detections
         self._positions = {self.truth.image_id(i): i for i in range(len(self.truth))}
-        self._found: dict[int | str, Found] = {}
+        self._found: dict[int | str, OfImage] = {}
 
     def update(self, predictions: Detections, batch: Batch) -> None:
         """Add one batch; an image that was added before does not count again.
@@ -128,11 +129,11 @@ class CocoMetric:
                 masks = found_masks(cells, corners, batch.numbers(batch.original_sizes)[b], image_id)
             self._found[image_id] = (xywh, own, self._labels(labels[b][valid[b]]), masks)
 
-    def state(self) -> dict[int | str, Found]:
+    def state(self) -> dict[int | str, OfImage]:
         """What was found by image id."""
         return self._found
 
-    def merge(self, states: Sequence[dict[int | str, Found]]) -> None:
+    def merge(self, states: Sequence[dict[int | str, OfImage]]) -> None:
         """Take the union of the ranks' detections; the first rank that saw an image wins."""
         self._found = {image_id: found for state in reversed(states) for image_id, found in state.items()}
 
@@ -196,6 +197,16 @@ class CocoMetric:
                 for label, score, mask in zip(labels.tolist(), scores.tolist(), masks)
             ]
         return rows
+
+    def details(self) -> dict[str, Any]:
+        """What the numbers are made of: precision over recall, and what is taken for what; see ``box_errors``."""
+        images = []
+        for image_id in sorted(self._found, key=lambda i: (isinstance(i, str), i)):
+            image, (boxes, scores, labels) = self._positions[image_id], self._found[image_id][:3]
+            rows = slice(self.truth.first[image], self.truth.first[image + 1])
+            true = Objects(self.truth.boxes[rows], self._places[self.truth.labels[rows]], self.truth.crowd[rows])
+            images.append((true, Found(boxes, scores, labels)))
+        return box_errors(images, self.classes.names, self.max_detections)
 
     def _detection_rows(self, ids: Sequence[int | str]) -> Floats:
         """[n, 7] image position, box, score, class position."""

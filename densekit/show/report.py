@@ -26,9 +26,13 @@ COCO_NUMBERS = {
     "AR_small": "recall, small",
     "AR_medium": "recall, medium",
     "AR_large": "recall, large",
+    "F1": "IoU .50, best mean over the classes",
+    "F1_threshold": "score from which on it is reached",
 }
 
-MASK_NUMBERS = {f"mask_{name}": f"masks: {words}" for name, words in COCO_NUMBERS.items()}
+MASK_NUMBERS = {f"mask_{name}": f"masks: {words}" for name, words in COCO_NUMBERS.items() if not name.startswith("F1")}
+NOTHING = "(nothing)"
+"""Where no object is, or none was found."""
 
 WORST = 5
 """Images that the table of the worst ones shows; the JSON file has all."""
@@ -99,12 +103,31 @@ def _shown(value: Any) -> object:
     return "-" if value is None or (isinstance(value, float) and not math.isfinite(value)) else value
 
 
-def write_pictures(folder: Path, numbers: dict[str, Any], names: Sequence[str]) -> list[Path]:
-    """Draw what can be drawn of an evaluation: the confusion matrix, where there is one."""
-    if "confusion" not in numbers:
-        return []
-    from densekit.show.drawing_masks import draw_confusion
+def details(metric: Metric) -> dict[str, Any]:
+    """What the numbers of a metric are made of, where it tells: of a detector ``F1``, ``curves`` and ``confusion``."""
+    found: dict[str, Any] = metric.details() if hasattr(metric, "details") else {}
+    return found
 
-    path = folder / "confusion.png"
-    write_picture(path, draw_confusion(numbers["confusion"], names))
-    return [path]
+
+def write_pictures(folder: Path, numbers: dict[str, Any], names: Sequence[str]) -> list[Path]:
+    """Draw what can be drawn of an evaluation.
+
+    Args:
+        folder: gets ``confusion.png``, and of a detector ``precision_recall.png``.
+        numbers: what ``evaluate`` gave, with ``details``.
+        names: of the classes. A detector's confusion has a row for what was found where nothing is, and a column for
+            what was not found.
+    """
+    pictures = {}
+    if "confusion" in numbers:
+        from densekit.show.drawing_masks import draw_confusion
+
+        nothing = [NOTHING] * (len(numbers["confusion"]) - len(names))
+        pictures["confusion"] = draw_confusion(numbers["confusion"], [*names, *nothing])
+    if "curves" in numbers:
+        from densekit.show.curves import draw_precision
+
+        pictures["precision_recall"] = draw_precision(numbers["curves"]["recall"], numbers["curves"]["precision"])
+    for name, picture in pictures.items():
+        write_picture(folder / f"{name}.png", picture)
+    return [folder / f"{name}.png" for name in pictures]

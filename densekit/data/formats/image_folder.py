@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from densekit.data.column_store import Strings
+from densekit.data.formats.labels.listing import images_below, listed, role_folders
+from densekit.data.formats.labels.records import Found
 from densekit.data.images.present import absent
 from densekit.data.images.read import IMAGE_SUFFIXES, MAX_PIXELS, ImageReader
 from densekit.data.loading.sampling import draw_seed, sample_random
@@ -25,6 +28,7 @@ class ImageFolder:
     Args:
         folder: holds the class folders.
         classes: names of the class folders to use, in label order; None: all, sorted.
+        list: text file that names the images to use, by their paths below ``folder``; None: all.
         transforms: applied to every sample; None: images at their own size.
         seed: of the run; every draw comes from (seed, epoch, index).
         channels: image channels to give.
@@ -43,6 +47,7 @@ class ImageFolder:
         folder: Path,
         *,
         classes: tuple[str, ...] | None = None,
+        list: Path | None = None,
         transforms: Pipeline | None = None,
         seed: int = 0,
         channels: int = 3,
@@ -55,8 +60,11 @@ class ImageFolder:
         self.seed = seed
         self.read_image = ImageReader(channels, max_pixels)
         files = [_images_below(folder, name) for name in names]
-        self.names = Strings.pack([file for of_class in files for file in of_class])
-        self.labels = np.repeat(np.arange(len(names), dtype=np.int32), [len(of_class) for of_class in files])
+        images = [file for of_class in files for file in of_class]
+        labels = np.repeat(np.arange(len(names), dtype=np.int32), [len(of_class) for of_class in files])
+        chosen = range(len(images)) if list is None else sorted(listed(list, images))
+        self.names = Strings.pack([images[i] for i in chosen])
+        self.labels = labels[chosen]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -120,11 +128,36 @@ def _images_below(folder: Path, name: str) -> list[str]:
     return sorted(found)
 
 
+def recognise(folder: Path) -> Found | None:
+    """A folder a class, at least two of them, or such folders for each split; empty ones are left aside."""
+    inner = {role: place for role, place in role_folders(folder) if len(_filled(place)[0]) > 1}
+    splits = inner if "train" in inner else {"": folder}
+    notes, options = list[str](), dict[str, dict[str, Any]]()
+    for role, place in splits.items():
+        filled, empty = _filled(place)
+        if len(filled) < 2:
+            return None
+        options[role] = {"images": place, **({"classes": tuple(filled)} if empty else {})}
+        if empty:
+            notes.append(f"{place}: {len(empty)} folders without an image are left aside: {', '.join(empty[:3])}")
+        if lonely := images_below(place, deep=False):
+            notes.append(f"{place}: {len(lonely)} images in no folder of a class are left aside: {lonely[0]}")
+    return Found("image_folder", options, tuple(notes), task="classification")
+
+
+def _filled(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of the subfolders that hold images, and of those that hold none."""
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    filled = [name for name in names if images_below(folder / name)]
+    return filled, [name for name in names if name not in filled]
+
+
 @DATASETS.register
 def image_folder(
     *,
     images: Path,
     classes: tuple[str, ...] | None = None,
+    list: Path | None = None,
     transforms: Pipeline | None = None,
     seed: int = 0,
     training: bool = False,
@@ -136,6 +169,7 @@ def image_folder(
     Args:
         images: the folder that holds the class folders.
         classes: names of the class folders to use, in label order; None: all, sorted.
+        list: text file that names the images to use, one a line, by their paths below ``images``; None: all.
         transforms: see ``ImageFolder``.
         seed: see ``ImageFolder``.
         training: classification looks at the same data either way.
@@ -143,5 +177,5 @@ def image_folder(
         max_pixels: see ``ImageFolder``.
     """
     return ImageFolder(
-        images, classes=classes, transforms=transforms, seed=seed, channels=channels, max_pixels=max_pixels
+        images, classes=classes, list=list, transforms=transforms, seed=seed, channels=channels, max_pixels=max_pixels
     )

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from densekit.types import Task
+
 Box = tuple[float, float, float, float]
 """(x, y, width, height), as in COCO; in pixels, or in parts of the image where the layout is ``relative``."""
 
@@ -89,8 +91,10 @@ class Found:
         format: registered name of the data set.
         splits: options of the data set for each split; the one split of a folder without any is called ``""``.
         notes: one line for each thing that lies in the folder and is left aside.
+        task: that it is read for.
     """
 
     format: str
     splits: dict[str, dict[str, Any]]
     notes: tuple[str, ...] = ()
+    task: Task = "detection"

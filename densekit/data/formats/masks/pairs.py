@@ -50,6 +50,8 @@ def pairs_by_list(
 ) -> list[Pair]:
     """Pairs from a text file: a line holds a common name (as in Pascal VOC), or an image and a mask.
 
+    Two names stand apart by a tab, or by blanks where none of them has any.
+
     Args:
         source: the list; blank lines and those that begin with # are skipped.
         images: folder that names of images are relative to.
@@ -61,7 +63,7 @@ def pairs_by_list(
         DensekitError: the list can't be read, is empty, or names a file that is not there or outside of its folder.
     """
     lines = read_list(source, "a name a line, or an image and a mask", option="list:")
-    entries = [line.split() for line in lines]
+    entries = [line.split("\t") if "\t" in line else line.split() for line in lines]
     search = any(len(entry) == 1 for entry in entries)
     known_images = _by_stem(images, None, IMAGE_SUFFIXES, "images") if search and image_suffix is None else {}
     known_masks = _by_stem(masks, None, MASK_SUFFIXES, "masks") if search and mask_suffix is None else {}
