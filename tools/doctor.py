@@ -26,7 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("path", type=Path, help="COCO json, config, run folder, or folder")
     parser.add_argument("--images", type=Path, metavar="DIR", help="image folder of a json or of masks")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings as JSON")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with pictures of the defects")
+    parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="write a page: what the set holds, labelled samples, pictures of the defects",
+    )
     parser.add_argument(
         "--fix", type=Path, metavar="FILE", help="write a corrected json, and FILE's .log of the changes"
     )

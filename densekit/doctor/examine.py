@@ -39,6 +39,8 @@ class Report:
         left_out: lines on files beside them that were not examined.
         defects: worst first.
         seconds: that it took.
+        sizes: (width, height) of each image file that can be read, as training sees it.
+        pixels: of each mask file that can be read: how many each value has, or each label where the classes are known.
     """
 
     path: Path
@@ -46,6 +48,8 @@ class Report:
     left_out: list[str]
     defects: list[Defect]
     seconds: float
+    sizes: dict[Path, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    pixels: dict[Path, dict[int, int]] = dataclasses.field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
@@ -105,7 +109,9 @@ def examine(path: Path, images: Path | None = None, *, processes: int | None = N
 
         found += anchor_defects(config, splits[0], str(path))
         found += limit_defects(config, splits, str(path))
-    return Report(path, splits, behind.left_out, in_order(found), time.perf_counter() - began)
+    sizes = {path: seen.size for path, seen in looks.items() if seen.size is not None}
+    pixels = {path: seen.pixels for path, seen in masks.items()}
+    return Report(path, splits, behind.left_out, in_order(found), time.perf_counter() - began, sizes, pixels)
 
 
 def row_defects(rows: CocoRows, *, processes: int | None = 1, shown: bool = False) -> list[Defect]:

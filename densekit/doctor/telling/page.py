@@ -1,8 +1,9 @@
-"""The examination as one HTML page that needs no other file: pictures of the defects stand in it."""
+"""The examination as one HTML page that needs no other file: all pictures stand in it."""
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html
 import math
 from collections import Counter
@@ -18,7 +19,10 @@ from densekit.data.images.pixel_values import stretched
 from densekit.data.images.read import read_bytes, read_pixels
 from densekit.doctor.defects import Box, Defect
 from densekit.doctor.examine import Report
+from densekit.doctor.split import ImageEntry
+from densekit.doctor.telling.overview import overview, root
 from densekit.doctor.telling.report import summary
+from densekit.doctor.telling.samples import Draw, figure
 from densekit.errors import DensekitError
 from densekit.files import printable, write_text
 from densekit.show.drawing import as_rgb
@@ -29,7 +33,7 @@ PICTURES = 24
 LINES = 1000
 """Most findings of a code that are listed; JSON has all."""
 
-_SIDE = 320  # pixels of a picture
+_SIDE = 640  # pixels of a picture, which shows at half of that until it is opened
 _CONTEXT = 2.0  # what is shown around a box, in its own sizes
 _MOST_PIXELS = 2**26  # of an image that is shown
 _RED, _YELLOW = (255, 30, 30), (255, 210, 0)
@@ -38,7 +42,11 @@ body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 72em;
 table { border-collapse: collapse } td, th { padding: .25em .8em; text-align: left; border-bottom: 1px solid #ddd }
 .error { color: #b00020 } .warning { color: #9a6700 } .note { color: #57606a }
 figure { display: inline-block; margin: .4em; vertical-align: top; max-width: 322px; font-size: 12px }
-figcaption { overflow-wrap: anywhere } img { border: 1px solid #ccc; max-width: 320px } li { overflow-wrap: anywhere }
+figcaption, li { overflow-wrap: anywhere } h2 { border-top: 1px solid #ddd; padding-top: .6em }
+img { border: 1px solid #ccc; max-width: 320px; max-height: 320px } .zoom summary { list-style: none; cursor: zoom-in }
+.zoom summary::-webkit-details-marker { display: none } .zoom[open] summary { cursor: zoom-out }
+.zoom[open] img { max-width: min(90vw, 1000px); max-height: none; position: relative; z-index: 1 }
+.bar { height: .4em; background: #5b8fc7 }
 """
 
 Picture = npt.NDArray[np.uint8]
@@ -55,12 +63,27 @@ def page(report: Report) -> str:
     title = f"densekit doctor: {html.escape(str(report.path))}"
     codes = Counter(d.code for d in report.defects)
     sizes = {e.path: e.size for split in report.splits for e in split.images if e.size is not None}
-    sections = [_section([d for d in report.defects if d.code == code], sizes) for code in codes]
+    named = _named(report)
+    sections = [_section([d for d in named if d.code == code], sizes) for code in codes]
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{_STYLE}</style></head><body><h1>{title}</h1><p>{html.escape(summary(report))}</p>"
-        f"{_contents(report.defects, codes)}{''.join(sections)}</body></html>\n"
+        f"{_contents(report.defects, codes)}{overview(report, _sample)}{''.join(sections)}</body></html>\n"
     )
+
+
+def _named(report: Report) -> list[Defect]:
+    """The defects, with files named from the folder that all of them lie in."""
+    above = root(report)
+    if not above:
+        return report.defects
+    short = [(d.file.removeprefix(above), d.message.replace(above, "")) for d in report.defects]
+    return [dataclasses.replace(d, file=f, message=m) for d, (f, m) in zip(report.defects, short)]
+
+
+def _sample(entry: ImageEntry, draw: Draw) -> str:
+    picture = _read(entry.path, entry.size)
+    return "" if picture is None else _jpeg(draw(picture))
 
 
 def _contents(defects: Sequence[Defect], codes: Counter[str]) -> str:
@@ -97,19 +120,28 @@ def _line(defect: Defect) -> str:
 def _figure(defect: Defect, sizes: Sizes) -> str:
     """The defect's picture with its boxes, or nothing where the file can't be shown."""
     pictures = [_encoded(p, defect.boxes, sizes.get(p)) for p in (defect.picture, defect.other) if p is not None]
-    images = "".join(f'<img alt="" src="data:image/jpeg;base64,{p}">' for p in pictures if p)
-    return f"<figure>{images}<figcaption>{html.escape(_line(defect))}</figcaption></figure>" if images else ""
+    shown = [picture for picture in pictures if picture]
+    return figure(shown, _line(defect)) if shown else ""
 
 
 def _encoded(path: Path, boxes: Sequence[Box], annotated: tuple[int, int] | None) -> str:
+    picture = _read(path, annotated)
+    return "" if picture is None else _jpeg(drawn_box(picture, boxes))
+
+
+def _read(path: Path, annotated: tuple[int, int] | None) -> Picture | None:
+    """An image file as RGB, turned as its annotated (width, height) is; None where it can't be shown."""
     try:
         header = None if path.suffix.lower() == ".npy" else read_header(read_bytes(path, _MOST_PIXELS))
         # The annotated size tells whether the boxes are in the pixels as stored or turned, unless it is wrong itself.
         size = None if annotated is None else annotated[::-1]
         size = size if header is not None and size in (header.size, header.turned_size) else None
-        picture = drawn_box(as_rgb(stretched(read_pixels(path, size=size, max_pixels=_MOST_PIXELS))), boxes)
+        return as_rgb(stretched(read_pixels(path, size=size, max_pixels=_MOST_PIXELS)))
     except (DensekitError, OSError, ValueError, cv2.error, MemoryError):
-        return ""
+        return None
+
+
+def _jpeg(picture: Picture) -> str:
     done, data = cv2.imencode(".jpg", np.ascontiguousarray(picture[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 80])
     return base64.b64encode(data.tobytes()).decode() if done else ""
 
