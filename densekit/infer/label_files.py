@@ -34,7 +34,8 @@ class LabelFormat(NamedTuple):
 def yolo_text(result: BoxResult, path: Path) -> str:
     """A line a box: position of the class, middle and sides as shares of the image's; ``classes.txt`` has the names.
 
-    Of a head that finds masks, a line for each part of an object, with the points around it.
+    Of a head that finds masks, a line for each part of an object, with the points around it; none where no pixel of the
+    object is left.
     """
     height, width = result.image.size
     lines = []

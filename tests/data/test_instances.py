@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,7 +15,9 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from densekit.data.formats.coco.coco import coco as coco_set
+from densekit.data.formats.labelme import labelme
 from densekit.data.formats.shapes import generate_shapes
+from densekit.data.formats.yolo.yolo import yolo
 from densekit.data.loading.batching import collate
 from densekit.data.transforms.instances import boxes_from_masks
 from densekit.data.transforms.pipeline import Pipeline
@@ -184,6 +189,56 @@ def test_polygons_and_run_lengths_are_read_as_pycocotools_draws_them(shapes):
             seen += 1
     assert seen > 10
     assert any(row["iscrowd"] for row in content["annotations"])
+
+
+def test_masks_follow_an_image_that_is_decoded_at_a_fraction_of_its_size(shapes):
+    small = Pipeline([{"name": "Resize", "short": 16}])
+    data, full = opened(shapes, transforms=small), opened(shapes)
+    assert small.reduction((64, 64)) == 4
+    for index in range(len(data)):
+        sample, source = data.sample(0, index), full.sample(0, index)
+        size = sample.image.shape[:2]
+        masks = [whole(one, source.original_size) for one in source.instances]
+        resized = [cv2.resize(m, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT) for m in masks]
+        assert [whole(one, size).tolist() for one in sample.instances] == [m.tolist() for m in resized]
+
+
+def test_polygons_of_yolo_and_labelme_are_the_same_masks(shapes, tmp_path):
+    content = json.loads((shapes / "annotations/train.json").read_text())
+    names = {c["id"]: c["name"] for c in content["categories"]}
+    for image in content["images"]:
+        rows = [a for a in content["annotations"] if a["image_id"] == image["id"] and not a["iscrowd"]]
+        size, stem = (image["width"], image["height"]), Path(image["file_name"]).stem
+        points = [np.array(a["segmentation"][0]).reshape(-1, 2) for a in rows]
+        lines = [
+            f"{a['category_id']} " + " ".join(map(repr, (p / size).ravel().tolist())) for a, p in zip(rows, points)
+        ]
+        objects = [
+            {"label": names[a["category_id"]], "points": p.tolist(), "shape_type": "polygon"}
+            for a, p in zip(rows, points)
+        ]
+        tree = {"version": "5", "shapes": objects, "imagePath": f"{stem}.jpg", "imageData": None}
+        tree |= {"imageWidth": size[0], "imageHeight": size[1]}
+        for name, text in ((f"yolo/labels/{stem}.txt", "\n".join(lines)), (f"labelme/{stem}.json", json.dumps(tree))):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+        for place in ("yolo/images", "labelme"):
+            (tmp_path / place).mkdir(parents=True, exist_ok=True)
+            shutil.copy(shapes / "images" / image["file_name"], tmp_path / place)
+    data = opened(shapes)
+    # YOLO's shares are rounded, which moves a point across a fifth of a pixel, COCO's grid, now and then.
+    sets = (
+        (yolo(folder=tmp_path / "yolo", instances=True), 3),
+        (labelme(folder=tmp_path / "labelme", instances=True), 0),
+    )
+    for read, most in sets:
+        assert len(read) == len(data)
+        for index in range(len(read)):
+            ours, theirs = read.sample(0, index), data.sample(0, index)
+            size = theirs.image.shape[:2]
+            expected = [one for one, crowd in zip(theirs.instances, theirs.crowd) if not crowd]
+            for one, other in zip(ours.instances, expected, strict=True):
+                assert (whole(one, size) != whole(other, size)).sum() <= most
 
 
 def test_boxes_are_taken_from_the_transformed_masks_where_asked(shapes):
