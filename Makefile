@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.densekit-installed
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: help install demo test lint bench clean
+.PHONY: help install demo test lint suite bench clean
 
 help: ## show these targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s ':'
@@ -15,7 +15,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "densekit needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version); use make PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,parquet]'
+	@# --no-compile: most of what is installed is never imported, and the rest is compiled when it is
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[dev,parquet]'
 	touch $@
 
 demo: install ## train, evaluate and draw a detector on a generated data set (about 5 minutes on 4 cores)
@@ -31,7 +32,10 @@ lint: install ## format, lint and types
 	$(BIN)/ruff check densekit tools tests benchmarks
 	$(BIN)/mypy densekit
 
-test: lint ## the whole test suite, with lint and types
+test: install ## the whole test suite, with lint and types
+	@$(MAKE) --no-print-directory --jobs 2 lint suite  # types take a minute of one core
+
+suite: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile -m "not long"
 
 bench: install ## the benchmarks against the peers, in a short form
