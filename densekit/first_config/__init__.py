@@ -25,7 +25,7 @@ from densekit.config import parse
 from densekit.console import say
 from densekit.data.formats.recognise import recognise
 from densekit.files import write_text
-from densekit.first_config import boxes, folders, masks
+from densekit.first_config import boxes, folders, masks, polygons
 from densekit.first_config.plan import named, tree_of
 from densekit.first_config.wishes import Wishes
 from densekit.types import DensekitError
@@ -54,6 +54,8 @@ def write_first_config(folder: Path, target: Path, wishes: Wishes) -> list[str]:
         plan, head = folders.plan(found, target, wishes), "classes"
     elif found.format == "masks":
         plan, head = masks.plan(found, target, wishes), "masks"
+    elif found.task == "segmentation":
+        plan, head = polygons.plan(found, target, wishes), "masks"
     else:
         plan, head = boxes.plan(found, target, wishes), "boxes"
     tree = json.loads(json.dumps(tree_of(plan, wishes, head)))  # equal parts apart: no aliases in the YAML
