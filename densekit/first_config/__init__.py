@@ -77,7 +77,7 @@ def write_first_config(folder: Path, target: Path, wishes: Wishes) -> list[str]:
     return [*lines, f"{target}: the config; densekit train {target}"]
 
 
-def config_of_folder(folder: Path, out: Path | None, wishes: Wishes | None = None) -> Path:
+def config_of_folder(folder: Path, out: Path | None, wishes: Wishes) -> Path:
     """The config to train on a folder with: written beside the run and told, or the one that is there already.
 
     Args:
@@ -88,10 +88,11 @@ def config_of_folder(folder: Path, out: Path | None, wishes: Wishes | None = Non
     run = out or Path("runs") / folder.absolute().name
     target = run.with_name(f"{run.name}.yaml")
     if target.exists():
-        say(f"{target} is there and is used; remove it to look at {folder} anew")
+        unused = " with these options" if wishes != Wishes() else ""
+        say(f"{target} is there and is used as it is; remove it to look at {folder} anew{unused}")
         return target
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise DensekitError(f"{folder}: several ranks can't each write a config; run densekit init {folder} first")
-    for line in write_first_config(folder, target, wishes or Wishes()):
+    for line in write_first_config(folder, target, wishes):
         say(line)
     return target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,7 +102,8 @@ def test_boxes_alone_are_no_masks_but_rectangles_of_labelme_are(tmp_path):
     )  # fmt: skip
     printed, tree = init(tmp_path / "other", tmp_path / "b.yaml", "--task", "segmentation")
     assert "1 rectangles are drawn as rectangles" in printed
-    part = next(tree["data"][s] for s in ("train", "val") if "0.png" in open(tree["data"][s]["annotations"]).read())
+    train, val = tree["data"]["train"], tree["data"]["val"]
+    part = train if "0.png" in Path(train["annotations"]).read_text() else val
     data = DATASETS.build(part.pop("name"), part, path="data")
     drawn = data.source.mask([data.path(i).name for i in range(len(data))].index("0.png"))
     assert np.argwhere(drawn == data.classes.names.index("cat")).tolist() == [
