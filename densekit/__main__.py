@@ -50,9 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
 
 def _of_folder(folder: str, words: Sequence[str]) -> list[str]:
-    """Words for ``train`` on a folder: the config that ``init`` writes beside the run, and those that are not for it."""
+    """The words for ``train`` on a folder: the config that ``init`` writes beside the run, and what is not for it."""
     overrides = [word for word in words if re.match(r"\w+(\.\w+)+=", word)]
-    given, rest = _module("init").make_parser().parse_known_args([folder, *(w for w in words if w not in overrides)])
+    others = [word for word in words if word not in overrides]
+    given, rest = _module("init").make_parser().parse_known_args([folder, *others])
     from densekit.first_config import Wishes, config_of_folder  # imports torch
 
     wishes = {name: value for name, value in vars(given).items() if name not in ("folder", "out")}

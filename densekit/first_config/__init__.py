@@ -4,8 +4,9 @@ The rule, all of which is printed and written into the YAML:
 
 * **task**: what the labels are for: boxes, masks, or a folder a class. Outlines are learned as boxes, and as masks
   where the task is said to be segmentation.
-* **split**: the folder's own. Without a ``val``, a fifth of the training images, drawn by the seed; files of the same
-  bytes, and Roboflow's copies of one picture (``name.rf.*``), stay together. Near-duplicates are not looked for.
+* **split**: the folder's own. Without a ``val``, a fifth of the training images, drawn by the seed, of classes class by
+  class; files of the same bytes, Roboflow's copies of one picture (``name.rf.*``), and pictures that the doctor takes
+  for one scene, stay together. Scenes are looked for among 3,000 images at most.
 * **size**: for boxes the long side at which the smallest twentieth of them begins at 16 px, from 320 to the images'
   own, at most 640 on a CPU and 1333 on a GPU; for masks the images' own, at most 512 and 1024; for classes the images'
   own, at most 224; a multiple of 32.

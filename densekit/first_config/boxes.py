@@ -38,7 +38,7 @@ def plan(found: Found, target: Path, wishes: Wishes) -> Plan:
     lines = told_sets(data)
     if (data[train].file.segmentations >= 0).any():
         lines.append("there are outlines too; --task segmentation draws them into masks")
-    parts, files = _parts(found, data, train, target, wishes)
+    parts, files = _parts(found, data, target, wishes, lines)
     count = len(data[train])
     if files:
         lines.append(
@@ -114,9 +114,10 @@ _Files = dict[Path, tuple[str, int]]
 
 
 def _parts(
-    found: Found, data: dict[str, CocoDataset], train: str, target: Path, wishes: Wishes
+    found: Found, data: dict[str, CocoDataset], target: Path, wishes: Wishes, lines: list[str]
 ) -> tuple[dict[str, dict[str, Any]], _Files]:
-    """The data sets of the YAML, and the files of a split."""
+    """The data sets of the YAML, and the files of a split, on which lines are added."""
+    train = training_role(list(data))
     parts = {role or "train": {"name": found.format, **options_of(found, role, wishes)} for role in data}
     if wishes.classes is None and data[train].ids_are_positions:
         for part in parts.values():
@@ -124,7 +125,8 @@ def _parts(
     files: _Files = {}
     if "val" not in data:
         paths = [data[train].path(i) for i in range(len(data[train]))]
-        kept, held = split_images(paths, wishes.seed)
+        kept, held, together = split_images(paths, wishes.seed)
+        lines += together
         base = parts["train"]
         for role, rows in (("train", kept), ("val", held)):
             path = target.with_name(f"{target.stem}_{role}{'.json' if found.format == 'coco' else '.txt'}").absolute()

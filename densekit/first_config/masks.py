@@ -134,7 +134,8 @@ def _parts(sets: dict[str, _Set], train: str, target: Path, wishes: Wishes, line
     files: dict[Path, str] = {}
     if "val" not in sets:
         whole = sets.pop(train)
-        parts = split_images(whole.images, wishes.seed)
+        *parts, together = split_images(whole.images, wishes.seed)
+        lines += together
         for role, rows in zip(("train", "val"), parts):
             pairs = [whole.pairs[i] for i in rows]
             sets[role] = _Set(dict(whole.options), pairs, True, [])

@@ -37,7 +37,8 @@ def plan(found: Found, target: Path, wishes: Wishes) -> Plan:
     written = dict(contents) if found.format != "coco" else {}
     folder = {role: one.folder for role, one in data.items()}
     if "val" not in data:
-        rows = split_images(paths, wishes.seed)
+        *rows, together = split_images(paths, wishes.seed)
+        lines += together
         whole = contents[train]
         written.pop(train, None)
         for role, some in zip(("train", "val"), rows):
