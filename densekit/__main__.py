@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import itertools
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 from densekit import __version__
 from densekit.console import run, say
@@ -43,18 +44,21 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if name not in (names := _names()):
         raise DensekitError(f"densekit {name}: there is no such command; {nearest(name, [*names, 'configs'])}")
     if name == "train" and words[1:] and Path(words[1]).is_dir():
-        words[1] = _config_of(words[1], words[2:])
+        words[1:] = _of_folder(words[1], words[2:])
     sys.argv[0] = f"densekit {name}"  # what the script's own help calls itself
     return _script(name)(words[1:])
 
 
-def _config_of(folder: str, words: Sequence[str]) -> str:
-    """The config to train on a folder of images and boxes with, as ``densekit init`` writes it, beside the run."""
-    from densekit.first_config import config_of_folder  # imports torch
+def _of_folder(folder: str, words: Sequence[str]) -> list[str]:
+    """The words for ``train`` on a folder: the config that ``init`` writes beside the run, and what is not for it."""
+    overrides = [word for word in words if re.match(r"\w+(\.\w+)+=", word)]
+    others = [word for word in words if word not in overrides]
+    given, rest = _module("init").make_parser().parse_known_args([folder, *others])
+    from densekit.first_config import Wishes, config_of_folder  # imports torch
 
-    out = next((after for before, after in itertools.pairwise(words) if before == "--out"), None)
-    out = out or next((word.removeprefix("--out=") for word in words if word.startswith("--out=")), None)
-    return str(config_of_folder(Path(folder), None if out is None else Path(out)))
+    wishes = {name: value for name, value in vars(given).items() if name not in ("folder", "out")}
+    config = config_of_folder(given.folder, given.out, Wishes(**wishes))
+    return [str(config), *rest, *([] if given.out is None else ["--out", str(given.out)]), *overrides]
 
 
 def _names() -> list[str]:
@@ -69,13 +73,18 @@ def _path(name: str) -> Path:
 
 def _script(name: str) -> Main:
     """The ``main`` of a script."""
+    found: Main = _module(name).main
+    return found
+
+
+def _module(name: str) -> ModuleType:
+    """A script as a module."""
     spec = importlib.util.spec_from_file_location(f"densekit_{name.replace('-', '_')}", _path(name))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    found: Main = module.main
-    return found
+    return module
 
 
 def _help() -> str:

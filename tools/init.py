@@ -17,7 +17,7 @@ from pathlib import Path
 from densekit.console import at_least, run, say
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS
     )
@@ -41,9 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", help="of the backbone (default: torchvision/IMAGENET1K_V1); none: random numbers")
     parser.add_argument("--size", type=at_least(32), metavar="PIXELS", help="long side of the images")
     parser.add_argument("--epochs", type=at_least(1), help="passes over the training images")
-    parser.add_argument("--minutes", type=at_least(1), help="train no longer than this")
+    parser.add_argument("--time", dest="minutes", type=_minutes, metavar="30m", help="train no longer; also 2h")
     parser.add_argument("--seed", type=at_least(0), help="of the split and of the run (default: 0)")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
 
     from densekit.first_config import Wishes, write_first_config
 
@@ -52,6 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for line in write_first_config(args.folder, target, wishes):
         say(line)
     return 0
+
+
+def _minutes(text: str) -> float:
+    number, unit = (text[:-1], text[-1]) if text[-1:] in ("m", "h") else (text, "m")
+    minutes = float(number) * (60 if unit == "h" else 1)
+    if not 0 < minutes < 1e6:
+        raise ValueError(text)
+    return minutes
 
 
 def _value(text: str) -> int | tuple[int, int, int]:

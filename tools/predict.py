@@ -2,13 +2,14 @@
 
     python tools/predict.py runs/bccd/best.pt photos/ extra/*.jpg --out predictions
 
-Images are files, folders, globs, or lists of files (.txt, one a line). A detector writes predictions.json (COCO result
-format, in the data set's own category ids), predictions.csv and pictures/ with the boxes drawn; a segmenter writes
-masks/ (class-index PNG) and pictures/ (overlays); a classifier writes predictions.json and predictions.csv. images.json
-names the image behind each image id. Images are resized as in the checkpoint's evaluation and everything comes back in
-the pixels of the file.
+Images are files, folders, globs, web addresses, or lists of these (.txt, one a line). A detector writes
+predictions.json (COCO result format, in the data set's own category ids), predictions.csv and pictures/ with the boxes
+drawn; a segmenter writes masks/ (class-index PNG) and pictures/ (overlays); a classifier writes predictions.json and
+predictions.csv. images.json names the image behind each image id. Images are resized as in the checkpoint's evaluation
+and everything comes back in the pixels of the file.
 
-Video files come out as videos with what was found drawn, and a .jsonl with a line a frame.
+Video files come out as videos with what was found drawn, and a .jsonl with a line a frame; so does a camera
+(camera:0), until Ctrl-C.
 
 With --annotations a.json the results have that data set's own image ids, so that pycocotools or a test server scores
 predictions.json as it is: all images that the json names are predicted, from the one folder given.
@@ -32,7 +33,9 @@ from densekit.errors import DensekitError
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt of a run folder")
-    parser.add_argument("inputs", nargs="+", metavar="IMAGES", help="files, folders, globs; key.path=value overrides")
+    parser.add_argument(
+        "inputs", nargs="+", metavar="IMAGES", help="files, folders, globs, URLs; key.path=value overrides"
+    )
     parser.add_argument("--annotations", type=Path, metavar="JSON", help="COCO json of the images: results in its ids")
     parser.add_argument("--out", type=Path, default=Path("predictions"), help="folder to write (default: predictions)")
     parser.add_argument("--score", type=console.share, help="detection: lowest score that is drawn (default: 0.5)")

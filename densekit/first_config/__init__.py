@@ -4,8 +4,9 @@ The rule, all of which is printed and written into the YAML:
 
 * **task**: what the labels are for: boxes, masks, or a folder a class. Outlines are learned as boxes, and as masks
   where the task is said to be segmentation.
-* **split**: the folder's own. Without a ``val``, a fifth of the training images, drawn by the seed; files of the same
-  bytes, and Roboflow's copies of one picture (``name.rf.*``), stay together. Near-duplicates are not looked for.
+* **split**: the folder's own. Without a ``val``, a fifth of the training images, drawn by the seed, of classes class by
+  class; files of the same bytes, Roboflow's copies of one picture (``name.rf.*``), and pictures that the doctor takes
+  for one scene, stay together. Scenes are looked for among 3,000 images at most.
 * **size**: for boxes the long side at which the smallest twentieth of them begins at 16 px, from 320 to the images'
   own, at most 640 on a CPU and 1333 on a GPU; for masks the images' own, at most 512 and 1024; for classes the images'
   own, at most 224; a multiple of 32.
@@ -25,7 +26,7 @@ from densekit.config import parse
 from densekit.console import say
 from densekit.data.formats.recognise import recognise
 from densekit.files import write_text
-from densekit.first_config import boxes, folders, masks
+from densekit.first_config import boxes, folders, masks, polygons
 from densekit.first_config.plan import named, tree_of
 from densekit.first_config.wishes import Wishes
 from densekit.types import DensekitError
@@ -54,6 +55,8 @@ def write_first_config(folder: Path, target: Path, wishes: Wishes) -> list[str]:
         plan, head = folders.plan(found, target, wishes), "classes"
     elif found.format == "masks":
         plan, head = masks.plan(found, target, wishes), "masks"
+    elif found.task == "segmentation":
+        plan, head = polygons.plan(found, target, wishes), "masks"
     else:
         plan, head = boxes.plan(found, target, wishes), "boxes"
     tree = json.loads(json.dumps(tree_of(plan, wishes, head)))  # equal parts apart: no aliases in the YAML
@@ -75,7 +78,7 @@ def write_first_config(folder: Path, target: Path, wishes: Wishes) -> list[str]:
     return [*lines, f"{target}: the config; densekit train {target}"]
 
 
-def config_of_folder(folder: Path, out: Path | None, wishes: Wishes | None = None) -> Path:
+def config_of_folder(folder: Path, out: Path | None, wishes: Wishes) -> Path:
     """The config to train on a folder with: written beside the run and told, or the one that is there already.
 
     Args:
@@ -86,10 +89,11 @@ def config_of_folder(folder: Path, out: Path | None, wishes: Wishes | None = Non
     run = out or Path("runs") / folder.absolute().name
     target = run.with_name(f"{run.name}.yaml")
     if target.exists():
-        say(f"{target} is there and is used; remove it to look at {folder} anew")
+        unused = " with these options" if wishes != Wishes() else ""
+        say(f"{target} is there and is used as it is; remove it to look at {folder} anew{unused}")
         return target
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise DensekitError(f"{folder}: several ranks can't each write a config; run densekit init {folder} first")
-    for line in write_first_config(folder, target, wishes or Wishes()):
+    for line in write_first_config(folder, target, wishes):
         say(line)
     return target

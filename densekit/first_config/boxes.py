@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,12 @@ _FASTER_RCNN = {
 
 def plan(found: Found, target: Path, wishes: Wishes) -> Plan:
     """What is learned from labels of boxes."""
-    data = {role: _built(found, role, wishes) for role in found.splits}
+    data = opened(found, wishes)
     train = training_role(list(data))
-    lines = list(dict.fromkeys(note for one in data.values() for note in one.notes))
-    for role, one in data.items():
-        lines.append(f"{role or 'images'}: {len(one)} images, {len(one.file.labels)} objects")
-    parts, files = _parts(found, data, train, target, wishes)
+    lines = told_sets(data)
+    if (data[train].file.segmentations >= 0).any():
+        lines.append("there are outlines too; --task segmentation draws them into masks")
+    parts, files = _parts(found, data, target, wishes, lines)
     count = len(data[train])
     if files:
         lines.append(
@@ -82,13 +82,29 @@ def told_anchors(tree: dict[str, Any]) -> str:
     return f"; anchors {head['anchor_sizes']}, ratios {head['anchor_ratios']}" if "anchor_sizes" in head else ""
 
 
-def _built(found: Found, role: str, wishes: Wishes) -> CocoDataset:
-    options = _options(found, role, wishes)
+def opened(found: Found, wishes: Wishes) -> dict[str, CocoDataset]:
+    """The data set of each split, all with the same classes where only their names tell these."""
+    data = {role: _built(found, role, options_of(found, role, wishes)) for role in found.splits}
+    if wishes.classes is None and any(one.ids_are_positions for one in data.values()):
+        names = sorted({name for one in data.values() for name in one.classes.names})
+        data = {role: _built(found, role, {**found.splits[role], "classes": names}) for role in data}
+    return data
+
+
+def told_sets(data: Mapping[str, CocoDataset]) -> list[str]:
+    """Lines on what was read, and how many images and objects there are."""
+    lines = list(dict.fromkeys(note for one in data.values() for note in one.notes))
+    counts = ((role or "images", len(one), len(one.file.labels)) for role, one in data.items())
+    return [*lines, *(f"{role}: {images} images, {objects} objects" for role, images, objects in counts)]
+
+
+def _built(found: Found, role: str, options: dict[str, Any]) -> CocoDataset:
     data: CocoDataset = DATASETS.build(found.format, options, path=f"data.{role or 'train'}")
     return data
 
 
-def _options(found: Found, role: str, wishes: Wishes) -> dict[str, Any]:
+def options_of(found: Found, role: str, wishes: Wishes) -> dict[str, Any]:
+    """Options of the data set of a split."""
     chosen = {} if wishes.classes is None else {"classes": list(wishes.classes)}
     return {**found.splits[role], **chosen}
 
@@ -98,18 +114,19 @@ _Files = dict[Path, tuple[str, int]]
 
 
 def _parts(
-    found: Found, data: dict[str, CocoDataset], train: str, target: Path, wishes: Wishes
+    found: Found, data: dict[str, CocoDataset], target: Path, wishes: Wishes, lines: list[str]
 ) -> tuple[dict[str, dict[str, Any]], _Files]:
-    """The data sets of the YAML, and the files of a split."""
-    parts = {role or "train": {"name": found.format, **_options(found, role, wishes)} for role in data}
+    """The data sets of the YAML, and the files of a split, on which lines are added."""
+    train = training_role(list(data))
+    parts = {role or "train": {"name": found.format, **options_of(found, role, wishes)} for role in data}
     if wishes.classes is None and data[train].ids_are_positions:
-        names = sorted({name for one in data.values() for name in one.classes.names})
         for part in parts.values():
-            part["classes"] = names
+            part["classes"] = list(data[train].classes.names)
     files: _Files = {}
     if "val" not in data:
         paths = [data[train].path(i) for i in range(len(data[train]))]
-        kept, held = split_images(paths, wishes.seed)
+        kept, held, together = split_images(paths, wishes.seed)
+        lines += together
         base = parts["train"]
         for role, rows in (("train", kept), ("val", held)):
             path = target.with_name(f"{target.stem}_{role}{'.json' if found.format == 'coco' else '.txt'}").absolute()

@@ -28,7 +28,8 @@ def plan(found: Found, target: Path, wishes: Wishes) -> Plan:
     files: dict[Path, str] = {}
     count = len(whole)
     if "val" not in data:
-        rows = split_images(paths, wishes.seed, whole.labels.tolist())
+        *rows, together = split_images(paths, wishes.seed, whole.labels.tolist())
+        lines += together
         for role, some in zip(("train", "val"), rows):
             path = target.with_name(f"{target.stem}_{role}.txt").absolute()
             parts[role] = {"name": "image_folder", **options[train], "list": path}

@@ -14,7 +14,8 @@ from densekit.data.formats.masks.matching import Matched, aside, match
 from densekit.data.formats.masks.occurring import occurring
 from densekit.data.formats.masks.pairs import Pair, pairs_by_list, pairs_by_name
 from densekit.first_config.mask_classes import coding_of
-from densekit.first_config.plan import Plan, colour, look_at, own_size, training_role
+from densekit.first_config.plan import Plan, training_role
+from densekit.first_config.segmenter import segmenter
 from densekit.first_config.split import split_images
 from densekit.first_config.wishes import Wishes
 from densekit.types import DensekitError
@@ -58,28 +59,10 @@ def plan(found: Found, target: Path, wishes: Wishes) -> Plan:
     lines += [f"{role or 'images'}: {len(one.pairs)} images with masks" for role, one in sets.items()]
     folder = next(iter(sets.values())).options["masks"]
     coding = coding_of(seen, _beside(folder), wishes)
-    channels, sizes = look_at(sets[train].images)
-    files, count = _parts(sets, train, target, wishes, lines)
-    size = wishes.size or own_size(sizes, 512, 1024)
-    resize = {"name": "Resize", "long": size}
-    return Plan(
-        parts={role or "train": {"name": "masks", **one.options, **coding.options} for role, one in sets.items()},
-        files=files,
-        lines=[*lines, *coding.lines],
-        classes=coding.names,
-        count=count,
-        channels=channels,
-        size=size,
-        head={"name": wishes.head or "unet", **({"mode": "multilabel"} if seen.layers else {})},
-        train_transforms=[
-            {"name": "ScaleJitter", "size": [size, size], "scale": [0.75, 1.5]},
-            {"name": "HorizontalFlip", "p": 0.5},
-            *colour(channels),
-        ],
-        eval_transforms=[resize] if wishes.size is not None or (sizes.max(1) > size).any() else [],
-        learning_rate=(7e-4, 1e-3),
-        metric="mIoU",
-    )
+    files = _parts(sets, train, target, wishes, lines)
+    parts = {role or "train": {"name": "masks", **one.options, **coding.options} for role, one in sets.items()}
+    images = sets["train"].images
+    return segmenter(parts, files, [*lines, *coding.lines], coding.names, images, wishes, layers=seen.layers)
 
 
 def _opened(options: Mapping[str, Any]) -> _Set:
@@ -146,14 +129,13 @@ def _beside(masks: Path) -> list[Path]:
     ]
 
 
-def _parts(
-    sets: dict[str, _Set], train: str, target: Path, wishes: Wishes, lines: list[str]
-) -> tuple[dict[Path, str], int]:
-    """Lists of the pairs, where they are needed, and how many images are learned from."""
+def _parts(sets: dict[str, _Set], train: str, target: Path, wishes: Wishes, lines: list[str]) -> dict[Path, str]:
+    """Split what has no ``val``; lists of the pairs, where they are needed."""
     files: dict[Path, str] = {}
     if "val" not in sets:
         whole = sets.pop(train)
-        parts = split_images(whole.images, wishes.seed)
+        *parts, together = split_images(whole.images, wishes.seed)
+        lines += together
         for role, rows in zip(("train", "val"), parts):
             pairs = [whole.pairs[i] for i in rows]
             sets[role] = _Set(dict(whole.options), pairs, True, [])
@@ -164,4 +146,4 @@ def _parts(
             path = target.with_name(f"{target.stem}_{role}.txt").absolute()
             one.options["list"] = path
             files[path] = "".join(f"{pair.image}\t{pair.mask}\n" for pair in one.pairs)
-    return files, len(sets["train"].pairs)
+    return files

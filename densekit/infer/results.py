@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
+from densekit.data.images.web import address
 from densekit.errors import DensekitError
 from densekit.ops.paste import pasted_mask
 from densekit.ops.run_lengths import encoded
@@ -46,7 +47,7 @@ class Seen:
     @property
     def name(self) -> str:
         """Its path, or its number."""
-        return f"image {self.id}" if self.path is None else str(self.path)
+        return f"image {self.id}" if self.path is None else address(self.path)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -33,7 +33,8 @@ def predict_videos(
     """Predict videos, one after the other.
 
     Writes ``<name>.jsonl``, a line a frame (``frame`` from 0, ``seconds``, and ``found`` as in a COCO result file), and
-    ``<name>.mp4`` with what was found. Both take their place when the video ends, whole.
+    ``<name>.mp4`` with what was found. Both take their place when the video ends, whole. A frame of a camera that took
+    long to predict is written several times, so that the drawn video runs as fast as time did.
 
     Args:
         predict: from frames to their results; a ``Predictor``.
@@ -58,9 +59,10 @@ def predict_videos(
         drawing: Any = DrawnVideo(out / f"{stem}.mp4", video.rate) if pictures else contextlib.nullcontext()
         with drawing:
             for count, result in enumerate(predict(video.frames()), 1):
-                lines.add([_line(result, count - 1, video.rate)])
+                seconds = video.seconds[count - 1]
+                lines.add([_line(result, count - 1, seconds)])
                 if pictures:
-                    drawing.add(result.frame(score))
+                    drawing.add(result.frame(score), until=seconds)
                 if stopping():
                     break
         lines.publish()
@@ -83,13 +85,17 @@ class DrawnVideo:
         self.path, self._rate = path, rate
         self._temporary = path.with_name(f".{path.stem[:40]}.{os.getpid()}.tmp.mp4")
         self._writer: cv2.VideoWriter | None = None
-        self._size = (0, 0)
+        self._size, self._count = (0, 0), 0
 
     def __enter__(self) -> Self:
         return self
 
-    def add(self, picture: npt.NDArray[np.uint8]) -> None:
+    def add(self, picture: npt.NDArray[np.uint8], *, until: float = 0.0) -> None:
         """A frame [H, W, 3] RGB; all have the size of the first.
+
+        Args:
+            picture: the frame.
+            until: second of the video that it reaches to; it is repeated until then.
 
         Raises:
             DensekitError: the file can't be written.
@@ -100,7 +106,10 @@ class DrawnVideo:
             self._writer = cv2.VideoWriter(str(self._temporary), code, self._rate, self._size)
             if not self._writer.isOpened():
                 raise DensekitError(f"{self.path}: OpenCV can't write this video; give another --out, or --no-pictures")
-        self._writer.write(np.ascontiguousarray(picture[: self._size[1], : self._size[0], ::-1]))
+        frame = np.ascontiguousarray(picture[: self._size[1], : self._size[0], ::-1])
+        for _ in range(max(1, round(until * self._rate) + 1 - self._count)):
+            self._writer.write(frame)
+            self._count += 1
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         if self._writer is not None:
@@ -114,6 +123,6 @@ class DrawnVideo:
             self._temporary.unlink(missing_ok=True)
 
 
-def _line(result: Result, frame: int, rate: float) -> str:
+def _line(result: Result, frame: int, seconds: float) -> str:
     found = [{key: value for key, value in entry.items() if key != "image_id"} for entry in result.to_coco()]
-    return json.dumps({"frame": frame, "seconds": round(frame / rate, 3), "found": found}) + "\n"
+    return json.dumps({"frame": frame, "seconds": round(seconds, 3), "found": found}) + "\n"

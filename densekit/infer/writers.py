@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from densekit.data.images.web import address
 from densekit.files import printable, whole_file, write_text
 from densekit.infer.label_files import LABEL_FORMATS
 from densekit.infer.result_files import ResultFiles, unique_stem
@@ -179,13 +180,19 @@ def _path(image: Seen) -> Path:
 
 
 def _printed(result: Result) -> str:
-    return printable(_path(result.image))
+    return printable(address(_path(result.image)))
 
 
 def _entry(image: Seen, stem: str) -> dict[str, Any]:
     """An image's entry in ``images.json``; ``stem`` is the name of its own files."""
     height, width = image.size
-    return {"id": image.id, "file_name": printable(_path(image)), "height": height, "width": width, "output": stem}
+    return {
+        "id": image.id,
+        "file_name": printable(address(_path(image))),
+        "height": height,
+        "width": width,
+        "output": stem,
+    }
 
 
 def _plain(name: str) -> str:

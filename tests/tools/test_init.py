@@ -109,7 +109,7 @@ def test_same_pictures_stay_in_one_part_and_the_seed_decides(tmp_path):
 
 def test_what_the_user_says_is_taken_and_the_rest_is_printed(tmp_path):
     voc(tmp_path / "in")
-    printed, tree = init(tmp_path / "in", tmp_path / "a.yaml", "--epochs", 3, "--minutes", 5, "--classes", "dog", "cat")
+    printed, tree = init(tmp_path / "in", tmp_path / "a.yaml", "--epochs", 3, "--time", "5m", "--classes", "dog", "cat")
     assert tree["train"]["epochs"] == 3
     assert tree["train"]["max_minutes"] == 5
     assert tree["data"]["train"]["classes"] == tree["data"]["val"]["classes"] == ["dog", "cat"]
@@ -145,18 +145,17 @@ def test_labels_that_cannot_be_read_write_nothing(tmp_path):
 
 def test_training_on_a_folder_writes_its_config_beside_the_run_and_uses_it_again(tmp_path, monkeypatch, capsys):
     from densekit.__main__ import main
-    from densekit.first_config import Wishes
 
     monkeypatch.setattr("sys.argv", ["densekit"])
-    monkeypatch.setattr("densekit.first_config.Wishes", lambda: Wishes(weights="none", backbone="resnet20", size=32))
     table(tmp_path / "in")
-    command = ["train", str(tmp_path / "in"), "--out", str(tmp_path / "runs/a"), "--device", "cpu", *SMALL]
+    options = ["--weights", "none", "--backbone", "resnet20", "--size", "32", "--classes", "cat"]
+    command = ["train", str(tmp_path / "in"), "--out", str(tmp_path / "runs/a"), "--device", "cpu", *options, *SMALL]
     assert main(command) == 0
     assert (tmp_path / "runs/a/best.pt").is_file()
     assert (tmp_path / "runs/a_val.txt").is_file()
     assert "labels of the format csv" in capsys.readouterr().out
     assert main([*command, "--resume"]) == 0
-    assert "a.yaml is there and is used" in capsys.readouterr().out
+    assert "a.yaml is there and is used as it is" in capsys.readouterr().out
 
 
 def test_training_on_a_folder_without_labels_that_can_be_read_is_refused(tmp_path):

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from densekit.data.images.read import IMAGE_SUFFIXES, ImageReader
+from densekit.data.images.web import is_web
 from densekit.data.transforms.pipeline import Pipeline
 from densekit.errors import DensekitError
 from densekit.files import read_list
@@ -55,8 +56,8 @@ def list_images(inputs: Sequence[str | Path]) -> Listing:
     """The image files that the inputs name.
 
     Args:
-        inputs: files (of any ending), lists of files (``.txt``, one a line), folders (searched with their subfolders
-            for image endings; hidden files and folders, such as macOS's ``._*``, are passed over), or globs.
+        inputs: files (of any ending), web addresses, lists of both (``.txt``, one a line), folders (searched with their
+            subfolders for image endings; hidden files and folders, such as macOS's ``._*``, are passed over), or globs.
 
     Raises:
         DensekitError: an input that names nothing, or a folder without images.
@@ -65,7 +66,7 @@ def list_images(inputs: Sequence[str | Path]) -> Listing:
     left_out: collections.Counter[str] = collections.Counter()
     for text in inputs:
         try:
-            paths = _expand(Path(text), left_out)
+            paths = [Path(text)] if is_web(text) else _expand(Path(text), left_out)
         except OSError as error:
             raise DensekitError(f"{text}: can't be looked at ({error.strerror}); correct the path") from None
         if not paths:
@@ -95,7 +96,9 @@ def _listed(file: Path) -> list[Path]:
     """Files that a list names, relative to it or else to the current folder; blank lines and ``#`` ones are skipped."""
     names = [Path(line) for line in read_list(file, "an image a line")]
     beside = [file.parent / name for name in names]
-    return [there if there.exists() or not name.exists() else name for there, name in zip(beside, names)]
+    return [
+        name if is_web(name) or (name.exists() and not there.exists()) else there for there, name in zip(beside, names)
+    ]
 
 
 def _visible_files(folder: Path) -> Iterator[Path]:

@@ -25,6 +25,7 @@ import numpy as np
 from densekit.data.images.decode import as_channels, decode, decode_npy, oriented
 from densekit.data.images.header import ImageHeader, read_header, without_waiting
 from densekit.data.images.pixel_values import Pixels, Range, on_scale
+from densekit.data.images.web import address, fetch, is_web, named_by_address
 from densekit.files import mistaken_for
 from densekit.types import DensekitError, nearest
 
@@ -122,15 +123,16 @@ class ImageReader:
         """As ``read_image``."""
         if self.blank:
             return blank_image(path, self, size)
-        return read_image(
-            path,
-            channels=self.channels,
-            size=size,
-            max_pixels=self.max_pixels,
-            reduce=reduce,
-            value_range=self.value_range,
-            orientation=self.orientation,
-        )
+        with named_by_address(path):
+            return read_image(
+                path,
+                channels=self.channels,
+                size=size,
+                max_pixels=self.max_pixels,
+                reduce=reduce,
+                value_range=self.value_range,
+                orientation=self.orientation,
+            )
 
 
 def blank_image(path: Path, reader: ImageReader, size: tuple[int, int] | None = None) -> Pixels:
@@ -147,7 +149,12 @@ def blank_image(path: Path, reader: ImageReader, size: tuple[int, int] | None = 
 
 
 def read_bytes(path: Path, max_pixels: int = MAX_PIXELS) -> bytes:
-    """Read a whole file that should be an image; missing, empty, forbidden and huge files are explained."""
+    """Read a whole file that should be an image; missing, empty, forbidden and huge files are explained.
+
+    A path may stand for a web address too, see ``web``.
+    """
+    if is_web(path):
+        return fetch(address(path))
     try:
         with open(path, "rb", opener=without_waiting) as file:
             status = os.fstat(file.fileno())

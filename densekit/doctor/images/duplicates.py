@@ -90,6 +90,13 @@ def identical_images(
     yield from _told(large, _alike(large, processes, shown))
 
 
+def same_scenes(looks: Sequence[Look], *, processes: int | None = None, shown: bool = False) -> list[list[int]]:
+    """Positions of images that show the same scene, or are one saved anew: each group once, those alone left out."""
+    places = [i for i, seen in enumerate(looks) if seen.digest and _comparable(seen)]
+    found = _alike([Copy("", looks[i]) for i in places], processes, shown)
+    return [[places[p] for p in group] for group, _ in _groups(found)]
+
+
 def _identical(copy: Copy, group: Sequence[Copy]) -> Defect:
     other = next((c for c in group if c.split != copy.split), group[0])
     same = os.path.realpath(other.path) == os.path.realpath(copy.path)
