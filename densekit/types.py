@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,8 @@ from torch import Tensor
 
 from densekit.errors import DensekitError as DensekitError
 from densekit.errors import nearest as nearest
+from densekit.instances import Instance as Instance
+from densekit.instances import InstanceMasks as InstanceMasks
 
 IGNORE = 255
 """The mask value that no loss and no metric looks at."""
@@ -110,36 +112,6 @@ def _twice(what: str, values: Sequence[object], others: Sequence[object]) -> str
         f"class {what} {value!r} occurs twice ({other}s {first} and {second}), and {what}s must be unique: give one of "
         f"the classes another {what}, or remove the one that no object is of"
     )
-
-
-class Instance(NamedTuple):
-    """The mask of one object, cut to a rectangle around it.
-
-    Attributes:
-        x: column of the cut's first pixel in the image.
-        y: its row.
-        mask: [h, w] uint8, 0 or 1; outside of the cut all is 0. Without pixels where an object has no mask.
-    """
-
-    x: int
-    y: int
-    mask: npt.NDArray[np.uint8]
-
-
-@dataclasses.dataclass(slots=True)
-class InstanceMasks:
-    """The masks of a batch's objects, each cut to a rectangle around it: memory follows the objects, not the images.
-
-    Attributes:
-        pixels: [T] uint8, 0 or 1: the cuts one after another, each row by row.
-        starts: [B, N] int64 place of each cut's first pixel.
-        cuts: [B, N, 4] int64 (x, y, width, height) of each cut in the pixels of ``Batch.images``; zeros where there is
-            none.
-    """
-
-    pixels: Tensor
-    starts: Tensor
-    cuts: Tensor
 
 
 @dataclasses.dataclass(slots=True)

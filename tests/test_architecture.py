@@ -16,6 +16,7 @@ LAYERS = {
     "machine": 0,
     "pickles": 0,
     "types": 0,
+    "instances": 0,
     "config_file": 0,
     "config": 0,
     "config_unused": 0,
