@@ -106,7 +106,7 @@ def training_role(roles: Sequence[str]) -> str:
     if "train" in roles:
         return "train"
     if "" not in roles:
-        raise DensekitError(f"there are {', '.join(roles)}, but nothing to train on; call one folder train")
+        raise DensekitError(f"the splits are {', '.join(roles)}, but none to train on; call one train")
     return ""
 
 
