@@ -227,8 +227,22 @@ def test_several_bands_and_layers_from_arrays(tmp_path):
     assert tree["model"]["channels"] == 5
     assert tree["data"]["train"]["multi_label"] is True
     assert "layers 0 (" in printed
+    assert "channels: 5, to which" in printed
     code, trained = runs.call("train", tmp_path / "run.yaml", "--out", tmp_path / "run", "--device", "cpu", *SMALL)
     assert code == 0, trained
+
+
+def test_a_tiff_with_a_page_a_channel_has_as_many_channels(tmp_path):
+    random = np.random.default_rng(0)
+    for i in range(4):
+        mask(tmp_path / f"in/masks/{i}.png", labels(i))
+        pages = [Image.fromarray(random.integers(0, 256, (30, 40 + i), dtype=np.uint8)) for _ in range(6)]
+        (tmp_path / "in/images").mkdir(parents=True, exist_ok=True)
+        pages[0].save(tmp_path / f"in/images/{i}.tiff", save_all=True, append_images=pages[1:])
+    _, tree = init(tmp_path / "in", tmp_path / "a.yaml")
+    part = tree["data"]["train"]
+    data = DATASETS.build(part.pop("name"), part, path="train", channels=tree["model"]["channels"])
+    assert data.sample(0, 0).image.shape[2] == 6
 
 
 def test_files_that_can_not_be_used_are_left_aside_with_the_reason(tmp_path):
