@@ -64,6 +64,8 @@ def write_first_config(folder: Path, target: Path, wishes: Wishes) -> list[str]:
     parse(tree, str(target))
     what = f"{found.task}, labels of the format {found.format}"
     lines = [f"{folder}: {what}", *found.notes, *plan.lines, f"classes: {named(plan.classes)}"]
+    if plan.channels != 3:
+        lines.append(f"channels: {plan.channels}, to which the backbone's first layer is adapted")
     backbone, settings = tree["model"]["backbone"], tree["train"]
     lines += [
         f"model: {plan.head['name']} on {backbone['name']} with weights {backbone['weights']}",

@@ -9,10 +9,11 @@ import numpy as np
 
 from densekit.data.formats.image_folder import ImageFolder
 from densekit.data.formats.labels.records import Found
-from densekit.first_config.plan import Plan, colour, look_at, own_size, training_role
+from densekit.first_config.plan import Plan, colour, look_at, named, own_size, training_role
 from densekit.first_config.split import split_images
 from densekit.first_config.wishes import Wishes
 from densekit.registry import DATASETS
+from densekit.types import DensekitError
 
 
 def plan(found: Found, target: Path, wishes: Wishes) -> Plan:
@@ -22,6 +23,11 @@ def plan(found: Found, target: Path, wishes: Wishes) -> Plan:
     data = {role: _built(role, options[role]) for role in options}
     train = training_role(list(data))
     whole = data[train]
+    for one in data.values():
+        if more := [name for name in one.classes.names if name not in whole.classes.names]:
+            raise DensekitError(
+                f"{one.folder}: classes that {whole.folder} lacks: {named(more, 5)}; add images of them"
+            )
     lines = [_told(role, one) for role, one in data.items()]
     parts: dict[str, dict[str, Any]] = {role or "train": {"name": "image_folder", **o} for role, o in options.items()}
     paths = [whole.path(i) for i in range(len(whole))]

@@ -14,6 +14,7 @@ from densekit.first_config.wishes import Wishes
 from densekit.types import DensekitError
 
 _NAMED = 8  # values that are told
+_SOFT, _FEW = 8, 0.4  # values between 0 and 255, and the part of all pixels, that soft edges have
 _TABLES = ("class", "colo", "label", "legend", "palette")
 _LISTS = ("classes", "labels", "names")
 
@@ -59,6 +60,11 @@ def coding_of(seen: Occurring, beside: Sequence[Path], wishes: Wishes) -> Coding
 
 def _by_value(seen: Occurring, beside: Sequence[Path], wishes: Wishes, lines: list[str]) -> Coding:
     values = [v for v in seen.pixels if isinstance(v, int) and v not in wishes.ignore]
+    if _has_soft_edges(seen):
+        raise DensekitError(
+            f"the masks hold {len(values)} values, and 0 and 255 cover most: soft edges, or traces of a JPEG; set what "
+            f"is above 127 to 255 and the rest to 0, and save them as PNG"
+        )
     declared = _name_list(beside, values)
     names = _names(values, wishes, None)
     if wishes.classes is None and declared is not None:
@@ -79,6 +85,14 @@ def _by_value(seen: Occurring, beside: Sequence[Path], wishes: Wishes, lines: li
         )
     ignore = [int(v) for v in wishes.ignore if isinstance(v, int)]
     return Coding(names, {"classes": dict(zip(names, values)), "ignore": ignore}, lines)
+
+
+def _has_soft_edges(seen: Occurring) -> bool:
+    """Whether many values up to the brightest lie between 0 and 255, on few pixels."""
+    between = {value: count for value, count in seen.pixels.items() if value not in (0, 255)}
+    few = sum(between.values()) < _FEW * sum(seen.pixels.values())
+    bright = any(isinstance(value, int) and 127 < value < 255 for value in between)
+    return {0, 255} <= set(seen.pixels) and len(between) >= _SOFT and bright and few
 
 
 def _by_colour(seen: Occurring, beside: Sequence[Path], wishes: Wishes, lines: list[str]) -> Coding:

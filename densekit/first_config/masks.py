@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from densekit.data.formats.labels.listing import files_below
+from densekit.data.formats.labels.listing import files_below, images_below
 from densekit.data.formats.labels.reading import file_sizes
 from densekit.data.formats.labels.records import Found
+from densekit.data.formats.masks.files import MASK_SUFFIXES
 from densekit.data.formats.masks.matching import Matched, aside, match
 from densekit.data.formats.masks.occurring import occurring
 from densekit.data.formats.masks.pairs import Pair, pairs_by_list, pairs_by_name
@@ -72,6 +73,8 @@ def _opened(options: Mapping[str, Any]) -> _Set:
         return _checked(_Set(dict(options), pairs, False, []))
     matched = match(images, masks)
     lines = aside(matched, {"images": images, "masks": masks})
+    if images != masks and (other := [n for n in images_below(masks) if not n.lower().endswith(tuple(MASK_SUFFIXES))]):
+        lines.append(f"{masks}: {len(other)} files that can't hold classes are left aside: {', '.join(other[:3])}")
     return _checked(_Set(dict(options), matched.pairs, not _found_alone(images, masks, matched), lines))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
 from densekit.data.images.bands import band_count
 from densekit.data.images.header import peek
@@ -106,7 +107,7 @@ def training_role(roles: Sequence[str]) -> str:
     if "train" in roles:
         return "train"
     if "" not in roles:
-        raise DensekitError(f"there are {', '.join(roles)}, but nothing to train on; call one folder train")
+        raise DensekitError(f"the splits are {', '.join(roles)}, but none to train on; call one train")
     return ""
 
 
@@ -136,8 +137,21 @@ def _channels(path: Path) -> int:
         shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
         bands = shape[2] if len(shape) == 3 else 1
         return 3 if bands == 1 else int(bands)
-    bands = band_count(path.read_bytes()) if path.suffix.lower() in (".tif", ".tiff") else 3
-    return bands if bands in (2,) or bands > 4 else 3
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return 3
+    bands = band_count(path.read_bytes())
+    if bands == 1:
+        bands = _pages(path)
+    return bands if bands == 2 or bands > 4 else 3
+
+
+def _pages(path: Path) -> int:
+    """Pages of a TIFF, each of which may be a channel."""
+    try:
+        with Image.open(path) as image:
+            return int(getattr(image, "n_frames", 1))
+    except (OSError, ValueError, SyntaxError):
+        return 1
 
 
 def own_size(sizes: npt.NDArray[np.int64], on_cpu: int, on_gpu: int) -> int:

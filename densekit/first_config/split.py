@@ -40,12 +40,16 @@ def split_images(
     groups, lines = _by_scene(list(same.values()), paths)
     if len(groups) < 2:
         where = paths[0].parent if paths else "the folder"
-        raise DensekitError(f"{where}: {len(groups)} different images can't be split; give a val set too")
+        raise DensekitError(
+            f"{where}: {len(paths)} images, which are no two different ones, can't be split; add images, or a val set"
+        )
     kinds: defaultdict[int, list[list[int]]] = defaultdict(list)
     for group in groups:
         kinds[0 if labels is None else int(labels[group[0]])].append(group)
     random = np.random.default_rng(seed)
     held = sorted(i for kind in sorted(kinds) for i in _held(kinds[kind], random))
+    if not held:
+        raise DensekitError(f"{paths[0].parent}: no class has two different images to split; add images, or a val set")
     chosen = set(held)
     return [i for i in range(len(paths)) if i not in chosen], held, lines
 

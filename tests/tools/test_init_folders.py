@@ -90,3 +90,22 @@ def test_folders_with_labels_that_nobody_read_are_no_classes(tmp_path):
     folders.text(tmp_path / "in/Katze/1.json", "{}")
     assert "2 images" not in (line := runs.refused("init", tmp_path / "in", "--out", tmp_path / "a.yaml"))
     assert "such as Katze/1.json" in line
+
+
+def test_classes_that_cannot_be_learned_or_measured_are_refused(tmp_path):
+    classes(tmp_path / "in/train", 2, 2)
+    classes(tmp_path / "in/val", 2, 2)
+    folders.image(tmp_path / "in/val/Maus/1.jpg")
+    assert "lacks: Maus" in runs.refused("init", tmp_path / "in", "--out", tmp_path / "a.yaml")
+    classes(tmp_path / "few", 1, 1)
+    line = runs.refused("init", tmp_path / "few", "--out", tmp_path / "a.yaml")
+    assert "no class has two different images" in line
+
+
+def test_a_val_set_may_lack_a_class(tmp_path):
+    classes(tmp_path / "in/train", 4, 4)
+    classes(tmp_path / "in/val", 2, 2)
+    folders.image(tmp_path / "in/train/Maus/1.jpg")
+    init(tmp_path / "in", tmp_path / "run.yaml")
+    code, trained = runs.call("train", tmp_path / "run.yaml", "--out", tmp_path / "run", "--device", "cpu", *SMALL)
+    assert code == 0, trained

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 import yaml
@@ -226,8 +227,22 @@ def test_several_bands_and_layers_from_arrays(tmp_path):
     assert tree["model"]["channels"] == 5
     assert tree["data"]["train"]["multi_label"] is True
     assert "layers 0 (" in printed
+    assert "channels: 5, to which" in printed
     code, trained = runs.call("train", tmp_path / "run.yaml", "--out", tmp_path / "run", "--device", "cpu", *SMALL)
     assert code == 0, trained
+
+
+def test_a_tiff_with_a_page_a_channel_has_as_many_channels(tmp_path):
+    random = np.random.default_rng(0)
+    for i in range(4):
+        mask(tmp_path / f"in/masks/{i}.png", labels(i))
+        pages = [Image.fromarray(random.integers(0, 256, (30, 40 + i), dtype=np.uint8)) for _ in range(6)]
+        (tmp_path / "in/images").mkdir(parents=True, exist_ok=True)
+        pages[0].save(tmp_path / f"in/images/{i}.tiff", save_all=True, append_images=pages[1:])
+    _, tree = init(tmp_path / "in", tmp_path / "a.yaml")
+    part = tree["data"]["train"]
+    data = DATASETS.build(part.pop("name"), part, path="train", channels=tree["model"]["channels"])
+    assert data.sample(0, 0).image.shape[2] == 6
 
 
 def test_files_that_can_not_be_used_are_left_aside_with_the_reason(tmp_path):
@@ -256,10 +271,57 @@ def test_names_with_blanks_are_listed_as_they_are(tmp_path):
     [
         (lambda f: pair(f / "images", f / "masks", other="{}.jpg"), "have lost which pixel is what class"),
         (lambda f: pair(f / "images", f / "masks", values=(1,)), "hold the value 1 alone"),
-        (lambda f: pair(f / "images", f / "masks", count=1), "1 different images can't be split"),
+        (
+            lambda f: pair(f / "images", f / "masks", count=1),
+            "1 images, which are no two different ones, can't be split",
+        ),
     ],
 )
 def test_what_can_not_be_learned_is_refused_in_a_line(tmp_path, make, said):
     make(tmp_path / "in")
     assert said in runs.refused("init", tmp_path / "in", "--out", tmp_path / "a.yaml")
     assert list(tmp_path.glob("a*")) == []
+
+
+def soft(folder):
+    """Masks of 0 and 255 whose edges were blurred."""
+    for i in range(3):
+        folders.image(folder / f"images/{i}.png", 64 + i, 64)
+        drawn = cv2.resize(np.pad(np.full((4, 4), 255, np.uint8), 2), (64 + i, 64), interpolation=cv2.INTER_LINEAR)
+        mask(folder / f"masks/{i}.png", drawn)
+
+
+def mask_an_object(folder):
+    for i in range(3):
+        folders.image(folder / f"{i}.jpg", 40 + i, 30)
+        for k in range(2):
+            mask(folder / f"{i}_mask_{k}.png", labels(i))
+
+
+def folder_an_image(folder):
+    for i in range(3):
+        folders.image(folder / f"set/{i}x/images/{i}x.png", 40 + i, 30)
+        for k in range(2):
+            mask(folder / f"set/{i}x/masks/{k}{i}.png", labels(i))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (soft, "soft edges"),
+        (mask_an_object, "0.jpg has several masks, 0_mask_0.png and 0_mask_1.png"),
+        (folder_an_image, "9 images, but no labels of"),
+        (lambda f: pair(f, f, "{}.jpg", "{}_mask.jpg"), "have lost which pixel is what class"),
+        (lambda f: pair(f / "val/images", f / "val/masks"), "none to train on"),
+    ],
+)
+def test_what_would_be_learned_wrongly_is_refused(tmp_path, make, said):
+    make(tmp_path / "in")
+    assert said in runs.refused("init", tmp_path / "in", "--out", tmp_path / "a.yaml")
+
+
+def test_the_one_folder_of_an_archive_is_looked_into(tmp_path):
+    two_folders(tmp_path / "in/data")
+    folders.text(tmp_path / "in/README.txt", "masks of cells\n")
+    _, tree = init(tmp_path / "in", tmp_path / "a.yaml")
+    assert tree["data"]["train"]["images"] == str(tmp_path / "in/data/images")

@@ -69,6 +69,9 @@ def recognise(path: Path, only: str | None = None, task: Task | None = None) -> 
         raise DensekitError(f"{path}: there is no such file or folder; {nearest(path.name, beside)}")
     names = [only] if only is not None else list(every if task is None else _OF_TASK[task])
     found = next((one for name in names if (one := every[name](path)) is not None), None)
+    if found is None and (inner := _only_folder(path)) is not None:
+        with contextlib.suppress(DensekitError):
+            return recognise(inner, only, task)
     if found is None or (task is None and only is None and found.format == "image_folder" and not _are_classes(path)):
         raise DensekitError(_unknown(path, only, task))
     rest = names[names.index(found.format) + 1 :] if found.format not in FOLDERS else []
@@ -76,9 +79,16 @@ def recognise(path: Path, only: str | None = None, task: Task | None = None) -> 
     return dataclasses.replace(found, notes=tuple(notes), task=task or found.task)
 
 
+def _only_folder(path: Path) -> Path | None:
+    """The one folder inside, as archives unpack, where there are no files beside it but texts."""
+    entries = [entry for entry in os.scandir(path) if not entry.name.startswith((".", "__MACOSX"))]
+    places = [Path(entry.path) for entry in entries if entry.is_dir()]
+    return places[0] if len(places) == 1 and not images_below(path, deep=False) else None
+
+
 def _are_classes(folder: Path) -> bool:
     """Whether the folders inside may be classes: there are no labels that nobody read, and none is called images."""
-    names = {entry.name.lower() for entry in os.scandir(folder) if entry.is_dir()}
+    names = {name.lower() for _, folders, _ in os.walk(folder) for name in folders}
     return not names & _NO_CLASSES and not unread_labels(folder)
 
 

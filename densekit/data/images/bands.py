@@ -2,7 +2,8 @@
 
 Their first directory is written anew so that the bands are grey to libtiff: interleaved ones as one image that is that
 many times wider, planes as an image each. The compressed bytes stay as they are, so every compression is read that
-OpenCV's libtiff knows. Only the horizontal predictor (TIFF 6.0, section 14) reaches across bands; it is undone here.
+OpenCV's libtiff knows. Only the predictors reach across bands; they are undone here: the horizontal one (TIFF 6.0,
+section 14) and that of floats (Adobe's TIFF Technical Note 3), whose rows are read as bytes for that.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ WIDTH, BITS, PHOTOMETRIC, OFFSETS, SAMPLES, COUNTS, PLANAR = 256, 258, 262, 273,
 PREDICTOR, TILE_WIDTH, TILE_OFFSETS, TILE_COUNTS, EXTRA, FORMAT = 317, 322, 324, 325, 338, 339
 _TYPES = {1: "B", 3: "H", 4: "I"}
 _PLANES = 2  # a plane a band; 1 is interleaved
+_FLOATS = 3  # the predictor of floats
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,19 +53,25 @@ def decode_bands(data: bytes) -> Pixels | None:
     try:
         directory = _read(data)
         bands = directory.first(SAMPLES)
-        if directory.first(PREDICTOR) not in (1, 2) or len(set(directory.numbers.get(BITS, (1,)))) > 1:
+        if directory.first(PREDICTOR) not in (1, 2, _FLOATS) or len(set(directory.numbers.get(BITS, (1,)))) > 1:
             return None
         if directory.first(PLANAR) == _PLANES:
             planes = [_decoded(data, directory, _one_plane(directory, band, bands)) for band in range(bands)]
             return None if any(p is None for p in planes) else np.stack([p for p in planes if p is not None], axis=2)
-        wide = {WIDTH: (bands * directory.first(WIDTH),), PREDICTOR: (1,)}
+        floats = directory.first(PREDICTOR) == _FLOATS
+        times = bands * (directory.first(BITS) // 8 if floats else 1)
+        wide = {WIDTH: (times * directory.first(WIDTH),), PREDICTOR: (1,)}
         if TILE_WIDTH in directory.numbers:
-            wide[TILE_WIDTH] = (bands * directory.first(TILE_WIDTH),)
+            wide[TILE_WIDTH] = (times * directory.first(TILE_WIDTH),)
+        if floats:
+            wide |= {WIDTH: (times * _across(directory),), BITS: (8,), FORMAT: (1,)}
         image = _decoded(data, directory, wide)
     except (struct.error, cv2.error, IndexError, ValueError):
         return None
     if image is None or image.ndim != 2:
         return None
+    if floats:
+        return _joined(image, directory)
     image = image.reshape(image.shape[0], -1, bands)
     return _summed(image, directory) if directory.first(PREDICTOR) == 2 else image
 
@@ -87,12 +95,32 @@ def _summed(image: Pixels, directory: _Directory) -> Pixels:
     return whole.view(image.dtype)
 
 
+def _across(directory: _Directory) -> int:
+    """Pixels of a row with what pads its last tile, since the bytes of a float lie a tile's width apart."""
+    width = directory.first(WIDTH)
+    return -(-width // directory.first(TILE_WIDTH, width)) * directory.first(TILE_WIDTH, width)
+
+
+def _joined(image: npt.NDArray[np.uint8], directory: _Directory) -> Pixels:
+    """Undo the predictor of floats: in each tile first bytes of all numbers, then second ones, as differences."""
+    bands, length, width = directory.first(SAMPLES), directory.first(BITS) // 8, directory.first(WIDTH)
+    step = directory.first(TILE_WIDTH, width)
+    parts = []
+    for start in range(0, _across(directory), step):
+        part = image[:, start * bands * length : (start + step) * bands * length]
+        whole = part.reshape(len(part), -1, bands).cumsum(1, dtype=np.uint8)
+        high_first = whole.reshape(len(part), length, -1).transpose(0, 2, 1)
+        values = np.ascontiguousarray(high_first).view(f">f{length}").reshape(len(part), step, bands)
+        parts.append(values.astype(f"f{length}"))
+    return np.concatenate(parts, axis=1)[:, :width]
+
+
 def _decoded(data: bytes, directory: _Directory, changed: Mapping[int, tuple[int, ...]]) -> Pixels | None:
     """The grey image that the changed directory describes."""
-    grey = {SAMPLES: (1,), PHOTOMETRIC: (1,), PLANAR: (1,), BITS: (directory.first(BITS),), **changed}
+    grey = {SAMPLES: (1,), PHOTOMETRIC: (1,), PLANAR: (1,), BITS: (directory.first(BITS),)}
     if FORMAT in directory.numbers:
         grey[FORMAT] = (directory.first(FORMAT),)
-    written = _rewritten(data, directory, grey)
+    written = _rewritten(data, directory, {**grey, **changed})
     image = cv2.imdecode(np.frombuffer(written, np.uint8), cv2.IMREAD_UNCHANGED)
     return _by_pillow(written) if image is None else np.asarray(image)
 

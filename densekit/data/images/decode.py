@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from densekit.data.images.bands import band_count, decode_bands
+from densekit.data.images.big_tiff import as_classic
 from densekit.data.images.header import ImageHeader
 from densekit.data.images.pixel_values import Pixels
 from densekit.errors import DensekitError
@@ -44,8 +46,9 @@ def decode(path: Path, data: bytes, header: ImageHeader, channels: int, reduce: 
     """
     if header.format in _BY_PILLOW:
         return _by_pillow(path, data, header, channels)
-    buffer = np.frombuffer(data, np.uint8)
     try:
+        data = as_classic(data) if header.format == "TIFF" else data
+        buffer = np.frombuffer(data, np.uint8)
         if header.format == "TIFF" and band_count(data) > _OPENCV_BANDS:
             image = decode_bands(data)
         elif channels not in (1, 3) and header.format == "TIFF":
@@ -55,7 +58,7 @@ def decode(path: Path, data: bytes, header: ImageHeader, channels: int, reduce: 
             image = image if channels in (1, 3) else _rgb_order(image)
             if image is None and channels in (1, 3):  # float TIFF: OpenCV does not convert its colours
                 image = _grey(_rgb_order(cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)), channels)
-    except cv2.error:
+    except (cv2.error, struct.error, ValueError, OverflowError):
         image = None
     if image is None:
         raise DensekitError(f"{path}: {_why_not(header)}")

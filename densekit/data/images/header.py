@@ -19,14 +19,16 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from densekit.data.images.big_tiff import STARTS as BIG_STARTS
+
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT = 0x0102, 0x0153
 _UNSIGNED = (1, 4)  # sample formats: unsigned numbers, and undefined, which is taken for them
-_SIZES = {1: "B", 3: "H", 4: "I"}  # TIFF field types that hold an unsigned number
+_SIZES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # TIFF field types that hold an unsigned number
 _JPEG_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD8)}
 _JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _START, _MOST = 2**16, 2**24  # bytes that hold the header of nearly every file, and of every one
-_TIFF_STARTS = (b"II*\0", b"MM\0*")
+_TIFF_STARTS = (b"II*\0", b"MM\0*", *BIG_STARTS)
 _LONG_HEADERS = (b"\xff\xd8", b"RIFF")  # JPEG with large thumbnails before its size, WebP as Pillow reads it
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
@@ -74,7 +76,7 @@ def read_header(data: bytes) -> ImageHeader | None:
         if data.startswith(_TIFF_STARTS):
             return _tiff(data)
         return _other(data)
-    except (struct.error, IndexError, ValueError):
+    except (struct.error, IndexError, ValueError, OverflowError):
         return None
 
 
@@ -140,18 +142,20 @@ def _other(data: bytes) -> ImageHeader | None:
 
 def _tag(tiff: bytes | mmap.mmap, tag: int, default: int) -> int:
     """The first number of an entry in a TIFF's first directory (EXIF data are a small TIFF)."""
-    order = "<" if tiff[:2] == b"II" else ">"
+    order, big = "<" if tiff[:2] == b"II" else ">", tiff[:4] in BIG_STARTS
+    place, several, room = ("Q", "Q", 8) if big else ("I", "H", 4)
     try:
-        (first,) = struct.unpack_from(order + "I", tiff, 4)
-        (count,) = struct.unpack_from(order + "H", tiff, first)
-        for entry in range(first + 2, first + 2 + 12 * count, 12):
-            name, kind, numbers = struct.unpack_from(order + "HHI", tiff, entry)
+        (first,) = struct.unpack_from(order + place, tiff, room)
+        (count,) = struct.unpack_from(order + several, tiff, first)
+        start, step = first + struct.calcsize(several), 4 + 2 * room
+        for entry in range(start, start + step * count, step):
+            name, kind, numbers = struct.unpack_from(f"{order}HH{place}", tiff, entry)
             if name == tag:
-                number, at = order + _SIZES[kind], entry + 8
-                if numbers * struct.calcsize(number) > 4:  # they stand elsewhere
-                    (at,) = struct.unpack_from(order + "I", tiff, at)
+                number, at = order + _SIZES[kind], entry + 4 + room
+                if numbers * struct.calcsize(number) > room:  # they stand elsewhere
+                    (at,) = struct.unpack_from(order + place, tiff, at)
                 return int(struct.unpack_from(number, tiff, at)[0])
-    except (struct.error, KeyError):
+    except (struct.error, KeyError, OverflowError):  # a place beyond what a machine counts
         pass
     return default
 

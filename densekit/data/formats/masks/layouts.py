@@ -6,15 +6,16 @@ import os
 from collections import defaultdict
 from pathlib import Path
 
-from densekit.data.formats.labels.listing import ROLES, files_below, inner_folder, role_folders, role_of
+from densekit.data.formats.labels.listing import ROLES, files_below, images_below, inner_folder, role_folders, role_of
 from densekit.data.formats.labels.records import Found
 from densekit.data.formats.masks.files import MASK_SUFFIXES
-from densekit.data.formats.masks.matching import MASK_WORDS, Matched, by_pixels, match
+from densekit.data.formats.masks.matching import LOSSY, MASK_WORDS, Matched, by_pixels, match
 from densekit.data.images.read import IMAGE_SUFFIXES
 from densekit.types import DensekitError
 
 _OBJECTS = ("object", "instance", "inst", "panoptic", "depth")  # other things than classes that are drawn like masks
 _MOST_FOLDERS = 8  # that are compared with one another
+_SOME = 0.25  # of a folder's images that are called masks
 
 Folders = tuple[Path, Path]
 """Of images and of masks."""
@@ -101,11 +102,8 @@ def _one_set(places: list[Path]) -> Folders | None:
 
 def _pairs(images: Path, masks: Path, *, by_name: bool) -> Matched:
     """Pairs of two folders; by their pixels where names of folders don't say which are the masks."""
-    if by_name and not files_below(masks, MASK_SUFFIXES) and (lossy := files_below(masks, IMAGE_SUFFIXES)):
-        raise DensekitError(
-            f"{masks / lossy[0]}: masks as {os.path.splitext(lossy[0])[1]} ({len(lossy)} files) have lost which pixel "
-            f"is what class; save them as PNG"
-        )
+    if by_name and not files_below(masks, MASK_SUFFIXES) and (lossy := images_below(masks)):
+        raise DensekitError(_lossy(masks, lossy))
     found = match(images, masks)
     if found.pairs and not by_name and not by_pixels(images, masks, found.pairs):
         return Matched([], found.images, found.masks)
@@ -113,7 +111,20 @@ def _pairs(images: Path, masks: Path, *, by_name: bool) -> Matched:
 
 
 def _one_folder(folder: Path) -> Folders | None:
-    return (folder, folder) if match(folder, folder).pairs else None
+    if match(folder, folder).pairs:
+        return folder, folder
+    names = images_below(folder, deep=False)
+    lossy = [name for name in names if MASK_WORDS.search(name) and name.lower().endswith(tuple(LOSSY))]
+    if names and _SOME <= len(lossy) / len(names) < 1:
+        raise DensekitError(_lossy(folder, lossy))
+    return None
+
+
+def _lossy(folder: Path, names: list[str]) -> str:
+    return (
+        f"{folder / names[0]}: masks as {os.path.splitext(names[0])[1]} ({len(names)} files) have lost which pixel is "
+        f"what class; save them as PNG"
+    )
 
 
 def _voc_lists(folder: Path) -> dict[str, Path]:

@@ -20,7 +20,9 @@ from densekit.types import DensekitError
 MASK_WORDS = re.compile(r"mask|masq|masc|label|seg|gt|truth|annot|target", re.IGNORECASE)
 """What folders and names of masks are called."""
 
-_LOSSY = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
+LOSSY = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
+"""Endings of files that can't hold classes, and so are images."""
+
 _TRIED = 20  # names by which affixes are found
 _FRONTS, _ENDS = 2, 3  # places in front and at the end where a name may be cut
 _MOST = 0.5  # of the masks that must have an image
@@ -53,11 +55,14 @@ def match(images: Path, masks: Path) -> Matched:
 
     Where the names are not the same, the prefixes and suffixes that make the most pairs tell them apart. In one folder
     it must be clear which are the masks: by a word such as ``mask``, or by their pixels.
+
+    Raises:
+        DensekitError: an image has several masks.
     """
     one_folder = os.path.samefile(images, masks)
     names, others = images_below(images, deep=not one_folder), files_below(masks, MASK_SUFFIXES, deep=not one_folder)
     if one_folder:
-        these = [n for n in names if os.path.splitext(n)[1].lower() in _LOSSY]
+        these = [n for n in names if os.path.splitext(n)[1].lower() in LOSSY]
         by_name = _by_core(these, others, (("", ""), ("", "")))  # 1.jpg and 1.png
     else:
         these, by_name = names, _by_core(names, others, (("", ""), ("", "")))
@@ -77,6 +82,7 @@ def match(images: Path, masks: Path) -> Matched:
 
 
 def _told(pairs: list[Pair], names: Sequence[str], others: Sequence[str], affixes: Affixes | None) -> Matched:
+    _refuse_several(pairs, others, affixes, one_folder=bool(set(names) & set(others)) and affixes is not None)
     images, masks = {p.image for p in pairs}, {p.mask for p in pairs}
     if affixes is None or not set(names) & masks:
         return Matched(pairs, sorted(set(names) - images), sorted(set(others) - masks), affixes)
@@ -84,6 +90,22 @@ def _told(pairs: list[Pair], names: Sequence[str], others: Sequence[str], affixe
     called = [n for n in free if (of_mask := _core(n, *affixes[1])) is not None and _core(n, *affixes[0]) != of_mask]
     lonely = set(called) if any(affixes[1]) else set[str]()
     return Matched(pairs, [n for n in free if n not in lonely], sorted(lonely), affixes)
+
+
+def _refuse_several(pairs: Sequence[Pair], others: Sequence[str], affixes: Affixes | None, *, one_folder: bool) -> None:
+    """An image with a mask for each object: one of them alone would make the others background."""
+    around = affixes or (("", ""), ("", ""))
+    cores = {core: pair for pair in pairs if (core := _core(pair.image, *around[0])) is not None}
+    taken = {pair.mask for pair in pairs} | {pair.image for pair in pairs}
+    free = [n for n in others if n not in taken and (not one_folder or MASK_WORDS.search(n.rpartition("/")[2]))]
+    more = [(cores[core], n) for n in free for core in [next((c for c, _ in _cuts(n) if c in cores), None)] if core]
+    if more and len(more) >= _MOST * len(pairs):
+        pair, name = more[0]
+        first, second = sorted((pair.mask, name))
+        raise DensekitError(
+            f"{pair.image} has several masks, {first} and {second}; join them into one mask of classes, or use COCO "
+            f"json for an outline an object"
+        )
 
 
 def _by_core(names: Sequence[str], others: Sequence[str], affixes: Affixes) -> list[Pair]:
@@ -111,15 +133,15 @@ def _core(name: str, prefix: str, suffix: str) -> str | None:
 
 def _candidates(names: Sequence[str], others: Sequence[str], one_folder: bool) -> list[Affixes]:
     """Affixes that some images and masks leave around what they share, the most frequent ones."""
-    known: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
+    known: defaultdict[str, dict[tuple[str, str], None]] = defaultdict(dict)  # in the order of the names
     for name in others:
         for core, around in _cuts(name):
-            known[core].add(around)
+            known[core][around] = None
     tried: Counter[Affixes] = Counter()
     steps = np.linspace(0, max(0, len(names) - 1), min(_TRIED, len(names))).astype(int)
     for name in (names[i] for i in steps.tolist()):
         for core, around in _cuts(name):
-            tried.update((around, other) for other in known.get(core, ()) if around != other or not one_folder)
+            tried.update((around, other) for other in known.get(core, {}) if around != other or not one_folder)
     return [affixes for affixes, _ in tried.most_common(4 * _TRIED)]
 
 
