@@ -47,7 +47,7 @@ def main() -> None:
     rows.append(Row(f"inference, 1 x {size[0]} x {size[1]}", PEER, *times, agreement))
     for number in OBJECTS[: 2 if args.short else 3]:
         held = [[measured(side, number)] for side in ("ours", "theirs")]
-        rows.append(Row(f"GB of a training step, 2 x 512 x 512, {number} objects", PEER, *held, agreement))
+        rows.append(Row(f"GB of a training step, 1 x 512 x 512, {number} objects", PEER, *held, agreement))
     report("Mask R-CNN, ResNet-50-FPN", rows, args)
 
 
@@ -85,7 +85,7 @@ def peak(side: str, objects: int) -> float:
     """GB that this process has held at the most after a training step of a side."""
     size = (512, 512)
     theirs, ours = pair(size, torch.device("cpu"), masks=True)
-    batch = with_masks(2, size, objects)
+    batch = with_masks(1, size, objects)
     step = our_step(ours, batch) if side == "ours" else their_step(theirs, batch, False)
     step()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
