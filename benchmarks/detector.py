@@ -20,12 +20,11 @@ from torchvision.models import detection
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.ops import FrozenBatchNorm2d
 
-from densekit.heads.faster_rcnn import faster_rcnn
 from densekit.heads.faster_rcnn.torchvision import from_torchvision
 from densekit.model import DenseModel
 from densekit.packed import packed
 from densekit.precision import DTYPES, autocast, choose_precision
-from densekit.registry import BACKBONES
+from densekit.registry import BACKBONES, HEADS
 from densekit.types import Batch, BoxTargets, Classes, Targets
 
 CLASSES = Classes(tuple(f"class {i}" for i in range(20)), tuple(range(20)))
@@ -54,33 +53,34 @@ def main() -> None:
     report("Faster R-CNN, ResNet-50-FPN", rows, args)
 
 
-def pair(size: tuple[int, int], device: torch.device) -> tuple[nn.Module, DenseModel]:
+def pair(size: tuple[int, int], device: torch.device, *, masks: bool = False) -> tuple[nn.Module, DenseModel]:
     """The detector of torchvision and densekit's with the same weights, spread out so that scores do not tie.
 
     As they are fine-tuned: norms fixed, stem and first stage frozen, which torchvision does wherever it starts from
     pretrained weights. There are none here, so the norms take the statistics of noise.
     """
     torch.manual_seed(0)
-    theirs = torchvision_detector(nn.BatchNorm2d, size)
+    theirs = torchvision_detector(nn.BatchNorm2d, size, masks)
     for part in theirs.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.momentum = None  # the plain mean of what is seen
     with torch.no_grad():
         theirs.backbone(torch.randn(4, 3, *size))
-    weights, theirs = theirs.state_dict(), torchvision_detector(FrozenBatchNorm2d, size)
+    weights, theirs = theirs.state_dict(), torchvision_detector(FrozenBatchNorm2d, size, masks)
     theirs.load_state_dict({k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")})
     spread_out(theirs, size)
     backbone = BACKBONES.build("resnet50", {"norm": "frozen", "frozen_stages": 2})
-    head = faster_rcnn(backbone.levels, num_classes=len(CLASSES))
+    head = HEADS.build("mask_rcnn" if masks else "faster_rcnn", {}, backbone.levels, num_classes=len(CLASSES))
     ours = DenseModel(backbone, {"boxes": head}, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), classes=CLASSES)
     ours.load_state_dict({**ours.state_dict(), **from_torchvision(theirs.state_dict(), head="boxes")})
     return theirs.to(device), ours.to(device)
 
 
-def torchvision_detector(norm: type[nn.Module], size: tuple[int, int]) -> nn.Module:
-    """``fasterrcnn_resnet50_fpn`` as it builds itself for pretrained weights, without downloading them."""
+def torchvision_detector(norm: type[nn.Module], size: tuple[int, int], masks: bool) -> nn.Module:
+    """``fasterrcnn_resnet50_fpn`` or ``maskrcnn_resnet50_fpn``, built as for pretrained weights, without downloads."""
     backbone = _resnet_fpn_extractor(torchvision.models.resnet50(norm_layer=norm), trainable_layers=3)
-    return detection.FasterRCNN(backbone, len(CLASSES) + 1, min_size=min(size), max_size=max(size))
+    detector = detection.MaskRCNN if masks else detection.FasterRCNN
+    return detector(backbone, len(CLASSES) + 1, min_size=min(size), max_size=max(size))
 
 
 @torch.no_grad()
@@ -149,6 +149,8 @@ def their_step(model: nn.Module, batch: Batch, amp: bool) -> Callable[[], object
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
     boxes = batch.targets.boxes
     targets = [{"boxes": b, "labels": k + 1} for b, k in zip(boxes.boxes, boxes.labels)]
+    if boxes.masks is not None:
+        targets = [{**one, "masks": whole_masks(batch, image)} for image, one in enumerate(targets)]
 
     def step() -> None:
         model.train()
@@ -160,6 +162,15 @@ def their_step(model: nn.Module, batch: Batch, amp: bool) -> Callable[[], object
         optimizer.step()
 
     return step
+
+
+def whole_masks(batch: Batch, image: int) -> Tensor:
+    """[N, H, W] uint8: an image's instance masks as torchvision takes them."""
+    masks = batch.targets.boxes.masks
+    whole = torch.zeros(masks.cuts.shape[1], *batch.images.shape[2:], dtype=torch.uint8)
+    for one, start, (x, y, width, height) in zip(whole, masks.starts[image].tolist(), masks.cuts[image].tolist()):
+        one[y : y + height, x : x + width] = masks.pixels[start : start + width * height].view(height, width)
+    return whole.to(batch.images.device)
 
 
 def our_inference(model: DenseModel, batch: Batch) -> Callable[[], object]:

@@ -10,6 +10,7 @@ import torch
 from densekit.heads.faster_rcnn import FasterRCNN
 from densekit.heads.mask_rcnn import MaskRCNN, mask, mask_rcnn
 from densekit.ops import instance_masks
+from densekit.packed import packed
 from densekit.registry import HEADS, Registry
 from densekit.types import Batch, BoxTargets, DensekitError, InstanceMasks, Targets
 from tests.heads.test_faster_rcnn import LEVELS, LOSSES, SMALL, maps_of
@@ -182,6 +183,17 @@ def test_masks_are_looked_at_in_groups(monkeypatch):
         whole = head.predict(maps_of(), batch).masks
         monkeypatch.setattr(mask, "TOGETHER", 3)
         torch.testing.assert_close(head.predict(maps_of(), batch).masks, whole)
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+def test_a_packed_branch_gives_the_same_masks(dtype, atol):
+    head, batch = build(mask_norm="batch", mask_channels=16).eval(), batch_of()
+    with torch.no_grad():
+        pyramid, found = head.neck(maps_of()), head.predict(maps_of(), batch)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            masks = packed(head.mask, dtype).predict(pyramid, found)
+    assert masks.dtype == torch.float32
+    torch.testing.assert_close(masks, found.masks, atol=atol, rtol=0)
 
 
 def test_masks_of_detections_compile_without_a_graph_break():

@@ -38,7 +38,8 @@ class MaskHead(nn.Module):
         class_agnostic: one mask for all classes.
         pool_size: Q.
         sampling_ratio: samples a bin and direction of RoIAlign.
-        aligned: half-cell shift of RoIAlign, and half-pixel shift of what is learned.
+        aligned: half-cell shift of RoIAlign, also where it crops what is to be learned. Without it, as in torchvision,
+            masks are learned half a pixel too far up and left: objects of 16 pixels reach an IoU of 0.92 at best.
         roi_align: way to compute it, see ``ops/roi_align.py``.
         most: positives of an image in the loss, at the most.
         weight: of the loss.
