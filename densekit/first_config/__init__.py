@@ -20,16 +20,18 @@ import json
 import os
 from pathlib import Path
 
+import torch
 import yaml
 
-from densekit.config import parse
+from densekit.config import Config, parse
 from densekit.console import say
 from densekit.data.formats.recognise import recognise
 from densekit.files import write_text
 from densekit.first_config import boxes, folders, masks, polygons
-from densekit.first_config.plan import named, tree_of
+from densekit.first_config.plan import Plan, named, tree_of
 from densekit.first_config.wishes import Wishes
-from densekit.types import DensekitError
+from densekit.model import build_model
+from densekit.types import Classes, DensekitError, Task
 
 __all__ = ["Wishes", "config_of_folder", "write_first_config"]
 
@@ -61,7 +63,7 @@ def write_first_config(folder: Path, target: Path, wishes: Wishes) -> list[str]:
         plan, head = boxes.plan(found, target, wishes), "boxes"
     tree = json.loads(json.dumps(tree_of(plan, wishes, head)))  # equal parts apart: no aliases in the YAML
     boxes.fit_anchors(tree, plan)
-    parse(tree, str(target))
+    _check_head(parse(tree, str(target)), plan, found.task)
     what = f"{found.task}, labels of the format {found.format}"
     lines = [f"{folder}: {what}", *found.notes, *plan.lines, f"classes: {named(plan.classes)}"]
     if plan.channels != 3:
@@ -78,6 +80,15 @@ def write_first_config(folder: Path, target: Path, wishes: Wishes) -> list[str]:
     words = f"# {folder}: labels of the format {found.format}. Written by densekit init.\n"
     write_text(target, words + yaml.safe_dump(tree, sort_keys=False, width=110, allow_unicode=True))
     return [*lines, f"{target}: the config; densekit train {target}"]
+
+
+def _check_head(config: Config, plan: Plan, task: Task) -> None:
+    """Refuse a head that there is not, or that is for another task, before anything is written."""
+    classes = Classes.named_in("classes", plan.classes, range(len(plan.classes)))
+    with torch.device("meta"):
+        built = build_model(config.model, classes)
+    if built.task != task:
+        raise DensekitError(f"--head {plan.head['name']}: is for {built.task}, and this is {task}; choose another")
 
 
 def config_of_folder(folder: Path, out: Path | None, wishes: Wishes) -> Path:

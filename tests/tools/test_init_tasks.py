@@ -130,3 +130,21 @@ def test_a_format_that_has_no_labels_for_the_task_is_refused(tmp_path):
     assert "yolo was recognised, which is for detection" in line
     line = runs.refused("init", tmp_path / "in", "--out", tmp_path / "a.yaml", "--task", "detection", "--from", "masks")
     assert "--task detection: masks has no labels for it" in line
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [("unet", "--head unet: is for segmentation, and this is detection"), ("retinnet", "did you mean 'retinanet'")],
+)
+def test_a_head_of_another_task_or_name_is_refused(tmp_path, head, said):
+    yolo(tmp_path / "in")
+    assert said in runs.refused("init", tmp_path / "in", "--out", tmp_path / "a.yaml", "--head", head)
+    assert list(tmp_path.glob("a*")) == []
+
+
+def test_the_head_that_is_named_is_taken(tmp_path):
+    yolo(tmp_path / "in")
+    _, tree = init(tmp_path / "in", tmp_path / "a.yaml", "--head", "retinanet")
+    head = tree["model"]["heads"]["boxes"]
+    assert head["name"] == "retinanet"
+    assert head["anchor_sizes"]
