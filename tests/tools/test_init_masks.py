@@ -140,12 +140,16 @@ def test_images_and_masks_are_found_however_they_lie(tmp_path, make):
     assert tuple(counts) == LAYOUTS[make]
 
 
-def test_the_config_of_a_folder_trains(tmp_path):
+def test_the_config_of_a_folder_trains_and_its_model_predicts(tmp_path):
     suffix(tmp_path / "in")
     init(tmp_path / "in", tmp_path / "run.yaml")
     code, trained = runs.call("train", tmp_path / "run.yaml", "--out", tmp_path / "run", "--device", "cpu", *SMALL)
     assert code == 0, trained
-    assert (tmp_path / "run/best.pt").is_file()
+    folders.image(tmp_path / "new/a.jpg", 50, 36)
+    code, predicted = runs.call("predict", tmp_path / "run/best.pt", tmp_path / "new", "--out", tmp_path / "out")
+    assert code == 0, predicted
+    with Image.open(next((tmp_path / "out").rglob("a*.png"))) as drawn:
+        assert drawn.size == (50, 36)
 
 
 def classes_of(folder, values, *options):
