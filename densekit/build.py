@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 
@@ -359,9 +359,11 @@ def metric(config: Config, built: DenseModel, data: Dataset) -> Metric:
     if built.task == "detection":
         from densekit.metrics.coco import CocoDataset, CocoMetric
 
-        if not isinstance(data, CocoDataset):
+        if not hasattr(data, "file"):  # not isinstance: since Python 3.12 that does not see what Relabelled passes on
             raise DensekitError("COCO's numbers need a COCO json to compare with; use a COCO data set for a detector")
-        return CocoMetric(data, classes=built.classes, max_detections=config.evaluation.max_detections)
+        return CocoMetric(
+            cast(CocoDataset, data), classes=built.classes, max_detections=config.evaluation.max_detections
+        )
     if built.task == "segmentation":
         from densekit.metrics.segmentation import SegmentationMetric
 

@@ -19,11 +19,10 @@ from safetensors import SafetensorError
 
 from densekit.files import mistaken_for
 
+_PATHS = ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
 DATA_ALONE = (
     "argparse.Namespace",
-    "pathlib.PosixPath",
-    "pathlib.PurePosixPath",
-    "pathlib.WindowsPath",
+    *(f"{home}.{kind}" for home in ("pathlib", "pathlib._local") for kind in _PATHS),  # the second in Python 3.13
     "numpy.dtype",
     "numpy.ndarray",
     *(f"numpy.dtypes.{kind}DType" for kind in ("Bool", "Int32", "Int64", "Float32", "Float64", "Str", "Object")),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import hotcoco
 import numpy as np
@@ -66,7 +66,6 @@ class CocoTruth(MaskTruth, Protocol):
         ...
 
 
-@runtime_checkable
 class CocoDataset(Protocol):
     """A data set with the columns of its COCO file."""
 
