@@ -20,14 +20,14 @@ from torch.utils._pytree import tree_leaves
 from densekit.engine.distributed import World
 from densekit.engine.optim import AveragedModel
 from densekit.engine.step import TrainStep
-from tests.engine.parts import CASES, SMALL_MASKS, batch_on, model_on
+from tests.engine.parts import CASES, DENSE, SMALL_MASKS, batch_on, model_on
 
 META, CPU = torch.device("meta"), torch.device("cpu")
 COMPILED = [
     ("mask_rcnn", SMALL_MASKS, "boxes"),  # the boxes are Faster R-CNN's
     ("faster_rcnn", {"neck": "c5"}, "boxes"),
-    ("retinanet", {}, "boxes"),
-    ("fcos", {}, "boxes"),
+    ("retinanet", DENSE, "boxes"),
+    ("fcos", DENSE, "boxes"),
     ("unet", {}, "masks"),
     ("deeplab_v3_plus", {}, "masks"),
     ("classifier", {}, "labels"),
