@@ -67,12 +67,14 @@ def test_detectron2s_names_load(name, prefix, tmp_path):
     assert all(torch.equal(v, target.state_dict()[k]) for k, v in source.state_dict().items() if "batches" not in k)
 
 
-@pytest.mark.parametrize("protocol", [2, 4])
-def test_a_pickle_of_detectron2_loads_and_says_what_such_weights_may_want(peer, tmp_path, protocol):
+@pytest.mark.parametrize(("name", "protocol"), [("resnet18", 2), ("resnet50", 4)])
+def test_a_pickle_of_detectron2_loads_and_says_what_such_weights_may_want(tmp_path, name, protocol):
+    torch.manual_seed(0)
+    peer = getattr(torchvision.models, name)().eval()
     arrays = {f"backbone.bottom_up.{as_detectron2(k)}": v.numpy() for k, v in peer.state_dict().items()}
     content = {"model": arrays, "__author__": "Detectron2 Model Zoo", "matching_heuristics": True}
     path = write(tmp_path / "model_final.pkl", content, protocol)
-    net = BACKBONES.build("resnet50", {}).eval()
+    net = BACKBONES.build(name, {}).eval()
     report = load_backbone_weights(net, path)
     assert not report.missing
     images = torch.randn(1, 3, 64, 64)

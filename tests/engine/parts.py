@@ -61,8 +61,7 @@ SEGMENTERS = [
 ]
 SMALL_MASKS = SMALL | {"mask_convs": 2, "mask_channels": 8, "mask_pool_size": 4}
 CASCADE = [
-    ("cascade_rcnn", SMALL | {"box_head": "four_conv_fc", "box_head_norm": "group", "box_loss": "giou"}),
-    ("cascade_mask_rcnn", SMALL_MASKS | {"stage_overlaps": (0.6,), "stage_weights": (1.0, 1.0)}),
+    ("cascade_mask_rcnn", SMALL_MASKS | {"box_head": "four_conv_fc", "box_head_norm": "group", "box_loss": "giou"}),
 ]
 CLASSIFIERS = [{}, {"pool": "max", "mixup": 0.2, "dropout": 0.5, "label_smoothing": 0.1}]
 CASES = [
