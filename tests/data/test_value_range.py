@@ -86,6 +86,14 @@ def test_colour_of_sixteen_bits(tmp_path, ending):
     assert np.array_equal(read_image(path), expected(values, 0, 65535))  # no range: all of 16 bits
 
 
+def test_colour_of_sixteen_bits_does_not_depend_on_what_lies_in_memory(tmp_path):
+    values = np.dstack([TWELVE, TWELVE[::-1], TWELVE[:, ::-1]])
+    path, wanted = write(tmp_path / "a.tif", values), expected(values, 0, 4095)
+    for fill in range(200):
+        np.full(values.shape, fill * 300, np.uint16)  # freed at once, for the decoder to find
+        assert np.array_equal(read_image(path, value_range=(0, 4095)), wanted)
+
+
 @pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float32])
 @pytest.mark.parametrize("ending", ["tif", "npy"])
 def test_values_below_zero_take_a_window(tmp_path, ending, dtype):

@@ -53,11 +53,12 @@ def decode(path: Path, data: bytes, header: ImageHeader, channels: int, reduce: 
             image = decode_bands(data)
         elif channels not in (1, 3) and header.format == "TIFF":
             image = _pages(buffer)
+        elif header.format == "TIFF" and header.deep:
+            # As stored: OpenCV 5.0 gives whatever lies in memory where it is to turn colours of 16 bits itself.
+            image = _grey(_rgb_order(cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)), channels)
         else:
             image = cv2.imdecode(buffer, _flags(channels, reduce))
             image = image if channels in (1, 3) else _rgb_order(image)
-            if image is None and channels in (1, 3):  # float TIFF: OpenCV does not convert its colours
-                image = _grey(_rgb_order(cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)), channels)
     except (cv2.error, struct.error, ValueError, OverflowError):
         image = None
     if image is None:
@@ -118,7 +119,8 @@ def _grey(image: Pixels | None, channels: int) -> Pixels | None:
     """One channel of three or four (ITU-R 601), where one is asked for."""
     if image is None or channels != 1 or image.ndim == 2 or image.shape[2] < 3:
         return image
-    return np.asarray(cv2.cvtColor(image[:, :, :3].astype(np.float32, copy=False), cv2.COLOR_RGB2GRAY))
+    kind = image.dtype if image.dtype in (np.uint8, np.uint16) else np.float32
+    return np.asarray(cv2.cvtColor(image[:, :, :3].astype(kind, copy=False), cv2.COLOR_RGB2GRAY))
 
 
 def as_channels(image: Pixels, channels: int) -> Pixels:
