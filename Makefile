@@ -37,7 +37,7 @@ test: install ## the whole test suite, with lint and types
 	@$(MAKE) --no-print-directory --jobs 2 lint suite  # types take a minute of one core
 
 suite: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile -m "not long"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not long"
 
 bench: install ## the benchmarks against the peers, in a short form
 	$(BIN)/python benchmarks/run_all.py --short

@@ -24,8 +24,7 @@ from tests.engine.parts import CASES, DENSE, SMALL_MASKS, batch_on, model_on
 
 META, CPU = torch.device("meta"), torch.device("cpu")
 COMPILED = [
-    ("mask_rcnn", SMALL_MASKS, "boxes"),  # the boxes are Faster R-CNN's
-    ("faster_rcnn", {"neck": "c5"}, "boxes"),
+    ("mask_rcnn", SMALL_MASKS | {"neck": "c5"}, "boxes"),  # the boxes are Faster R-CNN's, the pyramid RetinaNet's
     ("retinanet", DENSE, "boxes"),
     ("fcos", DENSE, "boxes"),
     ("unet", {}, "masks"),
