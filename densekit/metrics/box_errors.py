@@ -17,6 +17,7 @@ Labels = npt.NDArray[np.int64]
 
 IOU = 0.5
 _CUTS = np.arange(1, 100) / 100
+_ANY_CUT = 0.5  # where there is no object to choose one by
 
 
 class Curves(NamedTuple):
@@ -37,7 +38,7 @@ class Curves(NamedTuple):
         """The highest F1 (its mean over the classes that have objects; None without any), and from which score on."""
         known = (self.precision > -1).any(0)
         if not known.any():
-            return None, IOU
+            return None, _ANY_CUT
         precision, scores = self.precision[:, known], self.scores[:, known]
         reached = ((scores[None] >= _CUTS[:, None, None]) & (precision[None] > 0)).sum(1)  # [cuts, K] levels of recall
         at = np.maximum(reached - 1, 0)
@@ -89,8 +90,9 @@ def confusion(images: Sequence[Image], count: int, cut: float) -> npt.NDArray[np
 
 def _pairs(objects: Objects, boxes: Floats, labels: Labels, nothing: int) -> list[tuple[int, int]]:
     """(true, predicted) classes, ``nothing`` for the background; detections come best first."""
-    covers = overlaps(boxes, objects.boxes, objects.crowd) >= IOU
-    shares = np.where(covers & ~objects.crowd, overlaps(boxes, objects.boxes, objects.crowd), 0.0)
+    shares = overlaps(boxes, objects.boxes, objects.crowd)
+    covers = shares >= IOU
+    shares = np.where(covers & ~objects.crowd, shares, 0.0)
     alike = labels[:, None] == objects.labels
     free = ~objects.crowd
     pairs: list[tuple[int, int]] = []
