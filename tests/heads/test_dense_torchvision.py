@@ -11,11 +11,17 @@ from densekit.heads.dense import fcos, retinanet
 from densekit.heads.dense.torchvision import from_torchvision_dense, is_torchvision_dense
 from densekit.model import DenseModel
 from densekit.registry import BACKBONES
-from densekit.types import Batch, BoxTargets, Classes, DensekitError, Targets
+from densekit.types import DensekitError
+from tests.heads.torchvision_detectors import (
+    CLASSES,
+    MEAN,
+    STD,
+    as_lists,
+    assert_same_detections,
+    noise_batch,
+    spread_norms,
+)
 
-SIZES = ((96, 128), (128, 96), (96, 112))
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CLASSES = Classes(("a", "b", "c", "d", "e"), (0, 1, 2, 3, 4))  # torchvision's labels: none is its background
 V2 = {"coarse_from": "c5", "norm": "group", "box_loss": "giou"}
 KINDS = {
     "retinanet": (detection.retinanet_resnet50_fpn, retinanet, {}),
@@ -27,11 +33,8 @@ KINDS = {
 def spread(model: nn.Module) -> None:
     """Random statistics in the norms and large predictions, so that scores do not tie."""
     generator = torch.Generator().manual_seed(1)
+    spread_norms(model, generator)
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.copy_(torch.randn(module.running_mean.shape, generator=generator) * 0.1)
-            module.running_var.copy_(torch.rand(module.running_var.shape, generator=generator) + 0.5)
-            module.weight.data.copy_(torch.rand(module.weight.shape, generator=generator) * 0.4 + 0.3)
         if isinstance(module, nn.GroupNorm):
             module.weight.data.copy_(torch.rand(module.weight.shape, generator=generator) + 0.5)
             module.bias.data.copy_(torch.randn(module.bias.shape, generator=generator) * 0.1)
@@ -73,30 +76,8 @@ def pair(request):
 
 
 @pytest.fixture(scope="module")
-def batch() -> Batch:
-    generator = torch.Generator().manual_seed(2)
-    images = torch.zeros(3, 3, 128, 128, dtype=torch.uint8)
-    for image, (height, width) in zip(images, SIZES):
-        image[:, :height, :width] = torch.randint(0, 256, (3, height, width), generator=generator)
-    sizes = torch.tensor(SIZES)
-    boxes = torch.tensor([
-        [[4.0, 6.0, 60.0, 70.0], [50.0, 30.0, 120.0, 90.0], [10.5, 60.25, 30.0, 80.0]],
-        [[20.0, 30.0, 52.0, 118.0], [0.0] * 4, [0.0] * 4],
-        [[0.0] * 4, [0.0] * 4, [0.0] * 4],
-    ])  # fmt: skip
-    valid = boxes.sum(-1) > 0
-    labels = torch.tensor([[0, 4, 2], [1, 0, 0], [0, 0, 0]])
-    targets = Targets(boxes=BoxTargets(boxes, labels, torch.zeros_like(valid), valid))
-    return Batch(images, sizes, sizes, [1, 2, 3], torch.tensor([5, 6, 7]), targets)
-
-
-def as_lists(batch: Batch):
-    """The batch as torchvision's users give it; its one-stage detectors count labels from 0."""
-    images = [im[:, :h, :w].float() / 255 for im, (h, w) in zip(batch.images, batch.sizes.tolist())]
-    boxes = batch.targets.boxes
-    return images, [
-        {"boxes": boxes.boxes[i][boxes.valid[i]], "labels": boxes.labels[i][boxes.valid[i]]} for i in range(len(images))
-    ]
+def batch():
+    return noise_batch()
 
 
 @torch.no_grad()
@@ -104,17 +85,7 @@ def test_detections_are_torchvisions(pair, batch):
     theirs, ours = pair
     found = ours.predict(batch, padded=True)
     for i, expected in enumerate(theirs(as_lists(batch)[0])):
-        count = int(found.valid[i].sum())
-        assert count == len(expected["boxes"]) > 10
-        scores = found.scores[i, :count]
-        torch.testing.assert_close(scores, expected["scores"], atol=1e-4, rtol=0)  # the same order up to ties
-        assert scores.std() > 0.05  # few ties
-        same = (found.boxes[i, :count, None] - expected["boxes"]).abs().amax(-1) <= 1e-2
-        same &= found.labels[i, :count, None] == expected["labels"]
-        same &= (scores[:, None] - expected["scores"]).abs() <= 1e-4
-        assert same.any(0).all()
-        assert same.any(1).all()
-        assert same.diagonal().float().mean() > 0.9  # only ties change places
+        assert_same_detections(found, i, expected, first=0, spread=0.05)
 
 
 def test_losses_and_their_gradients_are_torchvisions(pair, batch):
@@ -123,7 +94,7 @@ def test_losses_and_their_gradients_are_torchvisions(pair, batch):
     for module in theirs.modules():  # the norms as in evaluation, on both sides
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
-    expected = theirs(*as_lists(batch))
+    expected = theirs(*as_lists(batch, first=0))
     found = ours(batch)
     assert set(found) == {"class", "box"} | ({"centerness"} if "bbox_ctrness" in expected else set())
     names = {"class": "classification", "box": "bbox_regression", "centerness": "bbox_ctrness"}

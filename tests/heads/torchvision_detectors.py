@@ -12,12 +12,12 @@ from densekit.heads.faster_rcnn.torchvision import from_torchvision
 from densekit.model import DenseModel
 from densekit.ops.assignment import assign
 from densekit.registry import BACKBONES, HEADS
-from densekit.types import Batch, BoxTargets, Classes, InstanceMasks, Targets
+from densekit.types import Batch, BoxTargets, Classes, Detections, InstanceMasks, Targets
 
 SIZES = ((96, 128), (128, 96), (96, 112))
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLASSES = Classes(("a", "b", "c", "d", "e"), (0, 1, 2, 3, 4))
-OPTIONS = {"rpn_before_nms": (150, 100), "rpn_after_nms": (120, 60), "samples": 64, "max_detections": 12}
+OPTIONS = {"rpn_before_nms": (150, 100), "rpn_after_nms": (120, 60), "samples": 64}
 V2 = {"neck_norm": "batch", "rpn_convs": 2, "box_head": "four_conv_fc", "box_head_norm": "batch"}
 LOSSES = {
     "rpn_objectness": "loss_objectness",
@@ -27,14 +27,19 @@ LOSSES = {
 }
 
 
-def spread(model: nn.Module) -> None:
-    """Random statistics in the norms and large predictions, so that scores do not tie."""
-    generator = torch.Generator().manual_seed(1)
+def spread_norms(model: nn.Module, generator: torch.Generator) -> None:
+    """Random statistics in the batch norms."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.copy_(torch.randn(module.running_mean.shape, generator=generator) * 0.1)
             module.running_var.copy_(torch.rand(module.running_var.shape, generator=generator) + 0.5)
             module.weight.data.copy_(torch.rand(module.weight.shape, generator=generator) * 0.4 + 0.3)
+
+
+def spread(model: nn.Module) -> None:
+    """Random statistics in the norms and large predictions, so that scores do not tie."""
+    generator = torch.Generator().manual_seed(1)
+    spread_norms(model, generator)
     model.rpn.head.cls_logits.weight.data.mul_(40)
     model.rpn.head.bbox_pred.weight.data.mul_(10)
     if model.roi_heads.mask_predictor is not None:
@@ -53,6 +58,7 @@ def spread(model: nn.Module) -> None:
 def pair_of(name: str, head: str, **options) -> tuple[nn.Module, DenseModel]:
     """A detector of torchvision, by the name of its builder, and densekit's with the same weights, to evaluate."""
     torch.manual_seed(0)
+    most = 12 if head == "mask_rcnn" else 100  # masks of more take seconds
     theirs = getattr(detection, name)(
         weights=None,
         weights_backbone=None,
@@ -64,11 +70,11 @@ def pair_of(name: str, head: str, **options) -> tuple[nn.Module, DenseModel]:
         rpn_pre_nms_top_n_test=100,
         rpn_post_nms_top_n_test=60,
         box_batch_size_per_image=64,
-        box_detections_per_img=12,
+        box_detections_per_img=most,
     )
     spread(theirs)
     backbone = BACKBONES.build("resnet50", {})
-    built = HEADS.build(head, OPTIONS | options, backbone.levels, num_classes=len(CLASSES))
+    built = HEADS.build(head, OPTIONS | {"max_detections": most} | options, backbone.levels, num_classes=len(CLASSES))
     ours = DenseModel(backbone, {"boxes": built}, mean=MEAN, std=STD, classes=CLASSES)
     report = ours.load_state_dict(from_torchvision(theirs.state_dict(), head="boxes"), strict=False)
     assert not report.unexpected_keys
@@ -120,14 +126,35 @@ def whole_masks(boxes: BoxTargets, image: int, size: tuple[int, int]) -> Tensor:
     return masks
 
 
-def as_lists(batch: Batch) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """The batch as torchvision's users give it."""
+def assert_same_detections(
+    ours: Detections, image: int, theirs: dict[str, Tensor], *, first: int, spread: float
+) -> None:
+    """The detections of an image are torchvision's, in its order but for ties; ``first`` is its label for our 0.
+
+    ``spread`` is the least deviation of the scores: with equal ones the test would show nothing.
+    """
+    count = int(ours.valid[image].sum())
+    assert count == len(theirs["boxes"]) > 10
+    assert ours.valid[image, :count].all()
+    scores = ours.scores[image, :count]
+    torch.testing.assert_close(scores, theirs["scores"], atol=1e-4, rtol=0)
+    assert scores.std() > spread
+    same = (ours.boxes[image, :count, None] - theirs["boxes"]).abs().amax(-1) <= 1e-2
+    same &= ours.labels[image, :count, None] == theirs["labels"] - first
+    same &= (scores[:, None] - theirs["scores"]).abs() <= 1e-4
+    assert same.any(0).all()
+    assert same.any(1).all()
+    assert same.diagonal().float().mean() > 0.9  # only ties change places
+
+
+def as_lists(batch: Batch, *, first: int = 1) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """The batch as torchvision's users give it; ``first`` is its label for our 0."""
     images = [im[:, :h, :w].float() / 255 for im, (h, w) in zip(batch.images, batch.sizes.tolist())]
     boxes = batch.targets.boxes
     return images, [
         {
             "boxes": boxes.boxes[i][boxes.valid[i]],
-            "labels": boxes.labels[i][boxes.valid[i]] + 1,
+            "labels": boxes.labels[i][boxes.valid[i]] + first,
             "masks": whole_masks(boxes, i, image.shape[1:]),
         }
         for i, image in enumerate(images)
