@@ -19,6 +19,14 @@ from densekit.weight_gradients import Conv2d, two_sides
 Norm = Literal["batch", "frozen", "group", "sync"]
 """Kinds of normalisation: batch statistics, fixed statistics, groups of channels, batch statistics over all ranks."""
 
+NormOption = Literal["none", "batch", "frozen", "group", "sync"]
+"""Likewise as an option of a config, where leaving it out has a name."""
+
+
+def chosen_norm(option: NormOption) -> Norm | None:
+    """The norm that an option names; None for ``none``."""
+    return None if option == "none" else option
+
 
 class FrozenBatchNorm2d(nn.Module):
     """Batch norm as a fixed scale and shift: statistics and affine parameters are buffers, nothing is learned.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from densekit.ops import boxes as box_ops
-from densekit.types import BoxTargets, InstanceMasks
+from densekit.types import Batch, BoxTargets, DensekitError, InstanceMasks
 
 
 class Assignment(NamedTuple):
@@ -69,6 +69,17 @@ def _inside_crowd(common: Tensor, areas: Tensor, targets: BoxTargets) -> Tensor:
     """[B, A]: the largest share of each candidate's area inside one crowd region."""
     regions = (targets.valid & targets.crowd)[:, :, None]
     return (common * regions).amax(dim=1) / areas.clamp(min=box_ops.SMALLEST_SIDE**2)
+
+
+def box_targets(batch: Batch) -> BoxTargets:
+    """The boxes that a batch is to be learned from, N >= 1.
+
+    Raises:
+        DensekitError: it has none.
+    """
+    if batch.targets is None or batch.targets.boxes is None:
+        raise DensekitError("the detector's losses need boxes, but the data set gives none; use a COCO data set")
+    return at_least_one(batch.targets.boxes)
 
 
 def at_least_one(targets: BoxTargets) -> BoxTargets:

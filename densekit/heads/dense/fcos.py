@@ -8,27 +8,24 @@ B images, N padded objects an image, A points an image (all levels), K classes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from densekit.errors import DensekitError
+from densekit.heads.dense.detector import DenseDetector
 from densekit.heads.dense.pyramid import DensePyramid
-from densekit.heads.dense.towers import Tower, best_candidates, by_place, output
-from densekit.layers import Norm
+from densekit.heads.dense.towers import best_candidates, by_place, output
+from densekit.layers import Norm, NormOption, chosen_norm
 from densekit.ops import boxes as box_ops
-from densekit.ops.assignment import at_least_one
-from densekit.ops.losses import binary_loss, focal_losses, mean_over_ranks
+from densekit.ops.losses import binary_loss, mean_over_ranks
 from densekit.ops.points import Points, assign_points, boxes_around, centerness, grid_points
 from densekit.ops.suppression import NMS, Suppression
 from densekit.registry import HEADS
-from densekit.types import Batch, Detections, Level, Task
-
-NormOption = Literal["none", "batch", "group", "frozen", "sync"]
+from densekit.types import BoxTargets, Detections, Level
 
 
 class Judged(NamedTuple):
@@ -47,27 +44,16 @@ class Judged(NamedTuple):
     points: Points
 
 
-class FCOS(nn.Module):
-    """One-stage detector without anchors on the maps of any backbone.
+class FCOS(DenseDetector[Judged]):
+    """A ``DenseDetector`` whose places are points, one a cell.
 
     Args:
-        neck: the backbone's maps -> pyramid; announces ``levels``.
-        num_classes: K.
-        stride: of the backbone's last map: the padded image is that many times larger.
-        convs: of each tower.
-        norm: in the towers.
-        prior: probability of every class before training.
+        neck: see ``DenseDetector``, with the options that are not here.
         radius: points within this many strides of an object's centre may learn it.
         offset: of a point in its cell, in cells: 0 as torchvision has it, 0.5 as the paper (section 3.1).
-        focal_alpha: weight of a label's sigmoid in the focal loss; the others' is 1 - alpha.
-        focal_gamma: of the focal loss.
         box_loss: overlap whose distance from 1 is the box loss.
-        box_weight: of the box loss.
-        candidates: best (point, class) pairs of a level that enter the suppression.
-        suppression: from candidates to detections.
     """
 
-    task: Task = "detection"
     float32_parts = ("logits", "distances", "centerness")
 
     def __init__(
@@ -88,63 +74,32 @@ class FCOS(nn.Module):
         candidates: int,
         suppression: Suppression,
     ) -> None:
-        super().__init__()
-        self.neck, self.num_classes, self.stride = neck, num_classes, stride
+        super().__init__(
+            neck, num_classes=num_classes, stride=stride, places=1, convs=convs, norm=norm, bias=True, prior=prior,
+            focal_alpha=focal_alpha, focal_gamma=focal_gamma, box_weight=box_weight,
+            candidates=candidates, suppression=suppression,
+        )  # fmt: skip
         channels = neck.levels[0].channels
-        self.class_tower = Tower(channels, convs=convs, norm=norm, bias=True)
-        self.box_tower = Tower(channels, convs=convs, norm=norm, bias=True)
-        self.logits = output(channels, num_classes, bias=-math.log((1 - prior) / prior))
         self.distances, self.centerness = output(channels, 4), output(channels, 1)
-        self.radius, self.offset = radius, offset
-        self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
-        self.box_loss, self.box_weight = box_loss, box_weight
-        self.candidates, self.suppression = candidates, suppression
-
-    @property
-    def nms_threshold(self) -> float:
-        """IoU above which two detections are one object."""
-        return self.suppression.threshold
+        self.radius, self.offset, self.box_loss = radius, offset, box_loss
 
     def judge(self, maps: Sequence[Tensor]) -> Judged:
         """Run the neck and both towers over all levels."""
-        pyramid = self.neck(maps)
-        size = (maps[-1].shape[2] * self.stride, maps[-1].shape[3] * self.stride)
-        classes, boxes = [self.class_tower(x) for x in pyramid], [self.box_tower(x) for x in pyramid]
+        pyramid, classes, boxes, size = self._towers(maps)
         # In float32 under any autocast: coarse distances move boxes by pixels, coarse scores tie.
         with torch.autocast(pyramid[0].device.type, enabled=False):
-            logits = by_place([self.logits(x.float()) for x in classes], self.num_classes)
-            distances = by_place([F.relu(self.distances(x.float())) for x in boxes], 4)
-            middle = by_place([self.centerness(x.float()) for x in boxes], 1)[..., 0]
+            logits = self._class_logits(classes)
+            distances = by_place([F.relu(self.distances(x)) for x in boxes], 4)
+            middle = by_place([self.centerness(x) for x in boxes], 1)[..., 0]
         grids = [(x.shape[2], x.shape[3]) for x in pyramid]
         strides = [level.stride for level in self.neck.levels]
         points = grid_points(grids, size, strides, offset=self.offset, device=logits.device)
         return Judged(logits, distances, middle, points)
 
-    def losses(self, maps: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
-        """``class``, ``box`` and ``centerness``: float32 scalars, already weighted.
-
-        Sums over the points of the batch divided by its positives. Points in crowd regions are ignored; images without
-        objects train on what is not there.
-        """
-        return self._losses(self.judge(maps), batch)
-
-    def predict(self, maps: Sequence[Tensor], batch: Batch) -> Detections:
-        """Detections in the pixels of ``batch.images`` cut to ``batch.sizes``, with 0-based labels."""
-        return self._detections(self.judge(maps), batch)
-
-    def losses_and_predictions(self, maps: Sequence[Tensor], batch: Batch) -> tuple[dict[str, Tensor], Detections]:
-        """What ``losses`` and ``predict`` give, from one pass of the towers."""
-        judged = self.judge(maps)
-        return self._losses(judged, batch), self._detections(judged, batch)
-
-    def _losses(self, judged: Judged, batch: Batch) -> dict[str, Tensor]:
-        if batch.targets is None or batch.targets.boxes is None:
-            raise DensekitError("the detector's losses need boxes, but the data set gives none; use a COCO data set")
-        targets = at_least_one(batch.targets.boxes)
+    def _losses(self, judged: Judged, targets: BoxTargets) -> dict[str, Tensor]:
+        """``class``, ``box`` and ``centerness``: sums over the points of the batch divided by its positives."""
         assigned = assign_points(judged.points, targets, radius=self.radius)
         positive = assigned.positive
-        labels = targets.labels.gather(1, assigned.object)
-        classes = focal_losses(judged.logits, labels, positive, alpha=self.focal_alpha, gamma=self.focal_gamma).sum(-1)
         objects = targets.boxes.gather(1, assigned.object[..., None].expand(-1, -1, 4))
         found = boxes_around(judged.points, judged.distances)
         # Elsewhere both are the same box, so that no gradient is undefined.
@@ -154,13 +109,13 @@ class FCOS(nn.Module):
         middle = binary_loss(judged.centerness, centerness(judged.points, objects), positive)
         count = mean_over_ranks(positive.sum())
         return {
-            "class": (classes * (positive | assigned.negative)).sum() / count,
+            "class": self._class_losses(judged.logits, assigned, targets).sum() / count,
             "box": self.box_weight * boxes.sum() / count,
             "centerness": middle / count,
         }
 
     @torch.no_grad()
-    def _detections(self, judged: Judged, batch: Batch) -> Detections:
+    def _detections(self, judged: Judged, sizes: Tensor) -> Detections:
         best = best_candidates(
             judged.logits,
             judged.points.per_level,
@@ -169,7 +124,7 @@ class FCOS(nn.Module):
             quality=judged.centerness,
         )
         boxes = boxes_around(judged.points, judged.distances)
-        boxes = box_ops.clip(boxes.gather(1, best.places[..., None].expand(-1, -1, 4)), batch.sizes)
+        boxes = box_ops.clip(boxes.gather(1, best.places[..., None].expand(-1, -1, 4)), sizes)
         return self.suppression(boxes, best.scores, best.labels)
 
 
@@ -191,21 +146,17 @@ def fcos(
 ) -> FCOS:
     """FCOS on any backbone.
 
-    Options are explained at ``FCOS``, ``DensePyramid`` and ``Suppression``.
+    Options are explained at ``FCOS``, ``DenseDetector``, ``DensePyramid`` and ``Suppression``.
 
     Raises:
         DensekitError: a probability or radius that makes no sense.
     """
-    if not 0 < prior < 1:
-        raise DensekitError(f"prior {prior}: give a probability between 0 and 1, such as 0.01")
     if radius <= 0:
         raise DensekitError(f"radius {radius}: no point would learn an object; give strides above 0, such as 1.5")
-    neck = DensePyramid(
-        levels, channels=channels, norm=None if neck_norm == "none" else neck_norm, coarse_from=coarse_from
-    )
+    neck = DensePyramid(levels, channels=channels, norm=chosen_norm(neck_norm), coarse_from=coarse_from)
     return FCOS(
         neck, num_classes=num_classes, stride=levels[-1].stride,
-        convs=convs, norm=None if norm == "none" else norm, prior=prior, radius=radius, offset=offset,
+        convs=convs, norm=chosen_norm(norm), prior=prior, radius=radius, offset=offset,
         focal_alpha=focal_alpha, focal_gamma=focal_gamma, box_loss=box_loss, box_weight=box_weight,
         candidates=candidates,
         suppression=Suppression(nms, nms_threshold, nms_sigma, nms_class_agnostic, score_threshold, max_detections),

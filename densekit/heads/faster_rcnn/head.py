@@ -18,15 +18,14 @@ from densekit.heads.faster_rcnn.fpn import FPN, LastLevel
 from densekit.heads.faster_rcnn.roi import FourConvFC, ProposalSamples, RegionHead, TwoFC
 from densekit.heads.faster_rcnn.rpn import AnchorSamples, Proposals, RegionProposalNetwork, Regions
 from densekit.heads.faster_rcnn.rpn_head import RPNHead
-from densekit.layers import Norm
-from densekit.ops.assignment import at_least_one
+from densekit.layers import NormOption, chosen_norm
+from densekit.ops.assignment import box_targets
 from densekit.ops.losses import BoxLoss, ClassLoss
 from densekit.ops.roi_align import Method
 from densekit.ops.suppression import NMS
 from densekit.registry import HEADS
 from densekit.types import Batch, BoxTargets, Detections, Level, Task
 
-NormOption = Literal["none", "batch", "group", "frozen", "sync"]
 CLASSIC_SIZES = (32.0, 64.0, 128.0, 256.0, 512.0)
 
 
@@ -120,9 +119,7 @@ class FasterRCNN(nn.Module):
 
     @staticmethod
     def _targets(batch: Batch) -> BoxTargets:
-        if batch.targets is None or batch.targets.boxes is None:
-            raise DensekitError("the detector's losses need boxes, but the data set gives none; use a COCO data set")
-        return at_least_one(batch.targets.boxes)
+        return box_targets(batch)
 
 
 # The options stand in groups, not one a line.
@@ -162,7 +159,7 @@ def faster_rcnn(
     """
     _check("rpn_", rpn_positive_overlap, rpn_negative_overlap, rpn_positive_fraction)
     _check("", positive_overlap, negative_overlap, positive_fraction)
-    maps = (FPN if neck == "fpn" else LastLevel)(levels, channels=channels, norm=_norm(neck_norm))
+    maps = (FPN if neck == "fpn" else LastLevel)(levels, channels=channels, norm=chosen_norm(neck_norm))
     sizes = _anchor_sizes(anchor_sizes, maps.levels)
     rpn = RegionProposalNetwork(
         RPNHead(channels, anchors=len(sizes[0]) * len(anchor_ratios), convs=rpn_convs),
@@ -192,10 +189,6 @@ def _check(stage: str, positive: float, negative: float, fraction: float) -> Non
         raise DensekitError(f"{stage}positive_fraction {fraction}: give a share of the samples, above 0 and at most 1")
 
 
-def _norm(option: NormOption) -> Norm | None:
-    return None if option == "none" else option
-
-
 def _anchor_sizes(given: Sizes | None, levels: Sequence[Level]) -> Sizes:
     if given is None:
         return (CLASSIC_SIZES,) if len(levels) == 1 else tuple((32.0 * 2**i,) for i in range(len(levels)))
@@ -206,7 +199,7 @@ def _box_head(
     kind: Literal["two_fc", "four_conv_fc"], channels: int, size: int, width: int, norm: NormOption
 ) -> TwoFC | FourConvFC:
     if kind == "four_conv_fc":
-        return FourConvFC(channels, size=size, norm=_norm(norm), width=width)
+        return FourConvFC(channels, size=size, norm=chosen_norm(norm), width=width)
     if norm != "none":
         raise DensekitError(f"box_head_norm {norm!r} needs convolutions; use box_head: four_conv_fc, or norm none")
     return TwoFC(channels, size=size, width=width)

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from densekit.errors import DensekitError
-from densekit.heads.faster_rcnn.head import FasterRCNN, NormOption, faster_rcnn
+from densekit.heads.faster_rcnn.head import FasterRCNN, faster_rcnn
 from densekit.heads.faster_rcnn.rpn import Regions
 from densekit.heads.mask_rcnn.mask import MaskHead
+from densekit.layers import NormOption, chosen_norm
 from densekit.registry import HEADS
 from densekit.types import Batch, BoxTargets, Detections
 
@@ -94,7 +95,7 @@ def mask_rcnn(
         strides=roi.strides,
         convs=mask_convs,
         width=mask_channels,
-        norm=None if mask_norm == "none" else mask_norm,
+        norm=chosen_norm(mask_norm),
         class_agnostic=class_agnostic_masks,
         pool_size=mask_pool_size,
         sampling_ratio=roi.sampling_ratio,
