@@ -59,11 +59,12 @@ def dataset(
             f"data.{split}: {part.name!r} gives no masks of objects, and a head learns them; use coco, yolo or labelme "
             f"with polygons or run lengths, or a head that takes boxes alone, such as faster_rcnn"
         )
+    pipeline = transforms(config.data, training, config.model.channels)
     built: Dataset = DATASETS.build(
         part.name,
         part.options,
         path=f"data.{split}",
-        transforms=transforms(config.data, training, config.model.channels),
+        transforms=pipeline,
         seed=config.seed,
         training=training,
         channels=config.model.channels,
@@ -72,6 +73,7 @@ def dataset(
     )
     if not len(built):
         raise DensekitError(f"data.{split}: the data set holds no images; check its paths")
+    pipeline.check_data(built.task, built.classes)
     if not training and built.task != "classification" and transforms(config.data, False).crops:
         raise DensekitError(
             "data.eval_transforms: CenterCrop would lose what lies outside; it is for classifiers alone"
@@ -254,8 +256,7 @@ def plan(config: Config, train_set: Dataset, world: World, built: DenseModel) ->
             f"train.batch_size / train.accumulate = {micro} images can't be shared by {world.size} ranks; make it a "
             f"multiple of {world.size}"
         )
-    per_epoch = max(1, len(train_set) // config.train.batch_size)
-    steps = config.train.steps or max(1, round((config.train.epochs or 0) * per_epoch))
+    per_epoch, steps = _length(config, train_set)
     return Plan(
         steps=steps,
         steps_per_epoch=per_epoch,
@@ -266,6 +267,12 @@ def plan(config: Config, train_set: Dataset, world: World, built: DenseModel) ->
         save_every=config.train.save_every,
         patience=config.evaluation.patience,
     )
+
+
+def _length(config: Config, train_set: Dataset) -> tuple[int, int]:
+    """Updates of the weights in an epoch and in the run."""
+    per_epoch = max(1, len(train_set) // config.train.batch_size)
+    return per_epoch, config.train.steps or max(1, round((config.train.epochs or 0) * per_epoch))
 
 
 def train_step(
@@ -332,6 +339,7 @@ def train_batches(config: Config, train_set: Dataset, world: World, start: int) 
         world_size=world.size,
         workers=workers(config, world),
         start=start * config.train.accumulate,
+        steps=_length(config, train_set)[1] * config.train.accumulate,
         pad_to=config.data.pad_to,
         fixed_size=config.data.fixed_size,
         aspect_grouping=config.data.aspect_grouping,

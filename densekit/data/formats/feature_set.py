@@ -15,6 +15,7 @@ import numpy as np
 
 from densekit.data.feature_store import FeatureStore
 from densekit.data.images.read import MAX_PIXELS, ImageReader
+from densekit.data.transforms.mixing import Pool
 from densekit.data.transforms.pipeline import Pipeline
 from densekit.data.transforms.resize import HorizontalFlip, Resize, VerticalFlip
 from densekit.errors import DensekitError
@@ -37,6 +38,7 @@ class StoredMaps(Pipeline):
     """
 
     def __init__(self, pipeline: Pipeline, store: FeatureStore, where: str = "transforms") -> None:
+        super().__init__((), path=where)
         self.specs, self.stages = pipeline.specs, pipeline.stages
         self.pipeline = pipeline
         self.store, self.where = store, where
@@ -56,7 +58,7 @@ class StoredMaps(Pipeline):
         if not self.levels:
             raise DensekitError(f"{store.path} holds {', '.join(store.levels)} and no map of the backbone; export some")
 
-    def __call__(self, sample: Sample, random: np.random.Generator) -> Sample:
+    def __call__(self, sample: Sample, random: np.random.Generator, pool: Pool | None = None) -> Sample:
         """Move boxes and mask as the pixels would be, and attach the maps.
 
         Raises:
@@ -69,6 +71,7 @@ class StoredMaps(Pipeline):
                 blank = np.broadcast_to(np.uint8(0), (*size, sample.image.shape[2]))
                 sample = stage(dataclasses.replace(sample, image=blank), random, sample.original_size)
             else:
+                assert isinstance(stage, HorizontalFlip | VerticalFlip), "stored_transform lets nothing else pass"
                 moved = stage(sample, random)
                 flipped[type(stage)] = moved is not sample  # a flip that is not drawn returns its input
                 sample = moved

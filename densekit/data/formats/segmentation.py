@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from densekit.data.images.header import read_header
 from densekit.data.images.read import MAX_PIXELS, ImageReader
 from densekit.data.loading.sampling import draw_seed, sample_random
+from densekit.data.transforms.mixing import Pool
 from densekit.data.transforms.pipeline import Pipeline
 from densekit.types import IGNORE, Classes, DensekitError, Sample, Task
 
@@ -102,17 +104,20 @@ class SegmentationDataset:
             DensekitError: a file is missing or damaged, the two differ in size, or the mask holds a value of no class.
         """
         random = sample_random(self.seed, epoch, index)
+        sample = dataclasses.replace(self._read(index), seed=draw_seed(random))
+        return self.transforms(sample, random, Pool(len(self), epoch, self.classes, self._read))
+
+    def _read(self, index: int) -> Sample:
         mask = self.source.mask(index)
         size = (int(mask.shape[-2]), int(mask.shape[-1]))
-        sample = Sample(
+        return Sample(
             image=self._image(index, size),
             id=self.source.image_id(index),
             original_size=size,
-            seed=draw_seed(random),
+            seed=0,
             mask=mask,
             truth=None if self.training else mask,
         )
-        return self.transforms(sample, random)
 
     def aspect_ratios(self) -> npt.NDArray[np.float32] | None:
         """Width / height of each image where known without decoding."""

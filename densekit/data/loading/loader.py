@@ -25,6 +25,7 @@ import torch.utils.data
 from densekit import machine
 from densekit.data.loading.batching import collate
 from densekit.data.loading.sampling import Address, BatchPlan, eval_batches
+from densekit.data.transforms.pipeline import Pipeline
 from densekit.types import Batch, Dataset, DensekitError, Sample
 
 OnBadImage = Literal["error", "skip"]
@@ -42,6 +43,7 @@ def train_loader(
     world_size: int = 1,
     workers: int = 0,
     start: int = 0,
+    steps: int | None = None,
     pad_to: int = 32,
     fixed_size: tuple[int, int] | None = None,
     aspect_grouping: bool = True,
@@ -58,6 +60,7 @@ def train_loader(
         world_size: number of ranks; must divide ``batch_size``.
         workers: processes that make batches; 0 makes them here.
         start: first step to give; a resumed run goes on exactly.
+        steps: of the whole run: tells the transforms when its last epochs begin.
         pad_to: batches are padded to a multiple of this.
         fixed_size: (height, width) of every batch, for constant shapes; then the number of boxes is constant too.
         aspect_grouping: batch images of like shape together, where the data set knows their shapes.
@@ -71,6 +74,9 @@ def train_loader(
     ratios = dataset.aspect_ratios() if aspect_grouping else None
     plan = BatchPlan(len(dataset), batch_size, seed, ratios)
     plan.slice(0, rank, world_size)  # complains now if the ranks cannot share a batch
+    transforms = getattr(dataset, "transforms", None)
+    if steps is not None and isinstance(transforms, Pipeline):
+        transforms.epochs = plan.epochs(steps)
     most = getattr(dataset, "max_objects", None) if fixed_size is not None else None
     options = {"pad_to": pad_to, "fixed_size": fixed_size, "max_objects": most}
     source = _TrainBatches(dataset, plan, rank, world_size, on_bad_image, options)

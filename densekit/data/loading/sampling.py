@@ -57,6 +57,15 @@ class BatchPlan:
         """Batches in one epoch, at least 1."""
         return max(1, self.count // self.batch_size)
 
+    @property
+    def rounds(self) -> int:
+        """Epochs of addresses that an epoch takes: more than one where a batch is larger than the data set."""
+        return -(-self.batch_size // self.count) if self.count < self.batch_size else 1
+
+    def epochs(self, steps: int) -> float:
+        """Epochs of addresses in so many batches."""
+        return steps / self.batches_per_epoch * self.rounds
+
     def batch(self, step: int) -> list[Address]:
         """The samples of the global batch of a step, counted from 0."""
         epoch, position = divmod(step, self.batches_per_epoch)
@@ -74,8 +83,8 @@ class BatchPlan:
 
     def _repeated(self, epoch: int) -> list[Address]:
         """A batch larger than the data set: several epochs' worth, so that no two samples have the same address."""
-        rounds = -(-self.batch_size // self.count)
-        addresses = [(epoch * rounds + r, int(i)) for r in range(rounds) for i in _order(self, epoch * rounds + r)]
+        epochs = range(epoch * self.rounds, (epoch + 1) * self.rounds)
+        addresses = [(e, int(i)) for e in epochs for i in _order(self, e)]
         return addresses[: self.batch_size]
 
 

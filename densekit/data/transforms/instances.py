@@ -58,6 +58,16 @@ def mirrored(instances: Sequence[Instance] | None, axis: int, length: int) -> li
     return moved
 
 
+def trimmed(instance: Instance) -> Instance:
+    """The mask cut anew to what it fills."""
+    x, y, mask = instance
+    across, down = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+    if not len(across):
+        return NO_MASK
+    inner = mask[down[0] : down[-1] + 1, across[0] : across[-1] + 1]
+    return Instance(x + int(across[0]), y + int(down[0]), np.ascontiguousarray(inner))
+
+
 def boxes_from_masks(sample: Sample) -> Sample:
     """The sample with the boxes around what is left of its objects' masks; those without any are dropped.
 
@@ -68,10 +78,9 @@ def boxes_from_masks(sample: Sample) -> Sample:
     assert sample.instances is not None
     boxes = sample.boxes.copy()
     found = np.zeros(len(boxes), np.bool_)
-    for row, (x, y, mask) in enumerate(sample.instances):
-        across, down = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
-        if len(across):
-            boxes[row] = x + across[0], y + down[0], x + across[-1] + 1, y + down[-1] + 1
+    for row, (x, y, mask) in enumerate(map(trimmed, sample.instances)):
+        if mask.size:
+            boxes[row] = x, y, x + mask.shape[1], y + mask.shape[0]
             found[row] = True
     kept = np.flatnonzero(found | sample.crowd)
     return select_boxes(sample, kept, boxes[kept])

@@ -18,16 +18,18 @@ import pydantic
 
 from densekit.data.transforms.albumentations import Albumentations
 from densekit.data.transforms.contrast import ContrastStretch
+from densekit.data.transforms.copy_paste import CopyPaste
 from densekit.data.transforms.deep import in_eight_bits
+from densekit.data.transforms.mixing import Mixing, Others, Pool
 from densekit.data.transforms.resize import HorizontalFlip, Resize, ScaleJitter, VerticalFlip
 from densekit.errors import plain_words
-from densekit.types import IGNORE, DensekitError, Sample, nearest
+from densekit.types import IGNORE, Classes, DensekitError, Sample, Task, nearest
 
 Transform = Callable[[Sample, np.random.Generator], Sample]
 
-_OWN: dict[str, Callable[..., Transform]] = {
-    t.__name__: t for t in (Resize, ScaleJitter, HorizontalFlip, VerticalFlip, ContrastStretch)
-}
+_MIXING: tuple[Callable[..., Mixing], ...] = (CopyPaste,)
+_ALONE: tuple[Callable[..., Transform], ...] = (Resize, ScaleJitter, HorizontalFlip, VerticalFlip, ContrastStretch)
+_OWN: dict[str, Callable[..., Any]] = {t.__name__: t for t in (*_ALONE, *_MIXING)}
 _REFUSED = {
     "Normalize": "the model normalises by the numbers in model.normalize",
     "ToFloat": "images stay uint8 until the model normalises them",
@@ -44,13 +46,17 @@ class Pipeline:
 
     Args:
         specs: one mapping a transform: ``name`` and its options. Names are our own (``Resize``, ``ScaleJitter``,
-            ``HorizontalFlip``, ``VerticalFlip``, ``ContrastStretch``), or any of albumentations 2.0.8, of which
-            ``OneOf``, ``SomeOf`` and ``Sequential`` take a list ``transforms``.
+            ``HorizontalFlip``, ``VerticalFlip``, ``ContrastStretch``, ``CopyPaste``), or any of albumentations 2.0.8,
+            of which ``OneOf``, ``SomeOf`` and ``Sequential`` take a list ``transforms``.
         training: False for evaluation, where nothing may be drawn and predictions must be brought back to the original
             pixels: it takes ``Resize`` to one size, ``ContrastStretch``, and albumentations' transforms of colour alone
             (``CLAHE``, ``AutoContrast``, ...) with ``p: 1`` and without ranges to draw from; also ``CenterCrop``, which
             serves classifiers alone (``crops``).
         path: where the specs stand in the config, for messages.
+
+    Attributes:
+        epochs: length of the run, as the data set's addresses count them; None where it is not known: then no transform
+            rests towards its end.
 
     Raises:
         DensekitError: unknown name, unknown option, wrong value, or a transform that has no place here.
@@ -58,8 +64,10 @@ class Pipeline:
 
     def __init__(self, specs: Sequence[Mapping[str, Any]], *, training: bool = True, path: str = "transforms") -> None:
         self.specs: list[dict[str, Any]] = []
-        self.stages: list[Transform] = []
+        self.stages: list[Transform | Mixing] = []
         self.crops = False
+        self.epochs: float | None = None
+        self._places: dict[Mixing, str] = {}
         foreign: list[Any] = []
         for i, spec in enumerate(specs):
             where, name, options = _read(spec, f"{path}[{i}]")
@@ -76,27 +84,55 @@ class Pipeline:
             if not (training or isinstance(own, ContrastStretch) or (isinstance(own, Resize) and not own.is_random)):
                 raise DensekitError(f"{where}: {name} {_NOT_IN_EVALUATION}")
             self.stages.append(own)
+            if isinstance(own, Mixing):
+                self._places[own] = where
         self._flush(foreign, path)
 
-    def __call__(self, sample: Sample, random: np.random.Generator) -> Sample:
+    def __call__(self, sample: Sample, random: np.random.Generator, pool: Pool | None = None) -> Sample:
         """Transform a sample.
 
         Args:
             sample: image with boxes or mask; arrays are not changed in place. Boxes are in the pixels of
                 ``original_size``, also where the image was decoded at the fraction that ``reduction`` gave.
             random: the generator of this (seed, epoch, index).
+            pool: the images of the data set, which some transforms mix into the sample.
 
         Returns:
             A sample with a contiguous image of the same dtype; boxes cut at its edge, those that were emptied (a side
             under 1 px) dropped with their labels.
         """
-        for i, stage in enumerate(self.stages):
-            if i == 0 and isinstance(stage, Resize):
+        sample = self._through(len(self.stages), sample, random, pool)
+        mask = None if sample.mask is None else np.ascontiguousarray(sample.mask)
+        return dataclasses.replace(sample, image=np.ascontiguousarray(sample.image), mask=mask)
+
+    def _through(self, stop: int, sample: Sample, random: np.random.Generator, pool: Pool | None) -> Sample:
+        """A sample after the first ``stop`` stages."""
+        for i, stage in enumerate(self.stages[:stop]):
+            if isinstance(stage, Mixing):
+                sample = self._mixed(i, stage, sample, random, pool)
+            elif i == 0 and isinstance(stage, Resize):
                 sample = stage(sample, random, sample.original_size)
             else:
                 sample = stage(sample, random)
-        mask = None if sample.mask is None else np.ascontiguousarray(sample.mask)
-        return dataclasses.replace(sample, image=np.ascontiguousarray(sample.image), mask=mask)
+        return sample
+
+    def _mixed(
+        self, place: int, stage: Mixing, sample: Sample, random: np.random.Generator, pool: Pool | None
+    ) -> Sample:
+        """A sample mixed with others that have been through the stages before."""
+        if pool is None:
+            name = type(stage).__name__
+            raise DensekitError(
+                f"{self._places[stage]}: {name} mixes images of the data set, which gives none; remove it"
+            )
+        over = self.epochs is not None and pool.epoch >= stage.until * self.epochs
+        if over or random.random() >= stage.p:
+            return sample
+
+        def draw() -> Sample:
+            return self._through(place, pool.read(int(random.integers(pool.count))), random, pool)
+
+        return stage(sample, random, Others(draw, pool.classes))
 
     def recoloured(self, image: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """An image [H, W, C] after the transforms of colour of an evaluation's pipeline alone, at its own size."""
@@ -144,6 +180,26 @@ class Pipeline:
             if isinstance(stage, Albumentations):
                 stage.check_channels(channels)
 
+    @property
+    def pastes_masks(self) -> bool:
+        """Whether it needs the masks of objects, of data with boxes."""
+        return any(stage.pastes_masks for stage in self._places)
+
+    def most_objects(self, most: int) -> int:
+        """The most objects of a sample after the transforms, where no image has more than ``most``."""
+        for stage in self._places:
+            most = stage.most_objects(most)
+        return most
+
+    def check_data(self, task: Task, classes: Classes) -> None:
+        """Refuse a transform that can't mix the images of such a data set.
+
+        Raises:
+            DensekitError: names it, and why.
+        """
+        for stage, where in self._places.items():
+            stage.check(task, classes, where)
+
     def _flush(self, foreign: list[Any], path: str) -> None:
         if foreign:
             self.stages.append(Albumentations(list(foreign), path))
@@ -187,10 +243,10 @@ def _check_fixed(transform: Any, where: str) -> None:
         )
 
 
-def _own(name: str, options: dict[str, Any], where: str) -> Transform:
+def _own(name: str, options: dict[str, Any], where: str) -> Transform | Mixing:
     known = list(inspect.signature(_OWN[name]).parameters)
     _check_options(name, options, known, where)
-    transform: Transform = _built(_OWN[name], options, where)
+    transform: Transform | Mixing = _built(_OWN[name], options, where)
     return transform
 
 

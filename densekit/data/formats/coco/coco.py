@@ -17,6 +17,7 @@ from densekit.data.images.read import MAX_PIXELS, ImageReader
 from densekit.data.loading.sampling import draw_seed, sample_random
 from densekit.data.transforms.geometry import xywh_to_xyxy
 from densekit.data.transforms.instances import boxes_from_masks
+from densekit.data.transforms.mixing import Pool
 from densekit.data.transforms.pipeline import Pipeline
 from densekit.registry import DATASETS
 from densekit.types import Classes, Sample, Task
@@ -60,7 +61,8 @@ class CocoDataset:
         self.seed = seed
         self.read_image = ImageReader(channels, max_pixels)
         self.instances, self.boxes = instances, boxes
-        self._mask_notes = check_masks(file, boxes) if instances or boxes == "from_masks" else []
+        self._reads_masks = instances or boxes == "from_masks" or self.transforms.pastes_masks
+        self._mask_notes = check_masks(file, boxes) if self._reads_masks else []
 
     @property
     def classes(self) -> Classes:
@@ -83,8 +85,8 @@ class CocoDataset:
 
     @property
     def max_objects(self) -> int:
-        """The most boxes that any image has."""
-        return self.file.max_objects
+        """The most boxes that any image has, after the transforms."""
+        return self.transforms.most_objects(self.file.max_objects)
 
     def __len__(self) -> int:
         return len(self.file)
@@ -108,8 +110,8 @@ class CocoDataset:
             DensekitError: the image is missing, damaged, too large or of another size than the json says.
         """
         random = sample_random(self.seed, epoch, index)
-        sample = self._read(index, draw_seed(random))
-        sample = self.transforms(sample, random)
+        sample = dataclasses.replace(self._read(index), seed=draw_seed(random))
+        sample = self.transforms(sample, random, Pool(len(self), epoch, self.classes, self._read))
         if self.boxes == "from_masks":
             sample = boxes_from_masks(sample)
         return sample if self.instances else dataclasses.replace(sample, instances=None)
@@ -126,18 +128,18 @@ class CocoDataset:
         """[len, 2] (height, width) of each image after the transforms, if these draw nothing."""
         return self.transforms.sizes(self.file.sizes)
 
-    def _read(self, index: int, seed: int) -> Sample:
+    def _read(self, index: int) -> Sample:
         size = self.annotated_size(index)
         rows = self.file.annotations(index)
         return Sample(
             image=self.read_image(self.path(index), size=size, reduce=self.transforms.reduction(size)),
             id=self.file.image_id(index),
             original_size=size,
-            seed=seed,
+            seed=0,
             boxes=xywh_to_xyxy(self.file.boxes[rows], self.file.sizes[index]),
             labels=np.array(self.file.labels[rows], np.int64),
             crowd=np.array(self.file.crowd[rows], np.bool_),
-            instances=instances_of(self.file, index) if self.instances or self.boxes == "from_masks" else None,
+            instances=instances_of(self.file, index) if self._reads_masks else None,
         )
 
 

@@ -46,8 +46,9 @@ def check_masks(file: CocoFile, boxes: Boxes) -> list[str]:
         return []
     if count == total:
         raise DensekitError(
-            f"{file.path}: not one of its {total} objects has a segmentation, and masks are to be learned or measured; "
-            f"use a file with polygons or run lengths, or a head that takes boxes alone, such as faster_rcnn"
+            f"{file.path}: not one of its {total} objects has a segmentation, and masks are to be learned, measured or "
+            f"pasted; use a file with polygons or run lengths, or a head that takes boxes alone, such as faster_rcnn, "
+            f"and no CopyPaste"
         )
     effect = "left out, for boxes are to come from masks" if boxes == "from_masks" else "learned by their boxes alone"
     return [f"{file.path}: {count} of {total} objects have no segmentation: they are {effect}"]
