@@ -43,6 +43,8 @@ LAYERS = {
     "features": 8,
     "build": 9,
     "inputs": 10,
+    "measured": 10,
+    "comparison": 11,
     "predictor": 10,
     "run": 10,
     "doctor": 10,

@@ -9,13 +9,47 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from densekit.errors import DensekitError
+from densekit.metrics.intervals import Floats, Name, Weights, in_order, mean_of_defined, ratio
 from densekit.types import Batch, Classes, Classification
 
 Row = tuple[int, int, int]
 """True label, predicted label, and the true label's place among the probabilities (0 is the best)."""
+
+
+class AccuracyResampler:
+    """What each image adds to the accuracies.
+
+    Args:
+        rows: by image id.
+        names: of the classes.
+    """
+
+    def __init__(self, rows: dict[int | str, Row], names: Sequence[str]) -> None:
+        self.images, self.names = in_order(rows), names
+        self._labels, _, self._ranks = np.array([rows[i] for i in self.images], np.int64).T
+        self._by_label = np.argsort(self._labels, kind="stable")
+
+    def numbers(self, weights: Weights) -> dict[Name, Floats]:
+        """[S] values of each number that ``AccuracyMetric.compute`` gives; see ``Resampler``."""
+        hits = weights * (self._ranks < 1)[:, None]
+        accuracy = ratio(self._per_class(hits), self._per_class(weights))
+        found: dict[Name, Floats] = {
+            ("top1",): hits.sum(0) / len(self.images),
+            ("top5",): (weights * (self._ranks < 5)[:, None]).sum(0) / len(self.images),
+            ("mean_accuracy",): mean_of_defined(accuracy),
+        }
+        return found | {("per_class", name, "accuracy"): row for name, row in zip(self.names, accuracy)}
+
+    def _per_class(self, values: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        """[K, S] sums of [I, S] over the images of each true class."""
+        sums = np.zeros((len(self.names), values.shape[1]), np.int64)
+        known, first = np.unique(self._labels[self._by_label], return_index=True)
+        sums[known] = np.add.reduceat(values[self._by_label], first, 0)
+        return sums
 
 
 class AccuracyMetric:
@@ -59,6 +93,10 @@ class AccuracyMetric:
     def merge(self, states: Sequence[dict[int | str, Row]]) -> None:
         """Take the union of the ranks' rows; the first rank that saw an image wins."""
         self._rows = {image_id: row for state in reversed(states) for image_id, row in state.items()}
+
+    def resampler(self) -> AccuracyResampler:
+        """What each image adds to the numbers of ``compute``."""
+        return AccuracyResampler(self._rows, self.classes.names)
 
     def compute(self) -> dict[str, Any]:
         """Count.

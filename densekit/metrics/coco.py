@@ -19,7 +19,17 @@ import numpy.typing as npt
 
 from densekit.metrics.box_errors import Found, Objects, box_errors
 from densekit.metrics.coco_masks import MaskTruth, Rle, TrueMasks, found_masks, true_masks
-from densekit.metrics.coco_numbers import Floats, IouType, add_masks, category_entries, count, image_entries
+from densekit.metrics.coco_numbers import (
+    Floats,
+    IouType,
+    add_masks,
+    category_entries,
+    count,
+    image_entries,
+    match,
+)
+from densekit.metrics.coco_resampled import CocoResampler
+from densekit.metrics.intervals import in_order
 from densekit.types import Batch, Classes, DensekitError, Detections, nearest
 
 OfImage = tuple[Floats, Floats, npt.NDArray[np.int64], list[Rle] | None]
@@ -150,25 +160,43 @@ class CocoMetric:
         """
         if not self._found:
             raise DensekitError("there is no image to evaluate; give a data set with images")
-        # In the order of the ids, because ties between the scores of two images are broken by it.
-        ids = sorted(self._found, key=lambda i: (isinstance(i, str), i))
-        images, first = [self._positions[i] for i in ids], self.truth.first
-        rows = [(i, row) for i in images for row in range(int(first[i]), int(first[i + 1]))]
-        numbers = self._counted(ids, rows, self._detection_rows(ids), None)
-        found = self._mask_rows(ids)
-        if found is not None and (masks := true_masks(self.truth, rows)) is not None:
-            add_masks(numbers, self._counted(ids, rows, found, masks))
-        chosen = [row for _, row in rows]
+        ids = self._ids()
+        boxes, *others = self._matched(ids).values()
+        numbers = count(boxes, self.classes.names)
+        for masks in others:
+            add_masks(numbers, count(masks, self.classes.names))
+        chosen = [row for _, row in self._rows(ids)]
         labels = self._places[self.truth.labels[chosen]]
         objects = np.bincount(labels[~self.truth.crowd[chosen]], minlength=len(self.classes))
         for name, own in zip(self.classes.names, objects):
             numbers["per_class"][name]["objects"] = int(own)
-        return {**numbers, "images": len(images)}
+        return {**numbers, "images": len(ids)}
 
-    def _counted(
-        self, ids: Sequence[int | str], rows: list[tuple[int, int]], found: Any, masks: TrueMasks | None
-    ) -> dict[str, Any]:
-        """Numbers of boxes, or of masks, of the images ``ids`` with the annotations ``rows``."""
+    def resampler(self) -> CocoResampler:
+        """What each image adds to the numbers of ``compute``."""
+        ids = self._ids()
+        return CocoResampler(ids, self._matched(ids), self.classes.names)
+
+    def _ids(self) -> list[int | str]:
+        """The images in the order of their ids, because ties between the scores of two images are broken by it."""
+        return in_order(self._found)
+
+    def _rows(self, ids: Sequence[int | str]) -> list[tuple[int, int]]:
+        """The annotations of images, each by the positions of its image and of itself."""
+        images, first = [self._positions[i] for i in ids], self.truth.first
+        return [(i, row) for i in images for row in range(int(first[i]), int(first[i + 1]))]
+
+    def _matched(self, ids: Sequence[int | str]) -> dict[str, Any]:
+        """Evaluations of boxes, and of masks where there are some, by what stands before the names of their numbers."""
+        rows = self._rows(ids)
+        matched = {"": self._match(ids, rows, self._detection_rows(ids), None)}
+        found = self._mask_rows(ids)
+        if found is not None and (masks := true_masks(self.truth, rows)) is not None:
+            matched["mask_"] = self._match(ids, rows, found, masks)
+        return matched
+
+    def _match(self, ids: Sequence[int | str], rows: list[tuple[int, int]], found: Any, masks: TrueMasks | None) -> Any:
+        """Boxes, or masks, of the images ``ids`` against the annotations ``rows``."""
         truth, chosen = self.truth, [row for _, row in rows]
         numbers_of = {self._positions[image]: number for number, image in enumerate(ids, 1)}
         crowd = truth.crowd[chosen]
@@ -183,7 +211,7 @@ class CocoMetric:
             segmentation=None if masks is None else masks.rles,  # type: ignore[arg-type]  # takes any kind of them
         )
         kind: IouType = "bbox" if masks is None else "segm"
-        return count(annotated, annotated.load_res(found), kind, self.max_detections, self.classes.names)
+        return match(annotated, annotated.load_res(found), kind, self.max_detections)
 
     def _mask_rows(self, ids: Sequence[int | str]) -> list[dict[str, Any]] | None:
         """Rows of a result list, without boxes, so that the areas are those of the masks; None where there are none."""
@@ -200,7 +228,7 @@ class CocoMetric:
     def details(self) -> dict[str, Any]:
         """What the numbers are made of: precision over recall, and what is taken for what; see ``box_errors``."""
         images = []
-        for image_id in sorted(self._found, key=lambda i: (isinstance(i, str), i)):
+        for image_id in self._ids():
             image, (boxes, scores, labels) = self._positions[image_id], self._found[image_id][:3]
             rows = slice(self.truth.first[image], self.truth.first[image + 1])
             true = Objects(self.truth.boxes[rows], self._places[self.truth.labels[rows]], self.truth.crowd[rows])
@@ -274,7 +302,7 @@ def evaluate_coco(
     else:
         moved = [{**d, "image_id": images[d["image_id"]], "category_id": categories[d["category_id"]]} for d in found]
         detected = annotated.load_res(moved)
-    return {**count(annotated, detected, iou_type, max_detections, names), "images": len(images)}
+    return {**count(match(annotated, detected, iou_type, max_detections), names), "images": len(images)}
 
 
 def detections_to_coco(predictions: Detections, ids: Sequence[int | str]) -> list[dict[str, Any]]:

@@ -12,8 +12,8 @@ import numpy.typing as npt
 IouType = Literal["bbox", "segm"]
 Floats = npt.NDArray[np.float64]
 
-_AREAS = ("all", "small", "medium", "large")
-_IOU_50, _IOU_75 = 0, 5  # positions among the thresholds 0.50, 0.55, ... 0.95
+AREAS = ("all", "small", "medium", "large")
+IOU_50, IOU_75 = 0, 5  # positions among the thresholds 0.50, 0.55, ... 0.95
 
 
 def image_entries(count: int) -> list[dict[str, Any]]:
@@ -26,34 +26,43 @@ def category_entries(names: Sequence[str]) -> list[dict[str, Any]]:
     return [{"id": i, "name": n} for i, n in enumerate(names, 1)]
 
 
-def count(annotated: Any, detected: Any, iou_type: IouType, most: int, names: Sequence[str]) -> dict[str, Any]:
-    """Match, accumulate and name: see ``CocoMetric.compute``.
+def match(annotated: Any, detected: Any, iou_type: IouType, most: int) -> Any:
+    """Detections matched to the objects by hotcoco, in its own evaluation.
 
     Args:
         annotated: the truth, as hotcoco holds it.
         detected: what was found.
         iou_type: overlap of boxes or of masks.
         most: best detections of each image and class that count.
-        names: of the classes.
     """
     evaluation = hotcoco.COCOeval(annotated, detected, iou_type)
     evaluation.params.max_dets = sorted({min(1, most), min(10, most), most})
     evaluation.evaluate()
+    return evaluation
+
+
+def count(evaluation: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Accumulate and name: see ``CocoMetric.compute``.
+
+    Args:
+        evaluation: matched.
+        names: of the classes.
+    """
     evaluation.accumulate()
     counted = evaluation.eval
     assert counted is not None
     precision, recall = counted["precision"], counted["recall"]  # [T, R, K, A, M], [T, K, A, M]
     limits = list(evaluation.params.max_dets)
     numbers: dict[str, Any] = {"AP": _mean(precision[..., 0, -1])}
-    numbers["AP50"], numbers["AP75"] = (_mean(precision[t, ..., 0, -1]) for t in (_IOU_50, _IOU_75))
-    numbers |= {f"AP_{area}": _mean(precision[..., a, -1]) for a, area in enumerate(_AREAS) if a}
+    numbers["AP50"], numbers["AP75"] = (_mean(precision[t, ..., 0, -1]) for t in (IOU_50, IOU_75))
+    numbers |= {f"AP_{area}": _mean(precision[..., a, -1]) for a, area in enumerate(AREAS) if a}
     numbers |= {f"AR{limit}": _mean(recall[..., 0, m]) for m, limit in enumerate(limits)}
-    numbers |= {f"AR_{area}": _mean(recall[..., a, -1]) for a, area in enumerate(_AREAS) if a}
+    numbers |= {f"AR_{area}": _mean(recall[..., a, -1]) for a, area in enumerate(AREAS) if a}
     numbers["per_class"] = {
         name: {
             "AP": _mean(precision[:, :, k, 0, -1]),
-            "AP50": _mean(precision[_IOU_50, :, k, 0, -1]),
-            "AP75": _mean(precision[_IOU_75, :, k, 0, -1]),
+            "AP50": _mean(precision[IOU_50, :, k, 0, -1]),
+            "AP75": _mean(precision[IOU_75, :, k, 0, -1]),
             "AR": _mean(recall[:, k, 0, -1]),
         }
         for k, name in enumerate(names)

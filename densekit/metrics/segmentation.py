@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from densekit.metrics.intervals import Floats, Name, Weights, in_order, mean_of_defined, ratio
 from densekit.types import IGNORE, Batch, Classes, DensekitError, Segmentation
 
 Counts = npt.NDArray[np.int64]
@@ -49,6 +50,48 @@ class ImageCounts:
     counts: Counts
     shared: Counts
     either: Counts
+
+
+class SegmentationResampler:
+    """What each image adds to the numbers: [I, K] pixels that are right, predicted, true, and those of boundaries.
+
+    Args:
+        images: ids.
+        matrices: confusion of each image.
+        boundary: [2, I, K] pixels in both bands, and in either; None where not measured.
+        names: of the classes.
+    """
+
+    def __init__(
+        self, images: Sequence[int | str], matrices: Sequence[Counts], boundary: Counts | None, names: Sequence[str]
+    ) -> None:
+        self.images, self.names = images, names
+        self._hit, self._predicted, self._true = (np.stack(part) for part in zip(*map(_sums, matrices)))
+        self._right = np.array([np.trace(m, axis1=-2, axis2=-1).sum() for m in matrices])
+        self._all = np.array([m.sum() for m in matrices])
+        self._own = np.array([_summary(m)["mIoU"] for m in matrices], np.float64)  # None becomes NaN
+        self._boundary = boundary
+
+    def numbers(self, weights: Weights) -> dict[Name, Floats]:
+        """[S] values of each number that ``SegmentationMetric.compute`` gives; see ``Resampler``."""
+        hit, predicted, true = (_summed(part, weights) for part in (self._hit, self._predicted, self._true))
+        rates = {
+            "IoU": ratio(hit, predicted + true - hit),
+            "dice": ratio(2 * hit, predicted + true),
+            "accuracy": ratio(hit, true),
+            "precision": ratio(hit, predicted),
+        }
+        means = {"mIoU": "IoU", "dice": "dice", "mean_accuracy": "accuracy"}
+        if self._boundary is not None:
+            rates["boundary_IoU"] = ratio(*(_summed(part, weights) for part in self._boundary))
+            means["boundary_mIoU"] = "boundary_IoU"
+        found: dict[Name, Floats] = {(name,): mean_of_defined(rates[rate]) for name, rate in means.items()}
+        found["pixel_accuracy",] = ratio(self._right @ weights, self._all @ weights)
+        known = ~np.isnan(self._own)
+        found["mIoU_per_image",] = ratio(self._own[known] @ weights[known], known @ weights)
+        for rate, values in rates.items():
+            found |= {("per_class", name, rate): row for name, row in zip(self.names, values)}
+        return found
 
 
 class SegmentationMetric:
@@ -119,6 +162,15 @@ class SegmentationMetric:
         own = [row["mIoU"] for row in self.per_image().values()]
         numbers |= {"mIoU_per_image": _mean(own), "images": len(images), "per_class": per_class}
         return numbers if matrix.ndim == 3 else {**numbers, "confusion": matrix.tolist()}
+
+    def resampler(self) -> SegmentationResampler:
+        """What each image adds to the numbers of ``compute``."""
+        ids = in_order(self._images)
+        images = [self._images[i] for i in ids]
+        boundary = None
+        if self.boundary:
+            boundary = np.stack([[getattr(image, part) for image in images] for part in ("shared", "either")])
+        return SegmentationResampler(ids, [self._matrix(image) for image in images], boundary, self.classes.names)
 
     def per_image(self) -> dict[int | str, dict[str, float | None]]:
         """``mIoU``, ``dice``, ``mean_accuracy`` and ``pixel_accuracy`` of each image; None where all is ignored."""
@@ -234,6 +286,11 @@ def _summary(matrix: Counts) -> dict[str, Any]:
         "mean_accuracy": _mean(_ratio(hit, true)),
         "pixel_accuracy": float(right / matrix.sum()) if matrix.any() else None,
     }
+
+
+def _summed(counts: Counts, weights: Weights) -> Floats:
+    """[K, S] sums of [I, K] over drawn images: as floats, which are fast to multiply, and exact up to 2**53 pixels."""
+    return counts.T.astype(np.float64) @ weights.astype(np.float64)
 
 
 def _ratio(part: Counts, whole: Counts) -> list[Any]:

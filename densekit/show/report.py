@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from densekit.metrics import MAIN_METRIC
+from densekit.metrics.intervals import SHARE
 from densekit.show.drawing import write_picture
 from densekit.types import Metric, Task
 
@@ -33,6 +34,9 @@ COCO_NUMBERS = {
 MASK_NUMBERS = {f"mask_{name}": f"masks: {words}" for name, words in COCO_NUMBERS.items() if not name.startswith("F1")}
 NOTHING = "(nothing)"
 """Where no object is, or none was found."""
+
+INTERVAL = f"{round(100 * SHARE)} % between"
+"""Names the column of the intervals."""
 
 WORST = 5
 """Images that the table of the worst ones shows; the JSON file has all."""
@@ -63,21 +67,26 @@ def tables(task: Task, numbers: dict[str, Any]) -> list[Table]:
 
     Args:
         task: decides what the main table explains.
-        numbers: what ``evaluate`` gave, and ``per_image`` where there are such numbers.
+        numbers: what ``evaluate`` gave; ``per_image`` and ``intervals`` where there are such numbers.
     """
+    known: dict[str, Any] = numbers.get("intervals", {})
+    between, of_class = [INTERVAL] if known else [], known.get("per_class", {})
     explained = {**COCO_NUMBERS, **MASK_NUMBERS} if task == "detection" else {}
     main: Rows = [
-        [name, _shown(value), explained.get(name, "")]
+        [name, _shown(value), *(_range(known.get(name)) for _ in between), explained.get(name, "")]
         for name, value in numbers.items()
         if isinstance(value, int | float | None) and not isinstance(value, bool)
     ]
-    main += [[f"loss: {name}", _shown(value), ""] for name, value in numbers.get("losses", {}).items()]
-    found: list[Table] = [("all classes", ("number", "value", ""), main)]
+    main += [[f"loss: {n}", _shown(v), *("" for _ in between), ""] for n, v in numbers.get("losses", {}).items()]
+    found: list[Table] = [("all classes", ("number", "value", *between, ""), main)]
     per_class: dict[str, dict[str, Any]] = numbers.get("per_class", {})
     if per_class:
         columns = list(next(iter(per_class.values())))
-        of_classes: Rows = [[name, *(_shown(row.get(c)) for c in columns)] for name, row in per_class.items()]
-        found.append(("per class", ("class", *columns), of_classes))
+        of_classes: Rows = [
+            [name, *(_shown(row.get(c)) for c in columns), *(_range(of_class[name][columns[0]]) for _ in between)]
+            for name, row in per_class.items()
+        ]
+        found.append(("per class", ("class", *columns, *(f"{columns[0]}, {words}" for words in between)), of_classes))
     measured = [row for row in numbers.get("per_image", ()) if row["mIoU"] is not None]
     if len(measured) > 1:
         worst = sorted(measured, key=lambda row: row["mIoU"])[:WORST]
@@ -96,6 +105,10 @@ def undefined(task: Task, numbers: dict[str, Any]) -> str | None:
         return None
     nothing = "have no object but crowds" if task == "detection" else "have no pixel that is not ignored"
     return f"{main} is not defined: the {numbers['images']} images {nothing}"
+
+
+def _range(ends: Sequence[float] | None) -> str:
+    return "" if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}"
 
 
 def _shown(value: Any) -> object:

@@ -1,0 +1,84 @@
+"""A checkpoint measured on a data set, for the tools that look further than at its numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from densekit import build
+from densekit.build import Split
+from densekit.config import Config
+from densekit.console import say
+from densekit.data.images.settings import unfit_range
+from densekit.engine.distributed import World
+from densekit.errors import DensekitError
+from densekit.infer.evaluate import evaluate
+from densekit.model import DenseModel
+from densekit.precision import settle_precision
+from densekit.types import Dataset, Metric
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A checkpoint and what it does on a data set.
+
+    Attributes:
+        path: of the checkpoint.
+        model: in evaluation mode.
+        config: of its run, with overrides.
+        data: that it was measured on.
+        metric: that saw all images.
+        numbers: what the metric and the losses come to.
+    """
+
+    path: Path
+    model: DenseModel
+    config: Config
+    data: Dataset
+    metric: Metric
+    numbers: dict[str, Any]
+
+
+def checkpoint_of(run: Path) -> Path:
+    """The checkpoint that a word on the command line means: a file, or ``best.pt`` of a run folder.
+
+    Raises:
+        DensekitError: a folder without one.
+    """
+    if not run.is_dir():
+        return run
+    if not (run / "best.pt").is_file():
+        raise DensekitError(
+            f"{run} holds no best.pt; give the folder of a run that has been evaluated, or a checkpoint"
+        )
+    return run / "best.pt"
+
+
+def measure(
+    run: Path,
+    overrides: Sequence[str],
+    split: Split,
+    world: World,
+) -> Measured:
+    """Evaluate a checkpoint as ``tools/evaluate.py`` does, and keep what its numbers are made of.
+
+    Args:
+        run: its folder, or the checkpoint.
+        overrides: of its config.
+        split: the data set.
+        world: one rank.
+    """
+    path = checkpoint_of(run)
+    model, config = build.from_checkpoint(path, overrides)
+    precision, notes = settle_precision(config.train.precision, world.device, asked=False)
+    data = build.dataset(config, split, training=False, classes=model.classes)
+    model.classes = data.classes
+    build.check_stores(config, model, data, training=False)
+    metric = build.metric(config, model, data)
+    batches = build.eval_batches(config, data, world)
+    say("\n".join([*notes, *unfit_range(config.data, data), f"{path} on {split}: {len(data)} images, {precision}"]))
+    numbers = evaluate(model.to(world.device), batches, metric, world=world, precision=precision, total=len(batches))
+    assert numbers is not None
+    return Measured(path, model, config, data, metric, numbers)
