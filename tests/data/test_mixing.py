@@ -19,7 +19,11 @@ from densekit.data.transforms.pipeline import Pipeline
 from densekit.types import Batch, DensekitError
 from tests.data.mixing import discs, mixed, objects
 
-SPECS = [{"name": "CopyPaste", "p": 1}]
+SPECS = [
+    {"name": "CopyPaste", "p": 1},
+    {"name": "Mosaic", "size": [48, 64]},
+    {"name": "MixUp", "p": 1},
+]
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +101,9 @@ def test_a_detector_of_boxes_pastes_by_masks_that_it_does_not_learn(shapes):
         ({"name": "CopyPaste", "classes": ["circel"]}, r"train_transforms\[0\].classes: .* 'circel'; .*'circle'"),
         ({"name": "CopyPaste", "classes": []}, "classes lists no class"),
         ({"name": "CopyPaste", "until": 0}, r"train_transforms\[0\].until"),
+        ({"name": "Mosaic"}, r"train_transforms\[0\].size: "),
+        ({"name": "Mosaic", "size": [9, 9], "centre": [0.7, 0.3]}, r"centre is \(smallest, largest\)"),
+        ({"name": "MixUp", "alpha": 0}, r"train_transforms\[0\].alpha"),
     ],
 )
 def test_options_that_do_not_fit_the_data_are_named(shapes, spec, words):

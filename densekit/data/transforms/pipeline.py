@@ -20,14 +20,16 @@ from densekit.data.transforms.albumentations import Albumentations
 from densekit.data.transforms.contrast import ContrastStretch
 from densekit.data.transforms.copy_paste import CopyPaste
 from densekit.data.transforms.deep import in_eight_bits
+from densekit.data.transforms.mix_up import MixUp
 from densekit.data.transforms.mixing import Mixing, Others, Pool
+from densekit.data.transforms.mosaic import Mosaic
 from densekit.data.transforms.resize import HorizontalFlip, Resize, ScaleJitter, VerticalFlip
 from densekit.errors import plain_words
 from densekit.types import IGNORE, Classes, DensekitError, Sample, Task, nearest
 
 Transform = Callable[[Sample, np.random.Generator], Sample]
 
-_MIXING: tuple[Callable[..., Mixing], ...] = (CopyPaste,)
+_MIXING: tuple[Callable[..., Mixing], ...] = (CopyPaste, Mosaic, MixUp)
 _ALONE: tuple[Callable[..., Transform], ...] = (Resize, ScaleJitter, HorizontalFlip, VerticalFlip, ContrastStretch)
 _OWN: dict[str, Callable[..., Any]] = {t.__name__: t for t in (*_ALONE, *_MIXING)}
 _REFUSED = {
@@ -46,8 +48,8 @@ class Pipeline:
 
     Args:
         specs: one mapping a transform: ``name`` and its options. Names are our own (``Resize``, ``ScaleJitter``,
-            ``HorizontalFlip``, ``VerticalFlip``, ``ContrastStretch``, ``CopyPaste``), or any of albumentations 2.0.8,
-            of which ``OneOf``, ``SomeOf`` and ``Sequential`` take a list ``transforms``.
+            ``HorizontalFlip``, ``VerticalFlip``, ``ContrastStretch``, ``CopyPaste``, ``Mosaic``, ``MixUp``), or any of
+            albumentations 2.0.8, of which ``OneOf``, ``SomeOf`` and ``Sequential`` take a list ``transforms``.
         training: False for evaluation, where nothing may be drawn and predictions must be brought back to the original
             pixels: it takes ``Resize`` to one size, ``ContrastStretch``, and albumentations' transforms of colour alone
             (``CLAHE``, ``AutoContrast``, ...) with ``p: 1`` and without ranges to draw from; also ``CenterCrop``, which
