@@ -23,6 +23,7 @@ from densekit.engine.distributed import World, describe, gather
 from densekit.engine.optim import AveragedModel, make_optimizer, make_schedule, parameter_groups
 from densekit.engine.plan import Plan, choose_metric
 from densekit.engine.step import TrainStep
+from densekit.epochs import epoch_samples, repeats, run_length
 from densekit.errors import DensekitError
 from densekit.features.heads import check_store, joined_config
 from densekit.memory import is_out_of_memory
@@ -256,7 +257,7 @@ def plan(config: Config, train_set: Dataset, world: World, built: DenseModel) ->
             f"train.batch_size / train.accumulate = {micro} images can't be shared by {world.size} ranks; make it a "
             f"multiple of {world.size}"
         )
-    per_epoch, steps = _length(config, train_set)
+    per_epoch, steps = run_length(config, train_set)
     return Plan(
         steps=steps,
         steps_per_epoch=per_epoch,
@@ -267,12 +268,6 @@ def plan(config: Config, train_set: Dataset, world: World, built: DenseModel) ->
         save_every=config.train.save_every,
         patience=config.evaluation.patience,
     )
-
-
-def _length(config: Config, train_set: Dataset) -> tuple[int, int]:
-    """Updates of the weights in an epoch and in the run."""
-    per_epoch = max(1, len(train_set) // config.train.batch_size)
-    return per_epoch, config.train.steps or max(1, round((config.train.epochs or 0) * per_epoch))
 
 
 def train_step(
@@ -339,7 +334,8 @@ def train_batches(config: Config, train_set: Dataset, world: World, start: int) 
         world_size=world.size,
         workers=workers(config, world),
         start=start * config.train.accumulate,
-        steps=_length(config, train_set)[1] * config.train.accumulate,
+        steps=run_length(config, train_set)[1] * config.train.accumulate,
+        repeats=repeats(config, train_set),
         pad_to=config.data.pad_to,
         fixed_size=config.data.fixed_size,
         aspect_grouping=config.data.aspect_grouping,
@@ -402,9 +398,12 @@ def summary(config: Config, built: DenseModel, data: Dataset, step: TrainStep, t
     heads = " + ".join(part.name for part in config.model.heads.values())
     layout = "channels_last" if config.train.channels_last else "channels_first"
     average = f", average {config.train.ema}" if config.train.ema else ""
+    shown = (
+        f" ({config.data.sampling.name} shows {epoch_samples(config, data)} an epoch)" if config.data.sampling else ""
+    )
     return (
         f"{config.model.backbone.name} + {heads}, {parameters:.1f} M parameters ({trained:.1f} M trained), "
-        f"{len(data)} images, {len(data.classes)} classes; {world.size} x {device}, {step.precision}, {layout}, "
+        f"{len(data)} images{shown}, {len(data.classes)} classes; {world.size} x {device}, {step.precision}, {layout}, "
         f"{'compiled' if config.train.compile is True else 'not compiled'}{average}, "
         f"{workers(config, world)} loader workers; {timetable.steps} steps of {config.train.batch_size} images "
         f"({timetable.steps / timetable.steps_per_epoch:.1f} epochs)"

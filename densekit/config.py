@@ -93,6 +93,7 @@ class DataConfig(_Model):
         train: the data set to learn from; val: chooses the best checkpoint; test: for ``evaluate.py --data test``.
         train_transforms: list of transforms, in order; eval_transforms: ``Resize`` (it can be undone), transforms of
             colour alone that draw nothing, ``{name: AutoContrast, p: 1}``, and of a classifier ``CenterCrop``.
+        sampling: how often an epoch shows an image, ``{name: repeat_factor, threshold: 0.001}``; null: once.
         pad_to: batches are padded to a multiple of this many pixels.
         aspect_grouping: put images of like shape (wider / higher than square) into one batch.
         fixed_size: (height, width) to which every training batch is padded: constant shapes, for compiled steps.
@@ -112,6 +113,7 @@ class DataConfig(_Model):
     test: Part | None = None
     train_transforms: tuple[dict[str, Any], ...] = ()
     eval_transforms: tuple[dict[str, Any], ...] = ()
+    sampling: Part | None = None
     pad_to: int = Field(default=32, ge=1)
     aspect_grouping: bool = True
     fixed_size: tuple[int, int] | None = None

@@ -1,4 +1,4 @@
-"""Names for the leaves: backbones, heads, data sets.
+"""Names for the leaves: backbones, heads, data sets, samplings.
 
 A part is one file in its folder: a decorated builder whose signature is the schema of its options. The folder and
 those in it are scanned when a name is first looked up, so a new part is one new file and nothing else. Parts can also
@@ -176,3 +176,4 @@ def _explained(error: pydantic.ValidationError, value: Any, annotation: Any, pat
 BACKBONES = Registry("backbone", "densekit.backbones")
 HEADS = Registry("head", "densekit.heads")
 DATASETS = Registry("data set", "densekit.data.formats")
+SAMPLINGS = Registry("sampling", "densekit.data.sampling")

@@ -362,7 +362,8 @@ class Dataset(Protocol):
         """[len] width / height of each image where known without decoding, for batches of like shapes; else None.
 
         A data set may have a second method, ``seen_sizes()``: [len, 2] (height, width) of each image after its
-        transforms, where known without decoding, else None. Evaluation then puts equal ones together.
+        transforms, where known without decoding, else None. Evaluation then puts equal ones together. And a third,
+        ``occurrences()``: which classes occur in which images, for ``data.sampling``.
         """
         ...
 

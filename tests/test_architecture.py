@@ -36,6 +36,7 @@ LAYERS = {
     "metrics": 4,
     "packed": 4,
     "model": 5,
+    "epochs": 5,
     "show": 5,
     "engine": 6,
     "infer": 7,

@@ -1,4 +1,4 @@
-"""List every part that a config can name, with its options: backbones, heads, data sets, transforms.
+"""List every part that a config can name, with its options: backbones, heads, data sets, samplings, transforms.
 
     python tools/list_parts.py
     python tools/list_parts.py --markdown > parts.md
@@ -24,6 +24,7 @@ from densekit.console import run
 GIVEN = {
     "Backbones": {"in_channels"},
     "Heads": {"num_classes"},
+    "Samplings": set(),
     "Data sets": {"transforms", "seed", "training", "channels", "max_pixels"},
 }
 """What the program sets, not the user's options of a part."""
@@ -36,9 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from densekit.backbones.describe import family_table
     from densekit.data.transforms.pipeline import transform_options
-    from densekit.registry import BACKBONES, DATASETS, HEADS
+    from densekit.registry import BACKBONES, DATASETS, HEADS, SAMPLINGS
 
-    for title, registry in (("Backbones", BACKBONES), ("Heads", HEADS), ("Data sets", DATASETS)):
+    parts = {"Backbones": BACKBONES, "Heads": HEADS, "Data sets": DATASETS, "Samplings": SAMPLINGS}
+    for title, registry in parts.items():
         by_options: dict[str, list[str]] = {}
         for name in registry.names():
             own = {n: p for n, p in registry.options(name).items() if n not in GIVEN[title]}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from densekit.data.sampling.occurrences import Occurrences
 from densekit.errors import DensekitError, nearest
 from densekit.types import IGNORE, Classes, Dataset, Sample, Task
 
@@ -58,6 +59,11 @@ class Relabelled:
         target = None if sample.target is None else int(self._table[sample.target])
         mask, truth = self._mask(sample.mask), self._mask(sample.truth)
         return dataclasses.replace(sample, labels=labels, target=target, mask=mask, truth=truth)
+
+    def occurrences(self) -> Occurrences:
+        """Which of the model's classes occur in which images."""
+        found: Occurrences = self.inner.occurrences()  # type: ignore[attr-defined]  # not every data set tells
+        return found._replace(labels=self._table[found.labels])
 
     def aspect_ratios(self) -> npt.NDArray[np.float32] | None:
         """The data set's own."""

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from densekit.data.images.read import MAX_PIXELS
 from densekit.data.loading.sampling import draw_seed, sample_random
+from densekit.data.sampling.occurrences import Occurrences
 from densekit.data.transforms.pipeline import Pipeline
 from densekit.errors import DensekitError
 from densekit.registry import DATASETS
@@ -96,6 +97,10 @@ class IdxDataset:
             target=int(self.labels[index]),
         )
         return self.transforms(sample, random)
+
+    def occurrences(self) -> Occurrences:
+        """The class of each image."""
+        return Occurrences(len(self), np.arange(len(self)), self.labels)
 
     def aspect_ratios(self) -> npt.NDArray[np.float32]:
         """[len] width / height: the same for all."""

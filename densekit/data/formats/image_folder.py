@@ -14,6 +14,7 @@ from densekit.data.formats.labels.records import Found
 from densekit.data.images.present import absent
 from densekit.data.images.read import IMAGE_SUFFIXES, MAX_PIXELS, ImageReader
 from densekit.data.loading.sampling import draw_seed, sample_random
+from densekit.data.sampling.occurrences import Occurrences
 from densekit.data.transforms.pipeline import Pipeline
 from densekit.errors import DensekitError, nearest
 from densekit.registry import DATASETS
@@ -98,6 +99,10 @@ class ImageFolder:
             target=int(self.labels[index]),
         )
         return self.transforms(sample, random)
+
+    def occurrences(self) -> Occurrences:
+        """The class of each image."""
+        return Occurrences(len(self), np.arange(len(self)), self.labels)
 
     def aspect_ratios(self) -> None:
         """Not known before the images are decoded."""

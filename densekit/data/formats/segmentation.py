@@ -13,6 +13,7 @@ import numpy.typing as npt
 from densekit.data.images.header import read_header
 from densekit.data.images.read import MAX_PIXELS, ImageReader
 from densekit.data.loading.sampling import draw_seed, sample_random
+from densekit.data.sampling.occurrences import Occurrences
 from densekit.data.transforms.mixing import Pool
 from densekit.data.transforms.pipeline import Pipeline
 from densekit.types import IGNORE, Classes, DensekitError, Sample, Task
@@ -80,6 +81,7 @@ class SegmentationDataset:
         self.transforms = transforms or Pipeline(())
         self.seed, self.training = seed, training
         self.read_image = ImageReader(channels, max_pixels)
+        self._occurrences: Occurrences | None = None
 
     @property
     def notes(self) -> list[str]:
@@ -119,6 +121,14 @@ class SegmentationDataset:
             truth=None if self.training else mask,
         )
 
+    def occurrences(self) -> Occurrences:
+        """Which classes occur in which images; every mask is read for it, once."""
+        if self._occurrences is None:
+            labels = [_occurring(self.source.mask(index), len(self.classes)) for index in range(len(self))]
+            images = np.repeat(np.arange(len(self)), [len(found) for found in labels])
+            self._occurrences = Occurrences(len(self), images, np.concatenate(labels))
+        return self._occurrences
+
     def aspect_ratios(self) -> npt.NDArray[np.float32] | None:
         """Width / height of each image where known without decoding."""
         return self.source.aspect_ratios()
@@ -145,6 +155,13 @@ class SegmentationDataset:
             f"{path}: the image is {found[1]} x {found[0]} and its mask {self.source.mask_name(index)} is {size[1]} x "
             f"{size[0]} (width x height); an image and its mask need the same size"
         )
+
+
+def _occurring(mask: Labels, classes: int) -> npt.NDArray[np.int64]:
+    """The classes of which a mask has a pixel."""
+    if mask.ndim == 3:
+        return np.flatnonzero((mask == 1).any((1, 2)))
+    return np.flatnonzero(np.bincount(mask.ravel(), minlength=IGNORE + 1)[: min(classes, IGNORE)])
 
 
 def class_counts(dataset: SegmentationDataset, progress: Iterable[int] | None = None) -> npt.NDArray[np.int64]:

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import numpy as np
 import numpy.typing as npt
 import torch.utils.data
 
@@ -44,6 +45,7 @@ def train_loader(
     workers: int = 0,
     start: int = 0,
     steps: int | None = None,
+    repeats: npt.NDArray[np.float64] | None = None,
     pad_to: int = 32,
     fixed_size: tuple[int, int] | None = None,
     aspect_grouping: bool = True,
@@ -60,6 +62,7 @@ def train_loader(
         world_size: number of ranks; must divide ``batch_size``.
         workers: processes that make batches; 0 makes them here.
         start: first step to give; a resumed run goes on exactly.
+        repeats: [len] how often an epoch shows each image, on average; None: once.
         steps: of the whole run: tells the transforms when its last epochs begin.
         pad_to: batches are padded to a multiple of this.
         fixed_size: (height, width) of every batch, for constant shapes; then the number of boxes is constant too.
@@ -72,7 +75,7 @@ def train_loader(
         DensekitError: while iterating: an image cannot be read.
     """
     ratios = dataset.aspect_ratios() if aspect_grouping else None
-    plan = BatchPlan(len(dataset), batch_size, seed, ratios)
+    plan = BatchPlan(len(dataset), batch_size, seed, ratios, repeats)
     plan.slice(0, rank, world_size)  # complains now if the ranks cannot share a batch
     transforms = getattr(dataset, "transforms", None)
     if steps is not None and isinstance(transforms, Pipeline):

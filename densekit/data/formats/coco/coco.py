@@ -15,6 +15,7 @@ from densekit.data.formats.coco.instances import Boxes, check_masks, instances_o
 from densekit.data.formats.coco.merge import open_annotations
 from densekit.data.images.read import MAX_PIXELS, ImageReader
 from densekit.data.loading.sampling import draw_seed, sample_random
+from densekit.data.sampling.occurrences import Occurrences
 from densekit.data.transforms.geometry import xywh_to_xyxy
 from densekit.data.transforms.instances import boxes_from_masks
 from densekit.data.transforms.mixing import Pool
@@ -123,6 +124,11 @@ class CocoDataset:
     def aspect_ratios(self) -> npt.NDArray[np.float32]:
         """[len] width / height, from the json."""
         return (self.file.sizes[:, 1] / self.file.sizes[:, 0]).astype(np.float32)
+
+    def occurrences(self) -> Occurrences:
+        """Which classes occur in which images; a crowd is nothing to learn from."""
+        chosen = ~np.asarray(self.file.crowd, np.bool_)
+        return Occurrences(len(self), self.file.owners[chosen], np.asarray(self.file.labels)[chosen])
 
     def seen_sizes(self) -> npt.NDArray[np.int64]:
         """[len, 2] (height, width) of each image after the transforms, if these draw nothing."""

@@ -1,0 +1,45 @@
+"""How long an epoch and a run of a config are, and how often an epoch shows each image."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from densekit.config import Config
+from densekit.data.loading.sampling import epoch_length
+from densekit.registry import SAMPLINGS
+from densekit.types import Dataset, DensekitError
+
+
+def repeats(config: Config, train_set: Dataset) -> npt.NDArray[np.float64] | None:
+    """[len] how often an epoch shows each image, on average; None: once.
+
+    Raises:
+        DensekitError: bad options, or a data set that doesn't tell its images' classes.
+    """
+    part = config.data.sampling
+    if part is None:
+        return None
+    if not hasattr(getattr(train_set, "inner", train_set), "occurrences"):
+        raise DensekitError(
+            f"data.sampling: {part.name} looks at the classes of each image, which {config.data.train.name} does not "
+            f"tell; remove it"
+        )
+    found: npt.NDArray[np.float64] = SAMPLINGS.build(
+        part.name,
+        part.options,
+        train_set.occurrences(),  # type: ignore[attr-defined]  # seen above
+        path="data.sampling",
+    )
+    return found
+
+
+def epoch_samples(config: Config, train_set: Dataset) -> int:
+    """Samples in an epoch."""
+    return epoch_length(len(train_set), repeats(config, train_set))
+
+
+def run_length(config: Config, train_set: Dataset) -> tuple[int, int]:
+    """Updates of the weights in an epoch and in the run."""
+    per_epoch = max(1, epoch_samples(config, train_set) // config.train.batch_size)
+    return per_epoch, config.train.steps or max(1, round((config.train.epochs or 0) * per_epoch))
