@@ -12,6 +12,7 @@ import torch
 
 from densekit import machine
 from densekit.backbones.weights import load_backbone_weights
+from densekit.calibration import Calibration
 from densekit.config import Config, DataConfig, Part, is_config, load, override, parse
 from densekit.config_unused import without_effect
 from densekit.data.images import settings as image_settings
@@ -190,6 +191,7 @@ def from_checkpoint(path: Path, overrides: Sequence[str] = ()) -> tuple[DenseMod
         classes = checkpoint.classes_of(content, path)
         built = build_model(config.model, classes, channels_last=config.train.channels_last)
     checkpoint.load_weights(built, content["model"], path)
+    built.calibration = Calibration.held_in(content, len(classes), path)
     return built.eval(), config
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ def measure(
     overrides: Sequence[str],
     split: Split,
     world: World,
+    collecting: Callable[[DenseModel, Dataset], Metric | None] = lambda model, data: None,
 ) -> Measured:
     """Evaluate a checkpoint as ``tools/evaluate.py`` does, and keep what its numbers are made of.
 
@@ -69,6 +70,7 @@ def measure(
         overrides: of its config.
         split: the data set.
         world: one rank.
+        collecting: makes another metric than the task's own, or None.
     """
     path = checkpoint_of(run)
     model, config = build.from_checkpoint(path, overrides)
@@ -76,7 +78,7 @@ def measure(
     data = build.dataset(config, split, training=False, classes=model.classes)
     model.classes = data.classes
     build.check_stores(config, model, data, training=False)
-    metric = build.metric(config, model, data)
+    metric = collecting(model, data) or build.metric(config, model, data)
     batches = build.eval_batches(config, data, world)
     say("\n".join([*notes, *unfit_range(config.data, data), f"{path} on {split}: {len(data)} images, {precision}"]))
     numbers = evaluate(model.to(world.device), batches, metric, world=world, precision=precision, total=len(batches))

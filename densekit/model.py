@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densekit import canvases
+from densekit.calibration import Calibration
 from densekit.config import ModelConfig
 from densekit.errors import DensekitError
 from densekit.ops.deterministic import deterministic_backward
@@ -34,6 +35,9 @@ class DenseModel(nn.Module):
         channels: image channels.
         classes: the data set's own names and ids.
         channels_last: run in the channels-last memory layout, faster on every device that was measured.
+
+    Attributes:
+        calibration: what its checkpoint knows of its scores; ``Predictor`` reads them so, the model itself never.
     """
 
     mean: Tensor
@@ -57,6 +61,7 @@ class DenseModel(nn.Module):
         self.heads = nn.ModuleDict(heads)
         self.register_buffer("class_ids", torch.zeros(0, dtype=torch.int64), persistent=False)
         self.classes = classes
+        self.calibration: Calibration | None = None
         self.channels = channels
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         for name, values in (("mean", mean), ("std", std)):

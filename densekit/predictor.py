@@ -43,12 +43,13 @@ class Predictor:
         overlap: least part of a window or tile that its neighbour covers too.
         flips: average over mirrored images (not classification).
         scales: average over these sizes (not classification).
+        calibrated: read scores as the checkpoint's calibration says, where it has one (``tools/calibrate.py``).
 
     Attributes:
         model: in evaluation mode, on its device.
         config: of the run, with the overrides.
         options: how it predicts.
-        notes: lines on what was chosen otherwise than the checkpoint says.
+        notes: lines on how scores are calibrated, and on what was chosen otherwise than the checkpoint says.
 
     Raises:
         DensekitError: no such checkpoint or device, or options that its head can't do.
@@ -67,6 +68,7 @@ class Predictor:
         overlap: float = 0.25,
         flips: bool = False,
         scales: Sequence[float] = (1.0,),
+        calibrated: bool = True,
     ) -> None:
         if batch_size < 1:
             raise DensekitError(f"batch_size {batch_size} must be at least 1")
@@ -78,7 +80,9 @@ class Predictor:
         self.options.check(model)
         self.model = packed(model.to(where), DTYPES[chosen])
         self.batch_size = batch_size
-        self._predict = BatchPredictor(self.model, self.options, self.config.data.pad_to)
+        calibration = model.calibration if calibrated else None
+        self.notes += [calibration.told()] if calibration is not None else []
+        self._predict = BatchPredictor(self.model, self.options, self.config.data.pad_to, calibration)
         self._transforms = build.transforms(self.config.data, training=False)
 
     @overload

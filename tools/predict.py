@@ -38,7 +38,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--annotations", type=Path, metavar="JSON", help="COCO json of the images: results in its ids")
     parser.add_argument("--out", type=Path, default=Path("predictions"), help="folder to write (default: predictions)")
-    parser.add_argument("--score", type=console.share, help="detection: lowest score that is drawn (default: 0.5)")
+    parser.add_argument(
+        "--score", type=console.share, help="detection: lowest score drawn (default: 0.5, or calibrated)"
+    )
+    parser.add_argument("--uncalibrated", action="store_true", help="scores as the head gives them, see calibrate.py")
     parser.add_argument("--formats", nargs="+", choices=console.RESULT_FORMATS, help="detection (default: coco csv)")
     parser.add_argument("--no-pictures", action="store_true", help="write numbers only")
     parser.add_argument("--batch", type=console.at_least(1), help="images per batch (default: 8)")
@@ -79,11 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         overlap=0.25 if args.overlap is None else args.overlap,
         flips=args.flips,
         scales=args.scales,
+        calibrated=not args.uncalibrated,
     )
-    model, config, score = predictor.model, predictor.config, 0.5 if args.score is None else args.score
+    model, config = predictor.model, predictor.config
     refuse_in_vain(args, model.task, bool(videos))
     if videos:
-        how = {"score": score, "pictures": not args.no_pictures}
+        how = {"score": args.score, "pictures": not args.no_pictures}
         with Stop(world) as stop:
             for line in predict_videos(predictor, videos, args.out, **how, stopping=stop.here):
                 console.say(line)
@@ -94,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         images, left_out = inputs.annotated_files(config, model, files, args.annotations)
         model.classes = images.classes  # the same unless names were matched: then in the ids of the json
     console.say("\n".join([*predictor.notes, *left_out]) or None)
-    how = {"score": score, "pictures": not args.no_pictures, "probabilities": args.probabilities}
+    how = {"score": args.score, "pictures": not args.no_pictures, "probabilities": args.probabilities}
     writer = make_writer(model.task, model.classes, args.out, formats=args.formats or ("coco", "csv"), **how)
     # What the config says of bad images is meant for training; here only a word on the command line stops at one.
     on_bad_image = config.data.on_bad_image if is_set("data.on_bad_image", overrides) else "skip"

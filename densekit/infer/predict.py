@@ -11,11 +11,13 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 
+from densekit.calibration import Calibration
 from densekit.canvases import alone
 from densekit.data.transforms.pipeline import Pipeline
 from densekit.errors import DensekitError
 from densekit.infer.augmented import Flip, check_augmentation, is_plain, predict_augmented
 from densekit.infer.augmented_boxes import detect_augmented
+from densekit.infer.calibrated import calibrated
 from densekit.infer.results import BoxResult, ClassResult, MaskResult, Seen, result_of
 from densekit.infer.sliding_window import segment_image
 from densekit.infer.tiles import TileDetector, check_tiles, detect_batch
@@ -102,7 +104,8 @@ class Skipped:
     line: str
 
 
-Outcome = BoxResult | MaskResult | ClassResult | Skipped
+AnyResult = BoxResult | MaskResult | ClassResult
+Outcome = AnyResult | Skipped
 
 
 def predict_images(
@@ -149,11 +152,13 @@ class BatchPredictor:
         model: in evaluation mode, on its device, packed for the precision.
         options: how to predict.
         pad_to: as in evaluation, for tiles.
+        calibration: how scores are to be read; None: as the head gives them.
     """
 
     model: DenseModel
     options: Options
     pad_to: int = 32
+    calibration: Calibration | None = None
 
     def __call__(
         self, batch: Batch, images: Images, *, pixels: bool = False, probabilities: bool = False
@@ -206,7 +211,10 @@ class BatchPredictor:
     ) -> Outcome:
         if not _finite(predictions, row):
             return Skipped(index, f"{seen.name}: the model's numbers are not finite; try train.precision=fp32")
-        return result_of(seen, self.model.classes, predictions, row, probabilities=probabilities)
+        return self._read(result_of(seen, self.model.classes, predictions, row, probabilities=probabilities))
+
+    def _read(self, result: AnyResult) -> AnyResult:
+        return result if self.calibration is None else calibrated(result, self.calibration)
 
     def _by_window(self, batch: Batch, row: int, images: Images, probabilities: bool) -> Outcome:
         """Segment a file at its own resolution by a sliding window, with bounded memory."""
@@ -228,7 +236,7 @@ class BatchPredictor:
             found = _if_it_fits(segment)
         if found is None:
             return self._too_large(batch, row, images)
-        return MaskResult(seen, self.model.classes, found.mask, found.probabilities)
+        return self._read(MaskResult(seen, self.model.classes, found.mask, found.probabilities))
 
     def _by_tiles(self, batch: Batch, row: int, images: Images) -> Outcome:
         """Detect on a file at its own resolution tile by tile, with bounded memory."""

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
+from densekit.calibration import of_labels
 from densekit.data.images.web import address
 from densekit.errors import DensekitError
 from densekit.ops.paste import pasted_mask
@@ -26,6 +27,9 @@ from densekit.types import Classes, Classification, Detections, Instance, Predic
 
 Pixels = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
+
+DRAWN_FROM = 0.5
+"""Lowest score of a box that is drawn where nothing says otherwise."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -70,11 +74,11 @@ class Result:
         """
         raise NotImplementedError
 
-    def frame(self, score: float = 0.5) -> Image:
+    def frame(self, score: float | None = None) -> Image:
         """As ``draw``, as an RGB array without the legend, whose height changes from image to image.
 
         Args:
-            score: lowest one of boxes that are drawn.
+            score: lowest one of boxes that are drawn; None: see ``BoxResult.cuts``.
         """
         raise NotImplementedError
 
@@ -106,12 +110,14 @@ class BoxResult(Result):
         ids: [n] int64, the data set's own category ids.
         cells: [n, M, M] float32 in 0..1, how probably each of M x M equal cells of a box belongs to its object; None
             from heads that find boxes alone.
+        cuts: [K] the score of each class from which on its boxes are drawn where none is given; None: 0.5 of all.
     """
 
     boxes: Floats
     scores: Floats
     ids: npt.NDArray[np.int64]
     cells: Floats | None = None
+    cuts: tuple[float, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -121,12 +127,14 @@ class BoxResult(Result):
         """[n] class names."""
         return self.names_of(self.ids)
 
-    def above(self, score: float) -> BoxResult:
-        """Only the boxes of at least this score."""
+    def above(self, score: float | None = None) -> BoxResult:
+        """Only the boxes of at least this score; None: of at least that of ``cuts``."""
+        if score is None:
+            return self.at(self.scores >= of_labels(self.cuts or (DRAWN_FROM,), self.labels))
         return self.at(self.scores >= score)
 
-    def at(self, places: npt.NDArray[np.bool_]) -> BoxResult:
-        """Some of the boxes, [n] which."""
+    def at(self, places: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> BoxResult:
+        """Some of the boxes: [n] whether, or the places of those to take, in their order."""
         chosen = {name: getattr(self, name)[places] for name in ("boxes", "scores", "ids")}
         return dataclasses.replace(self, **chosen, cells=None if self.cells is None else self.cells[places])
 
@@ -153,18 +161,18 @@ class BoxResult(Result):
         """[n] the mask of each object as COCO's compressed run lengths, ``{"size": [H, W], "counts": text}``."""
         return None if self.instances is None else [encoded(one, self.image.size) for one in self.instances]
 
-    def draw(self, score: float = 0.5) -> PIL.Image.Image:
-        """The image with the boxes of at least this score and a legend below; a small image is enlarged."""
+    def draw(self, score: float | None = None) -> PIL.Image.Image:
+        """The image with the boxes of at least this score (see ``above``) and a legend below; enlarged where small."""
         return PIL.Image.fromarray(self.picture(score))
 
-    def picture(self, score: float = 0.5) -> Image:
+    def picture(self, score: float | None = None) -> Image:
         """As ``draw``, as an RGB array."""
         words, palette = drawable(self.classes.names), colours(len(self.classes))
         labels = self.above(score).labels
         counts = [(f"{words[k]}: {labels.count(k)}", palette[k]) for k in sorted(set(labels))]
         return with_legend(self.frame(score), counts)
 
-    def frame(self, score: float = 0.5) -> Image:
+    def frame(self, score: float | None = None) -> Image:
         """As ``picture``, without the legend."""
         shown, words = self.above(score), drawable(self.classes.names)
         labels = shown.labels
@@ -227,7 +235,7 @@ class MaskResult(Result):
         """As ``draw``, as an RGB array."""
         return with_legend(*self._coloured())
 
-    def frame(self, score: float = 0.5) -> Image:
+    def frame(self, score: float | None = None) -> Image:
         """As ``picture``, without the legend."""
         return self._coloured()[0]
 
@@ -290,7 +298,7 @@ class ClassResult(Result):
         """The image with its class in a corner."""
         return PIL.Image.fromarray(self.frame())
 
-    def frame(self, score: float = 0.5) -> Image:
+    def frame(self, score: float | None = None) -> Image:
         """As ``draw``, as an RGB array."""
         pixels, label = enlarged(self.image.look())[0], self.classes.ids.index(self.best)
         text = f"{drawable(self.classes.names)[label]} {self.probabilities[label]:.2f}"

@@ -26,7 +26,7 @@ def predict_videos(
     videos: Iterable[Video],
     out: Path,
     *,
-    score: float = 0.5,
+    score: float | None = None,
     pictures: bool = True,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[str]:
@@ -40,7 +40,7 @@ def predict_videos(
         predict: from frames to their results; a ``Predictor``.
         videos: to predict.
         out: folder to write.
-        score: lowest score of a box that is drawn.
+        score: lowest score of a box that is drawn; None: see ``BoxResult.cuts``.
         pictures: draw at all.
         stopping: asked behind each frame: whether to end; what was predicted is kept.
 

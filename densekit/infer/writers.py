@@ -17,7 +17,7 @@ from densekit.data.images.web import address
 from densekit.files import printable, whole_file, write_text
 from densekit.infer.label_files import LABEL_FORMATS
 from densekit.infer.result_files import ResultFiles, unique_stem
-from densekit.infer.results import BoxResult, ClassResult, MaskResult, Result, Seen
+from densekit.infer.results import DRAWN_FROM, BoxResult, ClassResult, MaskResult, Result, Seen
 from densekit.show.drawing import write_picture
 from densekit.show.drawing_masks import write_mask
 from densekit.types import Classes, Task
@@ -56,7 +56,7 @@ def make_writer(
     classes: Classes,
     out: Path,
     *,
-    score: float = 0.5,
+    score: float | None = None,
     pictures: bool = True,
     probabilities: bool = False,
     formats: Sequence[str] = ("coco", "csv"),
@@ -67,7 +67,8 @@ def make_writer(
         task: of the head.
         classes: of the model.
         out: folder to write.
-        score: lowest score of a box that is drawn or written as a label (COCO results and CSV have all).
+        score: lowest score of a box that is drawn or written as a label (COCO results and CSV have all); None: see
+            ``BoxResult.cuts``.
         pictures: draw at all.
         probabilities: segmentation: also write them, [K, H, W] float16 ``.npy``.
         formats: detection: ``coco``, ``csv``, and those of ``label_files.py``.
@@ -85,7 +86,9 @@ def make_writer(
 class BoxWriter(Writer):
     """``predictions.json`` (COCO results), ``predictions.csv``, a folder of labels a format, ``pictures/``."""
 
-    def __init__(self, classes: Classes, out: Path, *, score: float, pictures: bool, formats: Sequence[str]) -> None:
+    def __init__(
+        self, classes: Classes, out: Path, *, score: float | None, pictures: bool, formats: Sequence[str]
+    ) -> None:
         columns = ["file", "class", "category_id", "score", "x", "y", "w", "h"]
         files = ResultFiles(out, columns if "csv" in formats else None, rows="coco" in formats)
         super().__init__(files, pictures=pictures)
@@ -95,6 +98,7 @@ class BoxWriter(Writer):
             write_text(out / "classes.txt", "".join(f"{printable(name)}\n" for name in classes.names))
         self._found = self._drawn = 0
         self._best = 0.0
+        self._least = "at least their class's"  # score that is drawn
 
     def add(self, result: BoxResult) -> str:
         """Take the boxes of one image."""
@@ -109,6 +113,8 @@ class BoxWriter(Writer):
             write_text(path, labels.text(shown, path))
         self.files.add(_entry(result.image, stem), rows, table)
         self._found, self._drawn = self._found + len(rows), self._drawn + len(shown)
+        if self.score is not None or result.cuts is None:
+            self._least = f"at least {DRAWN_FROM if self.score is None else self.score:g}"
         self._best = max(self._best, float(result.scores.max(initial=0)))
         return stem
 
@@ -118,7 +124,7 @@ class BoxWriter(Writer):
             f"; the best score is {self._best:.2f}, --score draws lower ones" if self._found > self._drawn == 0 else ""
         )
         return (
-            f"{self._found} boxes ({self._drawn} with a score of at least {self.score:g}{lower}) in {self.files.count} "
+            f"{self._found} boxes ({self._drawn} with a score of {self._least}{lower}) in {self.files.count} "
             f"images, written to {self.files.out}"
         )
 

@@ -32,12 +32,14 @@ class Matches(NamedTuple):
 
     Attributes:
         images: [D] whose detection it is.
+        scores: [D] in falling order.
         ranks: [D] among the detections of the class in its image.
         right: [T, D] whether it found an object. ignored: [T, D] whether it counts nowhere.
         objects: [I] that are to be found.
     """
 
     images: Positions
+    scores: Floats
     ranks: Positions
     right: Bools
     ignored: Bools
@@ -59,6 +61,10 @@ class CocoResampler:
         self._matches = {
             prefix: matches(evaluation, len(names), len(images)) for prefix, evaluation in evaluations.items()
         }
+
+    def boxes(self) -> list[Matches]:
+        """[K] of each class, over all areas."""
+        return [row[0] for row in self._matches[""]]
 
     def numbers(self, weights: Weights) -> dict[Name, Floats]:
         """[S] values of each number that ``CocoMetric.compute`` gives; see ``Resampler``."""
@@ -116,7 +122,7 @@ def _joined(rows: Sequence[Any], images: int, thresholds: int) -> Matches:
     parts = [np.zeros((2, thresholds, 0), np.bool_)]
     parts += [np.array([own["dtMatched"], own["dtIgnore"]], np.bool_) for own in rows if own["dtScores"]]
     found, ignored = np.concatenate(parts, 2)[:, :, order]
-    return Matches(owners[order], ranks[order], found & ~ignored, ignored, objects)
+    return Matches(owners[order], scores[order], ranks[order], found & ~ignored, ignored, objects)
 
 
 def average_precision(matched: Matches, weights: Weights) -> Floats:
