@@ -57,6 +57,8 @@ class DenseModel(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        if heads and all(getattr(head, "runs_last_stage", False) for head in heads.values()):
+            backbone.leave_last_stage()  # type: ignore[operator]  # an nn.Module's method
         use_own_convolutions(backbone)
         self.heads = nn.ModuleDict(heads)
         self.register_buffer("class_ids", torch.zeros(0, dtype=torch.int64), persistent=False)

@@ -17,7 +17,7 @@ Letters: B images in a batch, C channels, H height, W width, N padded boxes an i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -44,11 +44,14 @@ class Level:
         name: ``c1`` .. ``c5`` of a backbone (stride 2 .. 32 in a plain ResNet), ``p2`` .. ``p6`` of an FPN.
         channels: number of channels of the map.
         stride: input pixels per cell, the same in both directions.
+        stage: what makes this map from that of the level before, [B, C', H', W'] -> [B, C, H, W], for heads that run it
+            on regions; the last level of a backbone may have one, others have None.
     """
 
     name: str
     channels: int
     stride: int
+    stage: Callable[[Tensor], Tensor] | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -332,7 +335,8 @@ class Head(Protocol):
     """Turns feature maps into losses and predictions; takes nothing of the backbone but its maps and levels.
 
     ``losses`` and ``predict`` never look at ``self.training`` to decide what to return. A head may have a third method,
-    ``losses_and_predictions(maps, batch)``, which gives both and computes what they share once.
+    ``losses_and_predictions(maps, batch)``, which gives both and computes what they share once. One that runs the stage
+    of the last level itself, and so does not look at that level's map, says so by ``runs_last_stage = True``.
     """
 
     task: Task

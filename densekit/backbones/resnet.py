@@ -160,6 +160,7 @@ class ResNet(nn.Module):
         self.name = variant.name
         self.pairs = [("conv1", "bn1")]
         self.in_channels = in_channels
+        self.num_stages = len(variant.depths)
         self.frozen_stages = frozen_stages
         self.activation_checkpointing = activation_checkpointing
         stem = stem or variant.stem
@@ -184,11 +185,18 @@ class ResNet(nn.Module):
         x = conv_norm(self.conv1, self.bn1, images, relu=True)
         maps = [x]
         x = F.max_pool2d(x, 3, 2, 1) if self.pools else x
-        for stage in self._stages():
-            for block in stage:
-                x = self._run(block, x)
+        for stage in self._stages()[: len(self.levels) - 1]:
+            x = self._through(stage, x)
             maps.append(x)
         return maps
+
+    def last_stage(self, x: Tensor) -> Tensor:
+        """[B, C', H', W'], the map before the last or regions of it -> [B, C, H, W] of the last stage."""
+        return self._through(self._stages()[-1], x)
+
+    def leave_last_stage(self) -> None:
+        """Give one map less from now on, for heads that run the last stage; it stays a part of the network."""
+        self.levels = self.levels[:-1]
 
     def train(self, mode: bool = True) -> ResNet:
         """Switch to training or evaluation; frozen parts stay in evaluation, which keeps their statistics."""
@@ -217,7 +225,9 @@ class ResNet(nn.Module):
                 blocks.append(_block(shape, norm=norm, drop_path=drop_path * number / last))
                 channels_in, number = shape.channels, number + 1
             self.add_module(f"layer{stage + 1}", blocks)
-            self.levels += (Level(f"c{stage + 2}", channels_in, stride),)
+            # The pool before the first stage is none's: a network of one stage has none that makes one map of another.
+            makes = self.last_stage if 0 < stage == len(variant.depths) - 1 else None
+            self.levels += (Level(f"c{stage + 2}", channels_in, stride, makes),)
 
     def _start(self, zero_init_residual: bool, norm_eps: float) -> None:
         init_convs(self)
@@ -232,6 +242,11 @@ class ResNet(nn.Module):
             part.requires_grad_(False)
         self.train(self.training)
 
+    def _through(self, stage: nn.Sequential, x: Tensor) -> Tensor:
+        for block in stage:
+            x = self._run(block, x)
+        return x
+
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
         if not (self.activation_checkpointing and torch.is_grad_enabled()):
             return cast(Tensor, block(x))
@@ -242,7 +257,7 @@ class ResNet(nn.Module):
         return cast(Tensor, checkpoint(block, x, use_reentrant=False, context_fn=checkpoint_contexts(block)))
 
     def _stages(self) -> list[nn.Sequential]:
-        return [cast(nn.Sequential, self.get_submodule(f"layer{n}")) for n in range(1, len(self.levels))]
+        return [cast(nn.Sequential, self.get_submodule(f"layer{n}")) for n in range(1, self.num_stages + 1)]
 
     def _frozen(self) -> list[nn.Module]:
         return [self.conv1, self.bn1, *self._stages()[: self.frozen_stages - 1]] if self.frozen_stages else []

@@ -15,6 +15,7 @@ import densekit
 from densekit.errors import DensekitError, nearest
 from densekit.model import DenseModel
 from densekit.precision import Precision
+from densekit.types import Level
 
 Dtype = Literal["float16", "float32"]
 FileFormat = Literal["safetensors", "npy", "parquet"]
@@ -80,7 +81,7 @@ def describe_backbone(model: DenseModel) -> dict[str, Any]:
     return {
         "name": str(getattr(model.backbone, "name", type(model.backbone).__name__)),
         "fingerprint": fingerprint(model),
-        "levels": [dataclasses.astuple(level) for level in model.levels],
+        "levels": _as_lists(model.levels),
     }
 
 
@@ -90,7 +91,7 @@ def fingerprint(model: DenseModel) -> str:
     It looks at the values and not at the file that they came from: a checkpoint, a random start and a weights file
     that hold the same numbers have the same fingerprint.
     """
-    digest = hashlib.sha256(json.dumps([dataclasses.astuple(level) for level in model.levels]).encode())
+    digest = hashlib.sha256(json.dumps(_as_lists(model.levels)).encode())
     state = {f"backbone.{name}": value for name, value in model.backbone.state_dict().items()}
     for name, value in sorted({**state, "mean": model.mean, "std": model.std}.items()):
         if name.endswith("num_batches_tracked"):
@@ -99,6 +100,10 @@ def fingerprint(model: DenseModel) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _as_lists(levels: Iterable[Level]) -> list[list[str | int]]:
+    return [[level.name, level.channels, level.stride] for level in levels]
 
 
 def hash_of_names(names: Iterable[str]) -> str:

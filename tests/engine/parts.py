@@ -30,6 +30,8 @@ FASTER_RCNN = [
     {"box_head": "four_conv_fc", "box_head_norm": "frozen", "box_loss": "l1", "nms": "soft_gaussian"},
     {"nms_class_agnostic": True, "roi_align": "kernel", "rpn_score_threshold": 0.1},
 ]
+AS_IT_IS = {name: value for name, value in SMALL.items() if name != "channels"}
+LAST_STAGE = {name: value for name, value in AS_IT_IS.items() if name != "box_head_width"} | {"neck": "c4"}
 MASK_RCNN = [
     {},
     {"class_agnostic_masks": True, "mask_norm": "batch", "aligned": True, "nms": "soft_linear"},
@@ -59,13 +61,16 @@ SEGMENTERS = [
     ("linknet", {"losses": {"lovasz": 1.0, "dice": 1.0, "jaccard": 1.0, "tversky": 1.0, "focal": 1.0}}),
     ("linknet", {"mode": "multilabel", "losses": {"bce": 1.0, "positive_weight": 2.0, "lovasz": 1.0, "focal": 1.0}}),
 ]
-SMALL_MASKS = SMALL | {"mask_convs": 2, "mask_channels": 8, "mask_pool_size": 4}
+MASKS = {"mask_convs": 2, "mask_channels": 8, "mask_pool_size": 4}
+SMALL_MASKS = SMALL | MASKS
 CASCADE = [
     ("cascade_mask_rcnn", SMALL_MASKS | {"box_head": "four_conv_fc", "box_head_norm": "group", "box_loss": "giou"}),
 ]
 CLASSIFIERS = [{}, {"pool": "max", "mixup": 0.2, "dropout": 0.5, "label_smoothing": 0.1}]
 CASES = [
     *(("faster_rcnn", SMALL | options, "boxes") for options in FASTER_RCNN),
+    ("faster_rcnn", AS_IT_IS | {"neck": "dc5"}, "boxes"),
+    ("mask_rcnn", LAST_STAGE | MASKS, "boxes"),
     *((head, options, "boxes") for head, options in CASCADE),
     *(("retinanet", DENSE | options, "boxes") for options in RETINANET),
     *(("fcos", DENSE | options, "boxes") for options in FCOS),
@@ -76,19 +81,28 @@ CASES = [
 
 
 class Stages(nn.Module):
-    """One convolution a stage, with the strides of a ResNet."""
+    """One convolution a stage, with the strides of a ResNet; the last can be dilated."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, dilated: bool = False) -> None:
         super().__init__()
         channels = [3, 8, 8, 16, 16, 32]
         self.stages = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(channels))
-        self.levels = tuple(Level(f"c{i}", channels[i], 2**i) for i in range(1, 6))
+        if dilated:
+            self.stages[-1] = nn.Conv2d(16, 32, 3, padding=2, dilation=2)
+        last = Level("c5", 32, 16 if dilated else 32, self.last_stage)
+        self.levels = (*(Level(f"c{i}", channels[i], 2**i) for i in range(1, 5)), last)
 
     def forward(self, images):
         maps = [images]
-        for stage in self.stages:
+        for stage in self.stages[: len(self.levels)]:
             maps.append(stage(maps[-1]).relu())
         return maps[1:]
+
+    def last_stage(self, x):
+        return self.stages[-1](x).relu()
+
+    def leave_last_stage(self):
+        self.levels = self.levels[:-1]
 
 
 def batch_on(device, kind, images=IMAGES):
@@ -113,7 +127,7 @@ def batch_on(device, kind, images=IMAGES):
 
 def model_on(device, head, options, backbone=None):
     torch.manual_seed(0)
-    trunk = BACKBONES.build(backbone, {}) if backbone else Stages()
+    trunk = BACKBONES.build(backbone, {}) if backbone else Stages(dilated=options.get("neck") == "dc5")
     built = HEADS.build(head, options, trunk.levels, num_classes=3)
     classes = Classes(("a", "b", "c"), (0, 1, 2))
     return DenseModel(trunk, {"head": built}, mean=(0.5,) * 3, std=(0.25,) * 3, classes=classes).to(device)

@@ -20,11 +20,11 @@ from torch.utils._pytree import tree_leaves
 from densekit.engine.distributed import World
 from densekit.engine.optim import AveragedModel
 from densekit.engine.step import TrainStep
-from tests.engine.parts import CASES, DENSE, SMALL_MASKS, batch_on, model_on
+from tests.engine.parts import CASES, DENSE, LAST_STAGE, MASKS, batch_on, model_on
 
 META, CPU = torch.device("meta"), torch.device("cpu")
 COMPILED = [
-    ("mask_rcnn", SMALL_MASKS | {"neck": "c5"}, "boxes"),  # the boxes are Faster R-CNN's, the pyramid RetinaNet's
+    ("mask_rcnn", LAST_STAGE | MASKS, "boxes"),  # the boxes are Faster R-CNN's, the pyramid RetinaNet's
     ("retinanet", DENSE, "boxes"),
     ("fcos", DENSE, "boxes"),
     ("unet", {}, "masks"),

@@ -95,7 +95,8 @@ def anchors_of(model: ModelConfig) -> Anchors | None:
         options, given = model.backbone.options, {"in_channels": model.channels}
         backbone = BACKBONES.build(model.backbone.name, options, path="model.backbone", **given)
     # The sizes are what the builder says, whatever its defaults are; a narrow head is built faster.
-    narrow = {"box_head_width": 8} if "box_head_width" in HEADS.options(part.name) else {}
+    has_width = "box_head_width" in HEADS.options(part.name) and part.options.get("neck") != "c4"
+    narrow = {"box_head_width": 8} if has_width else {}
     head = HEADS.build(part.name, {**part.options, **narrow}, backbone.levels, path="model.heads", num_classes=1)
     anchors = next(m for m in head.modules() if isinstance(m, AnchorGrid))
     ratios = tuple(float(r) for r in part.options.get("anchor_ratios", (0.5, 1.0, 2.0)))

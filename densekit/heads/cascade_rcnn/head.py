@@ -50,6 +50,11 @@ def cascade_mask_rcnn(
 
 
 def _cascaded(detector: Detector, overlaps: tuple[float, ...], weights: tuple[float, ...]) -> Detector:
+    if detector.runs_last_stage:
+        raise DensekitError(
+            "neck 'c4' has one box head, the backbone's last stage, and a cascade needs one for each of its stages; "
+            "use neck fpn, c5 or dc5, or the head faster_rcnn or mask_rcnn"
+        )
     all_overlaps = (detector.roi.positive_overlap, *overlaps)
     if not overlaps or overlaps[-1] > 1 or any(b < a for a, b in itertools.pairwise(all_overlaps)):
         raise DensekitError(

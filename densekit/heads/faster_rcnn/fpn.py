@@ -5,6 +5,7 @@ B images, C channels of the neck, H, W cells of a map.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from densekit.errors import DensekitError
 from densekit.layers import ConvNormAct, Norm
 from densekit.types import Level
+
+Neck = Literal["fpn", "c5", "dc5", "c4"]
+"""The pyramid; the backbone's last map, reduced; the last map of a dilated backbone, or the last but one, as it is."""
 
 
 class FPN(nn.Module):
@@ -70,9 +74,58 @@ class LastLevel(nn.Module):
     def __init__(self, levels: Sequence[Level], *, channels: int = 256, norm: Norm | None = None) -> None:
         super().__init__()
         last = levels[-1]
+        self.inputs = [len(levels) - 1]
         self.reduce = ConvNormAct(last.channels, channels, kernel=1, norm=norm, act=False)
         self.levels = self.pooled = (Level(last.name, channels, last.stride),)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """The backbone's maps -> [one [B, C, H, W]]."""
-        return [self.reduce(maps[-1])]
+        return [self.reduce(maps[self.inputs[0]])]
+
+
+class AsItIs(nn.Module):
+    """One map of the backbone with nothing in between.
+
+    Args:
+        levels: of the backbone.
+        place: which of them; from the end where it is negative.
+    """
+
+    def __init__(self, levels: Sequence[Level], *, place: int) -> None:
+        super().__init__()
+        self.inputs = [place % len(levels)]
+        self.levels = self.pooled = (dataclasses.replace(levels[place], stage=None),)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The backbone's maps -> [one of them]."""
+        return [maps[self.inputs[0]]]
+
+
+def make_neck(
+    neck: Neck, levels: Sequence[Level], *, channels: int = 256, norm: Norm | None = None
+) -> FPN | LastLevel | AsItIs:
+    """Build a neck by its name.
+
+    Raises:
+        DensekitError: ``dc5`` on a backbone that is not dilated, ``c4`` on one with a single map, or channels or a norm
+            where the neck has no convolution.
+    """
+    if neck == "fpn":
+        return FPN(levels, channels=channels, norm=norm)
+    if neck == "c5":
+        return LastLevel(levels, channels=channels, norm=norm)
+    place = -1 if neck == "dc5" else -2
+    if len(levels) < 2:
+        raise DensekitError(f"neck {neck!r} needs a backbone of two maps or more, this one has {levels[-1]} alone")
+    if neck == "dc5" and levels[-1].stride != levels[-2].stride:
+        raise DensekitError(
+            f"neck 'dc5' looks at the last map of a dilated backbone, but this one goes from stride "
+            f"{levels[-2].stride} to {levels[-1].stride} there; set model.backbone.output_stride to "
+            f"{levels[-2].stride}, or use neck c5"
+        )
+    if channels != 256 or norm is not None:
+        raise DensekitError(
+            f"neck {neck!r} takes {levels[place].name} as it is, with its {levels[place].channels} channels; leave "
+            f"channels and neck_norm out"
+        )
+    return AsItIs(levels, place=place)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from densekit.errors import DensekitError
 from densekit.heads.anchors import Sizes, check_overlaps, check_sizes
 from densekit.heads.faster_rcnn.cascade import Cascade
-from densekit.heads.faster_rcnn.fpn import FPN, LastLevel
+from densekit.heads.faster_rcnn.fpn import FPN, AsItIs, LastLevel, Neck, make_neck
+from densekit.heads.faster_rcnn.last_stage import LastStage
 from densekit.heads.faster_rcnn.roi import FourConvFC, ProposalSamples, RegionHead, TwoFC
 from densekit.heads.faster_rcnn.rpn import AnchorSamples, Proposals, RegionProposalNetwork, Regions
 from densekit.heads.faster_rcnn.rpn_head import RPNHead
@@ -36,7 +37,7 @@ class FasterRCNN(nn.Module):
         neck: the backbone's maps -> pyramid; announces ``levels`` and, of these, the ``pooled`` ones.
         rpn: first stage.
         roi: second stage.
-        stride: of the backbone's last map: the padded image is that many times larger.
+        stride: of the last map that the neck takes: the padded image is that many times larger.
         before_nms: anchors of each level that enter the suppression of proposals, (in training, in prediction).
         after_nms: proposals of an image that leave it, likewise.
         cascade: further stages that refine the boxes of the second; None where that one has the last word.
@@ -46,7 +47,7 @@ class FasterRCNN(nn.Module):
 
     def __init__(
         self,
-        neck: FPN | LastLevel,
+        neck: FPN | LastLevel | AsItIs,
         *,
         rpn: RegionProposalNetwork,
         roi: RegionHead,
@@ -63,8 +64,13 @@ class FasterRCNN(nn.Module):
     def regions(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Regions]:
         """The pyramid, and what the first stage says of every anchor."""
         pyramid = self.neck(maps)
-        size = (maps[-1].shape[2] * self.stride, maps[-1].shape[3] * self.stride)
-        return pyramid, self.rpn(pyramid, size)
+        last = maps[self.neck.inputs[-1]]
+        return pyramid, self.rpn(pyramid, (last.shape[2] * self.stride, last.shape[3] * self.stride))
+
+    @property
+    def runs_last_stage(self) -> bool:
+        """Whether the backbone's last stage is the box head, and looks at regions alone."""
+        return isinstance(self.roi.box_head, LastStage)
 
     @property
     def nms_threshold(self) -> float:
@@ -128,7 +134,7 @@ class FasterRCNN(nn.Module):
 def faster_rcnn(
     levels: Sequence[Level], *, num_classes: int,
     # neck and anchors
-    neck: Literal["fpn", "c5"] = "fpn", channels: int = 256, neck_norm: NormOption = "none",
+    neck: Neck = "fpn", channels: int = 256, neck_norm: NormOption = "none",
     anchor_sizes: Sizes | None = None, anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
     # first stage
     rpn_convs: int = 1, rpn_positive_overlap: float = 0.7, rpn_negative_overlap: float = 0.3,
@@ -150,27 +156,32 @@ def faster_rcnn(
     """Faster R-CNN on any backbone.
 
     Options of the first stage (``rpn_...``) are explained at ``RegionProposalNetwork`` and ``FasterRCNN``, those of the
-    second and of the detections at ``RegionHead``. Pairs are (in training, in prediction). ``neck`` is a pyramid or the
-    backbone's last map alone; ``anchor_sizes`` has one tuple a level of the neck (default: 32 to 512 pixels, one a
-    level of the pyramid, all on the single map).
+    second and of the detections at ``RegionHead``. Pairs are (in training, in prediction). ``anchor_sizes`` has one
+    tuple a level of the neck (default: 32 to 512 pixels, one a level of the pyramid, all on the single map).
+
+    ``neck`` is the pyramid ``fpn``, or one map: ``c5``, the backbone's last, reduced to ``channels``; ``dc5``, the last
+    of a backbone with ``output_stride: 16``, and ``c4``, the last but one, as they are. With ``c4`` the backbone's last
+    stage is the box head, and ``pool_size`` the side of what that stage makes of a patch.
 
     Raises:
         DensekitError: options that do not go together.
     """
     _check("rpn_", rpn_positive_overlap, rpn_negative_overlap, rpn_positive_fraction)
     _check("", positive_overlap, negative_overlap, positive_fraction)
-    maps = (FPN if neck == "fpn" else LastLevel)(levels, channels=channels, norm=chosen_norm(neck_norm))
+    maps = make_neck(neck, levels, channels=channels, norm=chosen_norm(neck_norm))
+    width = maps.levels[0].channels
     sizes = _anchor_sizes(anchor_sizes, maps.levels)
     rpn = RegionProposalNetwork(
-        RPNHead(channels, anchors=len(sizes[0]) * len(anchor_ratios), convs=rpn_convs),
+        RPNHead(width, anchors=len(sizes[0]) * len(anchor_ratios), convs=rpn_convs),
         anchor_sizes=sizes, anchor_ratios=anchor_ratios,
         positive_overlap=rpn_positive_overlap, negative_overlap=rpn_negative_overlap,
         samples=rpn_samples, positive_fraction=rpn_positive_fraction, nms_threshold=rpn_nms_threshold,
         score_threshold=rpn_score_threshold, loss=rpn_box_loss, loss_weight=rpn_box_weight,
     )
+    second = _box_head(box_head, neck, levels, width, pool_size, box_head_width, box_head_norm)
     roi = RegionHead(
-        _box_head(box_head, channels, pool_size, box_head_width, box_head_norm),
-        num_classes=num_classes, strides=[level.stride for level in maps.pooled], pool_size=pool_size,
+        second, num_classes=num_classes, strides=[level.stride for level in maps.pooled],
+        pool_size=pool_size * getattr(second, "shrinks", 1),
         sampling_ratio=sampling_ratio, aligned=aligned, roi_align=roi_align, class_agnostic=class_agnostic_boxes,
         positive_overlap=positive_overlap, negative_overlap=negative_overlap, samples=samples,
         positive_fraction=positive_fraction, box_loss=box_loss, box_weight=box_weight, class_loss=class_loss,
@@ -178,7 +189,7 @@ def faster_rcnn(
         nms_class_agnostic=nms_class_agnostic, nms_candidates=nms_candidates, score_threshold=score_threshold,
         max_detections=max_detections,
     )
-    stride = levels[-1].stride
+    stride = levels[maps.inputs[-1]].stride
     return FasterRCNN(maps, rpn=rpn, roi=roi, stride=stride, before_nms=rpn_before_nms, after_nms=rpn_after_nms)
 # fmt: on
 
@@ -196,8 +207,21 @@ def _anchor_sizes(given: Sizes | None, levels: Sequence[Level]) -> Sizes:
 
 
 def _box_head(
-    kind: Literal["two_fc", "four_conv_fc"], channels: int, size: int, width: int, norm: NormOption
-) -> TwoFC | FourConvFC:
+    kind: Literal["two_fc", "four_conv_fc"],
+    neck: Neck,
+    levels: Sequence[Level],
+    channels: int,
+    size: int,
+    width: int,
+    norm: NormOption,
+) -> TwoFC | FourConvFC | LastStage:
+    if neck == "c4":
+        if (kind, width, norm) != ("two_fc", 1024, "none"):
+            raise DensekitError(
+                "with neck 'c4' the backbone's last stage is the box head; leave box_head, box_head_width and "
+                "box_head_norm out, or use neck fpn, c5 or dc5"
+            )
+        return LastStage(levels)
     if kind == "four_conv_fc":
         return FourConvFC(channels, size=size, norm=chosen_norm(norm), width=width)
     if norm != "none":

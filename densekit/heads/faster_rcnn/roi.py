@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from densekit.heads.faster_rcnn.last_stage import LastStage
 from densekit.heads.faster_rcnn.rpn import Proposals, rows
 from densekit.layers import ConvNormAct, Norm, init_convs
 from densekit.ops import boxes as box_ops
@@ -132,7 +133,7 @@ class RegionHead(nn.Module):
 
     def __init__(
         self,
-        box_head: TwoFC | FourConvFC,
+        box_head: TwoFC | FourConvFC | LastStage,
         *,
         num_classes: int,
         strides: Sequence[int],

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from densekit.errors import DensekitError
 from densekit.heads.faster_rcnn.head import FasterRCNN, faster_rcnn
+from densekit.heads.faster_rcnn.last_stage import LastStage
 from densekit.heads.faster_rcnn.rpn import Regions
 from densekit.heads.mask_rcnn.mask import MaskHead
 from densekit.layers import NormOption, chosen_norm
@@ -78,7 +79,9 @@ def mask_rcnn(
     """Mask R-CNN on any backbone: all that ``faster_rcnn`` has, and a mask of each detection.
 
     The options of the masks are explained at ``MaskHead``. RoIAlign of the masks is that of the boxes
-    (``sampling_ratio``, ``aligned``, ``roi_align``), for patches of ``mask_pool_size``; masks have twice its side.
+    (``sampling_ratio``, ``aligned``, ``roi_align``), for patches of ``mask_pool_size``; masks have twice its side. With
+    ``neck: c4`` these are the patches that the backbone's last stage makes: detectron2's has ``mask_pool_size: 7`` and
+    ``mask_convs: 0`` there.
 
     Raises:
         DensekitError: options that make no mask head.
@@ -89,8 +92,10 @@ def mask_rcnn(
         if value < least:
             raise DensekitError(f"{name} {value}: give {least} or more")
     roi = detector.roi
+    stage = roi.box_head if isinstance(roi.box_head, LastStage) else None
     mask = MaskHead(
-        detector.neck.pooled[0].channels,
+        detector.neck.pooled[0].channels if stage is None else stage.width,
+        stage=stage,
         num_classes=roi.num_classes,
         strides=roi.strides,
         convs=mask_convs,

@@ -1,7 +1,7 @@
 """The mask branch (He et al. 2017, section 3 and figure 4): a small network that tells an object's pixels in its box.
 
 B images, P proposals or detections an image, R regions of the batch that are looked at, C channels of the pyramid, Q
-side of the pooled patch, M = 2 Q side of a mask, K classes.
+side of the patch that the convolutions see, M = 2 Q side of a mask, K classes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from densekit.heads.faster_rcnn.last_stage import LastStage
 from densekit.heads.faster_rcnn.roi import ProposalSamples
 from densekit.layers import ConvNormAct, Norm
 from densekit.ops.instance_masks import crop_masks, values_are_known
@@ -30,6 +31,7 @@ class MaskHead(nn.Module):
 
     Args:
         channels: C.
+        stage: what pooled regions go through first; None where the convolutions look at them at once.
         num_classes: K.
         strides: of the levels that are pooled, finest first.
         convs: 3 x 3 convolutions.
@@ -51,6 +53,7 @@ class MaskHead(nn.Module):
         *,
         num_classes: int,
         strides: Sequence[int],
+        stage: LastStage | None = None,
         convs: int = 4,
         width: int = 256,
         norm: Norm | None = None,
@@ -65,7 +68,7 @@ class MaskHead(nn.Module):
         super().__init__()
         self.strides, self.class_agnostic, self.most, self.weight = tuple(strides), class_agnostic, most, weight
         self.pool_size, self.sampling_ratio = pool_size, sampling_ratio
-        self.aligned, self.roi_align = aligned, roi_align
+        self.aligned, self.roi_align, self.stage = aligned, roi_align, stage
         inputs = [channels, *[width] * convs]
         self.convs = nn.Sequential(*(ConvNormAct(c, width, kernel=3, norm=norm) for c in inputs[:-1]))
         self.upsample = nn.ConvTranspose2d(inputs[-1], width, 2, stride=2)
@@ -93,11 +96,12 @@ class MaskHead(nn.Module):
             boxes,
             self.strides,
             images=images,
-            output_size=self.pool_size,
+            output_size=self.pool_size * (1 if self.stage is None else self.stage.shrinks),
             sampling_ratio=self.sampling_ratio,
             aligned=self.aligned,
             method=self.roi_align,
         )
+        pooled = pooled if self.stage is None else self.stage.patch(pooled)
         cells = self.convs(pooled).permute(0, 2, 3, 1)  # [R, Q, Q, width]
         # As products of matrices: a kernel as large as its stride never sees two cells, and the last layer one pixel.
         # Pixels are put into their places when they are one number each.
