@@ -11,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from densekit.config import load
 from densekit.data.formats.coco.coco import coco
 from densekit.doctor.boxes.anchors import Anchors, anchors_of, fitting_anchors
 from densekit.doctor.boxes.boxes import SAME, alike, overlaps
+from densekit.doctor.boxes.seen import seen_boxes
+from densekit.doctor.coco.rows import read_rows
 from densekit.doctor.examine import examine
 from densekit.doctor.fixes.corrections import CORRECTIONS
 from densekit.doctor.kinds import KINDS
@@ -220,3 +223,27 @@ def test_the_nuclei_are_clean(real_data):
     assert (
         bad(examine(real_data / "nuclei" / "masks" / "val", real_data / "nuclei" / "images" / "val", shown=False)) == {}
     )
+
+
+def test_anchors_fit_what_the_transforms_of_training_leave(clean, tmp_path):
+    plain = config(tmp_path, clean)
+    plain.write_text(
+        plain.read_text().replace(
+            "train_transforms: [{name: Resize, long: 128}]",
+            "train_transforms: [{name: Mosaic, size: [100, 100]}, {name: ColorJitter}, "
+            "{name: ScaleJitter, size: [400, 400], scale: [2.0, 2.0]}, {name: HorizontalFlip}, {name: CopyPaste}]",
+        )
+    )
+    loaded, rows = load(plain), read_rows(clean / "annotations/train.json")
+    boxes = seen_boxes(rows, loaded.data.train_transforms)
+    # A square of 50 of the mosaic's 100 pixels becomes 400: eight times the annotated sides, where nothing is cut.
+    sides = {round(float(s), 1) for a in rows.annotations if not a.crowd for s in a.box[2:]}
+    whole = boxes[((boxes > 1) & (boxes < 399)).all(1)]
+    assert len(whole) > 5
+    for side in (whole[:, 2:] - whole[:, :2]).ravel():
+        assert min(abs(side / 8 - s) for s in sides) < 0.06
+
+    message = found(examine(plain, processes=1, shown=False), "anchors_misfit")[0].message
+    pasted = yaml.safe_load("{" + message.partition("model.heads.boxes, to be pasted: ")[2] + "}")
+    fitting = fitting_anchors(boxes, anchors_of(loaded.model))
+    assert pasted == {"anchor_sizes": [list(s) for s in fitting.sizes], "anchor_ratios": list(fitting.ratios)}

@@ -47,6 +47,13 @@ class Albumentations:
         self.transforms = transforms
         self._composed: dict[tuple[bool, bool, bool], Any] = {}
 
+    def moving(self) -> Albumentations:
+        """The run without its transforms of colour."""
+        import albumentations
+
+        kept = [t for t in self.transforms if not isinstance(t, albumentations.ImageOnlyTransform)]
+        return Albumentations(kept, self.path)
+
     def _compose(self, floats: bool, with_boxes: bool, with_instances: bool) -> Any:
         """The run for a kind of sample, made when the first one comes."""
         import albumentations

@@ -6,6 +6,7 @@ workers, ranks, or what was loaded before it.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import warnings
@@ -151,6 +152,13 @@ class Pipeline:
                 sample = stage(sample, np.random.default_rng(0))
         return dataclasses.replace(sample, image=np.ascontiguousarray(sample.image))
 
+    def moving(self) -> Pipeline:
+        """What of it moves boxes, for samples of which the pixels don't matter; nothing is pasted by masks."""
+        twin = copy.copy(self)
+        stages = (stage.moving() if isinstance(stage, Albumentations) else stage for stage in self.stages)
+        twin.stages = [stage for stage in stages if _moves(stage)]
+        return twin
+
     def reduction(self, size: tuple[int, int]) -> int:
         """1, 2, 4 or 8: an image of ``size`` may be decoded at that fraction, since it is shrunk first anyway."""
         if not self.stages or not isinstance(self.stages[0], Resize):
@@ -206,6 +214,12 @@ class Pipeline:
         if foreign:
             self.stages.append(Albumentations(list(foreign), path))
             foreign.clear()
+
+
+def _moves(stage: Transform | Mixing) -> bool:
+    if isinstance(stage, Albumentations):
+        return stage.moves
+    return not (isinstance(stage, ContrastStretch) or (isinstance(stage, Mixing) and stage.pastes_masks))
 
 
 _NEEDS_MORE = "has no place in a pipeline: it needs other images, texts or volumes than the sample's own image"

@@ -1,20 +1,17 @@
-"""Objects, at the size to which the config resizes them, against the anchors of its detector."""
+"""Objects, as the transforms of training leave them, against the anchors of the config's detector."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from densekit.config import Config, ModelConfig
-from densekit.data.transforms.resize import Resize
-from densekit.doctor.boxes.boxes import judge
-from densekit.doctor.coco.rows import CocoRows
-from densekit.doctor.defects import Box, Defect
+from densekit.config import Config, ModelConfig, Part
+from densekit.doctor.boxes.seen import seen_boxes
+from densekit.doctor.defects import Defect
 from densekit.doctor.sets import Split
 from densekit.errors import DensekitError
 from densekit.heads.anchors import Anchors as AnchorGrid
@@ -28,8 +25,6 @@ POOR = 0.5
 
 MISFITS = 0.15
 """Part of the objects below ``POOR`` from which on the anchors are a defect, not only a note."""
-
-_MOST = 200_000  # objects that are looked at; of more, every second or third and so on
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,25 +55,30 @@ class Anchors:
 def anchor_defects(config: Config, split: Split, source: str) -> Iterator[Defect]:
     """Objects that no anchor of the config's detector fits, and anchors that would fit better."""
     try:
-        anchors, boxes = anchors_of(config.model), resized_boxes(split, config.data.train_transforms)
+        anchors = anchors_of(config.model)
+        if anchors is None or split.rows is None:
+            return
+        boxes = seen_boxes(split.rows, config.data.train_transforms, config.model.channels)
     except (DensekitError, ValueError) as error:
         yield Defect("data_set_unusable", source, str(error).splitlines()[0], source=source)
         return
-    if anchors is None or not len(boxes):
+    if not len(boxes):
         return
     better = fitting_anchors(boxes, anchors)
     now, then = ((a.best_overlap(boxes) < POOR).mean() for a in (anchors, better))
     if then < now:
         code = "anchors_misfit" if now >= MISFITS else "anchors_fit"
-        yield Defect(code, source, _told(boxes, better, float(now), float(then)), source=source)
+        name, _ = next(_with_anchors(config.model))
+        yield Defect(code, source, _told(boxes, better, float(now), float(then), name), source=source)
 
 
-def _told(boxes: Floats, better: Anchors, now: float, then: float) -> str:
+def _told(boxes: Floats, better: Anchors, now: float, then: float, head: str) -> str:
     low, high = np.quantile(_sides(boxes), [0.05, 0.95])
     sizes = "[" + ", ".join("[" + ", ".join(f"{s:g}" for s in level) + "]" for level in better.sizes) + "]"
     return (
-        f"{now:.1%} of {len(boxes)} objects (side {low:.0f} to {high:.0f} px after resizing) overlap their best anchor "
-        f"by less than {POOR}; {then:.1%} would with anchor_sizes: {sizes}, anchor_ratios: {list(better.ratios)}"
+        f"{now:.1%} of {len(boxes)} objects (side {low:.0f} to {high:.0f} px after the transforms) overlap their best "
+        f"anchor by less than {POOR}; {then:.1%} would with these options of model.heads.{head}, to be pasted: "
+        f"anchor_sizes: {sizes}, anchor_ratios: {list(better.ratios)}"
     )
 
 
@@ -88,7 +88,7 @@ def anchors_of(model: ModelConfig) -> Anchors | None:
     Raises:
         DensekitError: the config names a part or an option that there is not.
     """
-    part = next((p for p in model.heads.values() if "anchor_sizes" in HEADS.options(p.name)), None)
+    _, part = next(_with_anchors(model), (None, None))
     if part is None:
         return None
     with torch.device("meta"):
@@ -108,39 +108,9 @@ def anchors_of(model: ModelConfig) -> Anchors | None:
     return Anchors(tuple(level.stride for level in head.neck.levels), tuple(sizes), ratios)
 
 
-def resized_boxes(split: Split, transforms: Sequence[Mapping[str, Any]]) -> Floats:
-    """[n, 4] (x1, y1, x2, y2) of a split's objects in the pixels that the model sees (the largest size, of several)."""
-    if split.rows is None:
-        return np.zeros((0, 4))
-    specs = [{k: v for k, v in spec.items() if k != "name"} for spec in transforms if spec.get("name") == "Resize"]
-    resizes = [Resize(**spec) for spec in specs]
-    scales: dict[int | str, tuple[float, float]] = {}
-    for image in split.rows.images_by_id.values():
-        size = (image.height, image.width)
-        for resize in resizes:
-            size = resize.largest(size)
-        scales[image.id] = (size[1] / image.width, size[0] / image.height)
-    boxes, factors = _usable(split.rows, scales)
-    every = -(-len(boxes) // _MOST) or 1
-    found = np.array(boxes[::every], np.float64).reshape(-1, 4)
-    found[:, 2:] += found[:, :2]
-    return np.asarray(found * np.tile(np.array(factors[::every]).reshape(-1, 2), 2))
-
-
-def _usable(
-    rows: CocoRows, scales: Mapping[int | str, tuple[float, float]]
-) -> tuple[list[Box], list[tuple[float, float]]]:
-    """Boxes that training would use, and the factors of their images."""
-    boxes: list[Box] = []
-    factors: list[tuple[float, float]] = []
-    for annotation in rows.annotations:
-        image = rows.images_by_id.get(annotation.image_id)
-        if image is not None and not annotation.crowd:
-            found = judge(annotation.box, image.width, image.height)
-            if found is None or found[0] in ("box_off_by_one", "box_partly_outside"):
-                boxes.append(annotation.box)
-                factors.append(scales[image.id])
-    return boxes, factors
+def _with_anchors(model: ModelConfig) -> Iterator[tuple[str, Part]]:
+    """Heads that have anchors, by their names in the config."""
+    yield from ((n, part) for n, part in model.heads.items() if "anchor_sizes" in HEADS.options(part.name))
 
 
 def fitting_anchors(boxes: Floats, like: Anchors) -> Anchors:

@@ -142,7 +142,7 @@ SETS: dict[str, Kind] = {
         "warning",
         "objects unlike any anchor are found late or not at all",
         "Each object still gets its best anchor, but few positives.",
-        "set anchor_sizes and anchor_ratios as told",
+        "paste anchor_sizes and anchor_ratios as told into the head's options",
     ),
     "anchors_fit": Kind(
         "note",
