@@ -68,12 +68,19 @@ def calibrate(
         DensekitError: precision or recall for another task.
     """
 
-    def collecting(model: DenseModel, data: Dataset) -> Metric | None:
+    def beside(model: DenseModel, data: Dataset) -> Metric | None:
         if model.task != "detection" and (precision, recall) != (None, None):
             raise DensekitError(f"--precision and --recall are for detectors; this head does {model.task}")
-        return _collecting(model, data)
+        return chance_metric(model, data)
 
-    measured = measure(run, overrides, split, world, collecting)
+    measured = measure(run, overrides, split, world, beside)
+    return calibration_of(measured, split, precision=precision, recall=recall)
+
+
+def calibration_of(
+    measured: Measured, split: Split, *, precision: float | None = None, recall: float | None = None
+) -> Calibrated:
+    """As ``calibrate``, of a checkpoint that was measured with ``chance_metric`` beside."""
     rule = "best F1"
     cuts: list[Cut] = []
     if isinstance(measured.metric, CocoMetric):
@@ -86,15 +93,15 @@ def calibrate(
         wanted = (("precision", precision), ("recall", recall))
         rule = next((f"{name} {value:g}" for name, value in wanted if value is not None), rule)
     else:
-        assert isinstance(measured.metric, ChanceMetric)
-        fitted = fit_chances(measured.metric.chances())
+        assert isinstance(measured.beside, ChanceMetric)
+        fitted = fit_chances(measured.beside.chances())
     errors = [calibration_error(part) for part in (fitted.before, fitted.after)]
     scores = tuple(cut.score for cut in cuts)
     return Calibrated(measured, Calibration(tuple(fitted.temperatures), scores, rule, split, *errors), fitted, cuts)
 
 
-def _collecting(model: DenseModel, data: Dataset) -> Metric | None:
-    """Detections are judged by COCO's metric; of the others the probabilities themselves are needed."""
+def chance_metric(model: DenseModel, data: Dataset) -> Metric | None:
+    """What ``calibration_of`` needs beside the task's metric, which judges detections; of others the probabilities."""
     if model.task == "detection":
         return None
     return ChanceMetric(max(50, min(_OF_AN_IMAGE, _PIXELS // len(data))))

@@ -110,7 +110,8 @@ def tempered_chances(chances: Floats, temperature: float, axis: int = 0) -> Floa
     return found
 
 
-def of_labels(values: Sequence[float], labels: Sequence[int]) -> npt.NDArray[np.float64]:
+def of_labels(values: Sequence[float], labels: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """[n] the value of each label; one value stands for all."""
     known = np.array(values, np.float64)
-    return known[np.zeros(len(labels), np.int64) if len(known) == 1 else np.array(labels, np.int64)]
+    at = np.asarray(labels, np.int64)
+    return known[np.zeros_like(at) if len(known) == 1 else at]

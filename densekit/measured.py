@@ -17,7 +17,7 @@ from densekit.errors import DensekitError
 from densekit.infer.evaluate import evaluate
 from densekit.model import DenseModel
 from densekit.precision import settle_precision
-from densekit.types import Dataset, Metric
+from densekit.types import Batch, Dataset, Metric
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Measured:
         data: that it was measured on.
         metric: that saw all images.
         numbers: what the metric and the losses come to.
+        beside: the second metric, where one was asked for.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class Measured:
     data: Dataset
     metric: Metric
     numbers: dict[str, Any]
+    beside: Metric | None = None
 
 
 def checkpoint_of(run: Path) -> Path:
@@ -61,7 +63,7 @@ def measure(
     overrides: Sequence[str],
     split: Split,
     world: World,
-    collecting: Callable[[DenseModel, Dataset], Metric | None] = lambda model, data: None,
+    beside: Callable[[DenseModel, Dataset], Metric | None] = lambda model, data: None,
 ) -> Measured:
     """Evaluate a checkpoint as ``tools/evaluate.py`` does, and keep what its numbers are made of.
 
@@ -70,7 +72,7 @@ def measure(
         overrides: of its config.
         split: the data set.
         world: one rank.
-        collecting: makes another metric than the task's own, or None.
+        beside: makes a second metric that sees the same predictions, or None.
     """
     path = checkpoint_of(run)
     model, config = build.from_checkpoint(path, overrides)
@@ -78,9 +80,31 @@ def measure(
     data = build.dataset(config, split, training=False, classes=model.classes)
     model.classes = data.classes
     build.check_stores(config, model, data, training=False)
-    metric = collecting(model, data) or build.metric(config, model, data)
+    metric, second = build.metric(config, model, data), beside(model, data)
     batches = build.eval_batches(config, data, world)
     say("\n".join([*notes, *unfit_range(config.data, data), f"{path} on {split}: {len(data)} images, {precision}"]))
-    numbers = evaluate(model.to(world.device), batches, metric, world=world, precision=precision, total=len(batches))
+    both: Metric = metric if second is None else _Both(metric, second)
+    numbers = evaluate(model.to(world.device), batches, both, world=world, precision=precision, total=len(batches))
     assert numbers is not None
-    return Measured(path, model, config, data, metric, numbers)
+    return Measured(path, model, config, data, metric, numbers, second)
+
+
+class _Both:
+    """Two metrics of the same predictions on one rank, of which the first is told."""
+
+    def __init__(self, first: Metric, second: Metric) -> None:
+        self._parts = (first, second)
+
+    def update(self, predictions: Any, batch: Batch) -> None:
+        for part in self._parts:
+            part.update(predictions, batch)
+
+    def state(self) -> Any:
+        return [part.state() for part in self._parts]
+
+    def merge(self, states: Sequence[Any]) -> None:
+        for part, own in zip(self._parts, zip(*states)):
+            part.merge(own)
+
+    def compute(self) -> dict[str, Any]:
+        return self._parts[0].compute()

@@ -48,6 +48,7 @@ LAYERS = {
     "measured": 10,
     "comparison": 11,
     "calibrate": 11,
+    "run_report": 12,
     "predictor": 10,
     "run": 10,
     "doctor": 10,

@@ -127,5 +127,5 @@ class Plan:
         skipped = f"{len(state.skipped_images)} unreadable images were skipped (listed below); " if names else ""
         return (
             f"done: {state.step} steps in {state.seconds / 60:.1f} minutes of training; {best}{skipped}"
-            f"measure it with tools/evaluate.py {out / 'best.pt'}{names}"
+            f"measure it with tools/evaluate.py {out / 'best.pt'}, have it told with tools/report.py {out}{names}"
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import platform
+import shlex
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -236,6 +238,7 @@ class RunFolder:
             "classes": {"names": list(model.classes.names), "ids": list(model.classes.ids)},
             "model": model.state_dict(),
             "made": {
+                "command": shlex.join(sys.argv),
                 "densekit": densekit.__version__,
                 "torch": str(torch.__version__),
                 "python": platform.python_version(),

@@ -19,15 +19,7 @@ import numpy.typing as npt
 
 from densekit.metrics.box_errors import Found, Objects, box_errors
 from densekit.metrics.coco_masks import MaskTruth, Rle, TrueMasks, found_masks, true_masks
-from densekit.metrics.coco_numbers import (
-    Floats,
-    IouType,
-    add_masks,
-    category_entries,
-    count,
-    image_entries,
-    match,
-)
+from densekit.metrics.coco_numbers import Floats, IouType, add_masks, category_entries, count, image_entries, match
 from densekit.metrics.coco_resampled import CocoResampler
 from densekit.metrics.intervals import in_order
 from densekit.types import Batch, Classes, DensekitError, Detections, nearest
@@ -227,13 +219,22 @@ class CocoMetric:
 
     def details(self) -> dict[str, Any]:
         """What the numbers are made of: precision over recall, and what is taken for what; see ``box_errors``."""
-        images = []
+        return box_errors(list(self.pairs().values()), self.classes.names, self.max_detections)
+
+    def tide(self) -> dict[str, Any]:
+        """Kinds of errors of the boxes, and what AP50 would gain without each; see ``COCOeval.tide_errors``."""
+        found: dict[str, Any] = self._matched(self._ids())[""].tide_errors()
+        return found
+
+    def pairs(self) -> dict[int | str, tuple[Objects, Found]]:
+        """The objects of each image, and what was found in it, in the order that breaks ties of scores."""
+        images: dict[int | str, tuple[Objects, Found]] = {}
         for image_id in self._ids():
             image, (boxes, scores, labels) = self._positions[image_id], self._found[image_id][:3]
             rows = slice(self.truth.first[image], self.truth.first[image + 1])
             true = Objects(self.truth.boxes[rows], self._places[self.truth.labels[rows]], self.truth.crowd[rows])
-            images.append((true, Found(boxes, scores, labels)))
-        return box_errors(images, self.classes.names, self.max_detections)
+            images[image_id] = (true, Found(boxes, scores, labels))
+        return images
 
     def _detection_rows(self, ids: Sequence[int | str]) -> Floats:
         """[n, 7] image position, box, score, class position."""

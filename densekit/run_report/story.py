@@ -1,0 +1,176 @@
+"""All that the report of a run tells, gathered before a word of it is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from densekit import build
+from densekit.build import Split
+from densekit.calibrate import Calibrated, calibration_of, chance_metric
+from densekit.calibration import of_labels, tempered
+from densekit.doctor.quick import quick_check
+from densekit.engine import checkpoint
+from densekit.engine.distributed import World
+from densekit.engine.record import read
+from densekit.errors import DensekitError
+from densekit.measured import Measured, measure
+from densekit.metrics.accuracy import AccuracyMetric
+from densekit.metrics.box_errors import Image, confusion
+from densekit.metrics.coco import CocoMetric
+from densekit.metrics.intervals import intervals
+from densekit.metrics.label_errors import Suspect, suspects
+from densekit.metrics.segmentation import SegmentationMetric
+from densekit.run_report.pictures import Picture, pictures
+from densekit.show import report
+
+Cell = tuple[int, int]
+DRAWS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Story:
+    """A run, measured.
+
+    Attributes:
+        run: its checkpoint on the split.
+        split: that it was measured on.
+        made: what the checkpoint says of its making. digest: SHA-256 of the checkpoint.
+        lines: of ``metrics.jsonl``. timing: of ``timing.jsonl``.
+        numbers: of the evaluation, with intervals and details.
+        calibrated: temperatures and cuts that follow.
+        behind: images behind the cells of the confusion matrix, those with most first.
+        suspects: labels that are probably wrong, the most probable first.
+        crowding: AP of images with few, more and most objects, by words.
+        tide: hotcoco's kinds of errors; empty but for detectors.
+        doctor: lines on the data.
+        pictures: worst and random images.
+    """
+
+    run: Measured
+    split: Split
+    made: dict[str, Any]
+    digest: str
+    lines: list[dict[str, Any]]
+    timing: list[dict[str, Any]]
+    numbers: dict[str, Any]
+    calibrated: Calibrated
+    behind: dict[Cell, list[int | str]]
+    suspects: list[Suspect]
+    crowding: dict[str, float | None]
+    tide: dict[str, Any]
+    doctor: list[str]
+    pictures: list[Picture]
+
+
+def gather(run: Path, overrides: Sequence[str], split: Split, world: World, *, shown: int = 8) -> Story:
+    """Measure a run and look at what it does.
+
+    Args:
+        run: its folder, or a checkpoint.
+        overrides: of its config.
+        split: the data set.
+        world: one rank.
+        shown: worst images that are drawn, and as many at random.
+    """
+    measured = measure(run, overrides, split, world, chance_metric)
+    content = checkpoint.load(measured.path)
+    numbers = {**measured.numbers, **report.details(measured.metric)}
+    numbers["intervals"] = intervals(measured.metric, count=DRAWS, seed=measured.config.seed)
+    calibrated = calibration_of(measured, split)
+    folder = measured.path.parent
+    return Story(
+        run=measured,
+        split=split,
+        made=content.get("made", {}),
+        digest=hashlib.sha256(measured.path.read_bytes()).hexdigest(),
+        lines=read(folder / "metrics.jsonl"),
+        timing=read(folder / "timing.jsonl"),
+        numbers=numbers,
+        calibrated=calibrated,
+        behind=_behind(measured, numbers),
+        suspects=suspects(calibrated_pairs(measured, calibrated), len(measured.data.classes)),
+        crowding=_crowding(measured),
+        tide=measured.metric.tide() if isinstance(measured.metric, CocoMetric) else {},
+        doctor=_doctor(measured),
+        pictures=pictures(measured, split, shown, _worst(measured, numbers)),
+    )
+
+
+def calibrated_pairs(measured: Measured, calibrated: Calibrated) -> dict[int | str, Image]:
+    """A detector's objects and findings by image, with calibrated scores; empty for other tasks."""
+    if not isinstance(measured.metric, CocoMetric):
+        return {}
+    temperatures = calibrated.calibration.temperatures
+    return {
+        image_id: (objects, found._replace(scores=tempered(found.scores, of_labels(temperatures, found.labels))))
+        for image_id, (objects, found) in measured.metric.pairs().items()
+    }
+
+
+def _behind(measured: Measured, numbers: dict[str, Any]) -> dict[Cell, list[int | str]]:
+    """Images by true and predicted class, most of them first."""
+    counts: defaultdict[Cell, dict[int | str, int]] = defaultdict(dict)
+    metric = measured.metric
+    if isinstance(metric, CocoMetric):
+        for image_id, image in metric.pairs().items():
+            matrix = confusion([image], len(measured.data.classes), numbers["F1_threshold"])
+            for i, j in np.argwhere(matrix).tolist():
+                counts[i, j][image_id] = int(matrix[i, j])
+    elif isinstance(metric, AccuracyMetric):
+        for image_id, (label, found, _) in metric.state().items():
+            counts[label, found][image_id] = 1
+    return {cell: sorted(own, key=lambda i: -own[i]) for cell, own in counts.items()}
+
+
+def _worst(measured: Measured, numbers: dict[str, Any]) -> list[tuple[int | str, str]]:
+    """Images from the worst on, with a few words each."""
+    metric = measured.metric
+    if isinstance(metric, CocoMetric):
+        found = []
+        for image_id, image in metric.pairs().items():
+            matrix = confusion([image], len(measured.data.classes), numbers["F1_threshold"])
+            missed, extra = int(matrix[:-1, -1].sum()), int(matrix[-1].sum())
+            swapped = int(matrix[:-1, :-1].sum() - np.trace(matrix[:-1, :-1]))
+            found.append(
+                (missed + extra + swapped, image_id, f"{missed} missed, {extra} for nothing, {swapped} swapped")
+            )
+        return [(image_id, words) for _, image_id, words in sorted(found, key=lambda row: -row[0])]
+    if isinstance(metric, SegmentationMetric):
+        known = [(row["mIoU"], i) for i, row in metric.per_image().items() if row["mIoU"] is not None]
+        return [(i, f"mIoU {value:.3f}") for value, i in sorted(known, key=lambda row: row[0])]
+    assert isinstance(metric, AccuracyMetric)
+    names = measured.data.classes.names
+    rows = sorted(metric.state().items(), key=lambda row: -row[1][2])
+    return [(i, f"{names[label]}, taken for {names[found]}" * (label != found)) for i, (label, found, _) in rows]
+
+
+def _crowding(measured: Measured) -> dict[str, float | None]:
+    """AP of the images in three groups by how many objects they have."""
+    metric = measured.metric
+    if not isinstance(metric, CocoMetric):
+        return {}
+    counts = np.array([int((~objects.crowd).sum()) for objects, _ in metric.pairs().values()])
+    groups = [group for group in np.array_split(np.argsort(counts, kind="stable"), 3) if len(group)]
+    weights = np.zeros((len(counts), len(groups)), np.int32)
+    for column, group in enumerate(groups):
+        weights[group, column] = 1
+    values = metric.resampler().numbers(weights)["AP",]
+    names = [f"{counts[g].min()} to {counts[g].max()} objects ({len(g)} images)" for g in groups]
+    return {name: None if np.isnan(value) else float(value) for name, value in zip(names, values)}
+
+
+def _doctor(measured: Measured) -> list[str]:
+    """What the quick examination says of the data, where it is still there."""
+    config = measured.config
+    try:
+        train = build.dataset(config, "train", training=True)
+        return quick_check(train, val=None if config.data.val is None else measured.data, config=config)
+    except DensekitError as error:
+        return [str(error)]
