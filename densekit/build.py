@@ -13,6 +13,7 @@ import torch
 from densekit import machine
 from densekit.backbones.weights import load_backbone_weights
 from densekit.calibration import Calibration
+from densekit.class_counts import with_class_counts
 from densekit.config import Config, DataConfig, Part, is_config, load, override, parse
 from densekit.config_unused import without_effect
 from densekit.data.images import settings as image_settings
@@ -114,7 +115,8 @@ def settle(config: Config, world: World, train_set: Dataset, val_set: Dataset | 
         image_settings.read_as(data, one)
         lines += image_settings.rounding(data, one, where)
     lines += image_settings.unfit_range(data, val_set)
-    return config.model_copy(update={"data": data}), [*notes(train_set, val_set), *lines]
+    config, counted = with_class_counts(config.model_copy(update={"data": data}), train_set)
+    return config, [*notes(train_set, val_set), *lines, *counted]
 
 
 def settle_alone(config: Config, world: World, split: Split | None) -> tuple[Config, list[str]]:

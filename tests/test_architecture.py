@@ -38,6 +38,7 @@ LAYERS = {
     "packed": 4,
     "model": 5,
     "epochs": 5,
+    "class_counts": 6,
     "show": 5,
     "engine": 6,
     "infer": 7,

@@ -17,6 +17,9 @@ ClassLoss = Literal["cross_entropy", "focal"]
 SMOOTH_L1_BETA = 1 / 9
 """Where smooth L1 turns from a parabola into a line: the value of the reference code."""
 
+SEESAW_LEAST = 0.01
+"""A label's own probability counts as this at least in the seesaw loss: the value of the reference code."""
+
 
 def box_loss(
     deltas: Tensor, boxes: Tensor, references: Tensor, mask: Tensor, *, kind: BoxLoss, weights: box_ops.Weights
@@ -64,6 +67,42 @@ def class_loss(logits: Tensor, labels: Tensor, mask: Tensor, *, kind: ClassLoss,
     if kind == "focal":
         loss = loss * (1 - torch.exp(-loss)) ** gamma
     return (loss * mask.flatten()).sum()
+
+
+def federated_loss(logits: Tensor, labels: Tensor, mask: Tensor, taught: Tensor | None) -> Tensor:
+    """Sum of the binary cross-entropies of the classes that an image teaches (Zhou et al. 2021, section 5).
+
+    Args:
+        logits: [B, S, K].
+        labels: [B, S] int64; no class is present where negative.
+        mask: [B, S] bool.
+        taught: [B, K] bool; None: all classes.
+    """
+    own = labels[..., None] == torch.arange(logits.shape[-1], device=logits.device)
+    counted = mask[..., None].expand_as(own) if taught is None else mask[..., None] & taught[:, None]
+    return binary_loss(logits, own, counted)
+
+
+def seesaw_loss(
+    logits: Tensor, labels: Tensor, mask: Tensor, counts: Tensor, *, mitigation: float, compensation: float
+) -> Tensor:
+    """Sum of the seesaw losses where ``mask`` is true (Wang et al. 2021, equations 2 to 6).
+
+    Args:
+        logits: [..., K].
+        labels: [...] int64 in 0..K-1.
+        mask: [...] bool.
+        counts: [K] how often each class occurs; less than once counts as once.
+        mitigation: p: classes rarer than the label are punished less.
+        compensation: q: classes that are thought likelier than the label are punished more.
+    """
+    logits, counts = logits.float(), counts.clamp(min=1.0)
+    own = labels[..., None] == torch.arange(logits.shape[-1], device=logits.device)
+    rarity = (counts / counts[labels][..., None]).clamp(max=1.0) ** mitigation
+    likely = logits.detach().softmax(-1)
+    mistaken = (likely / likely.gather(-1, labels[..., None]).clamp(min=SEESAW_LEAST)).clamp(min=1.0) ** compensation
+    weighed = torch.where(own, logits, logits + (rarity * mistaken).log())
+    return class_loss(weighed, labels, mask, kind="cross_entropy")
 
 
 def binary_loss(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:

@@ -57,6 +57,31 @@ def random_keys(seeds: Tensor, count: int, stream: int) -> Tensor:
 
 
 @torch.no_grad()
+def weighted_choice(weights: Tensor, always: Tensor, seeds: Tensor, *, count: int, stream: int) -> Tensor:
+    """Choose ``count`` of K things for each seed: some always, the others by their weights, none twice.
+
+    The others are drawn one after another with chances in proportion to the weights of those that are left (Efraimidis
+    and Spirakis 2006: the largest u ** (1 / weight) of uniform u, here in logarithms).
+
+    Args:
+        weights: [K] 0 or more; a thing of weight 0 is never drawn.
+        always: [B, K] bool, chosen whatever their number.
+        seeds: [B] int64.
+        count: at least 1.
+        stream: see ``random_keys``.
+
+    Returns:
+        [B, K] bool.
+    """
+    uniform = (random_keys(seeds, len(weights), stream).float() + 0.5) / 2**32
+    drawable = weights > 0
+    keys = torch.where(drawable, uniform.log() / torch.where(drawable, weights, 1.0), -torch.inf)
+    keys = torch.where(always, torch.inf, keys)  # [B, K]
+    least = keys.topk(min(count, len(weights)), dim=1).values[:, -1:]
+    return (keys >= least) & (always | drawable)
+
+
+@torch.no_grad()
 def sample(
     positive: Tensor, negative: Tensor, seeds: Tensor, *, count: int, positive_fraction: float, stream: int
 ) -> Samples:

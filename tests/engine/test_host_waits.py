@@ -24,7 +24,11 @@ from tests.engine.parts import CASES, DENSE, LAST_STAGE, MASKS, batch_on, model_
 
 META, CPU = torch.device("meta"), torch.device("cpu")
 COMPILED = [
-    ("mask_rcnn", LAST_STAGE | MASKS, "boxes"),  # the boxes are Faster R-CNN's, the pyramid RetinaNet's
+    (
+        "mask_rcnn",
+        LAST_STAGE | MASKS | {"class_loss": "federated"},
+        "boxes",
+    ),  # the boxes are Faster R-CNN's, the pyramid RetinaNet's
     ("retinanet", DENSE, "boxes"),
     ("fcos", DENSE, "boxes"),
     ("unet", {}, "masks"),

@@ -48,12 +48,12 @@ class Cascade(nn.Module):
     def predict(self, first: RegionHead, pyramid: Sequence[Tensor], proposals: Proposals) -> Detections:
         """Detections of the last stage's boxes, with the mean of all stages' probabilities."""
         logits, deltas = first(pyramid, proposals.boxes)
-        probabilities, before = logits.softmax(-1), first
+        probabilities, before = first.classes.probabilities(logits), first
         for stage in self._stages():
             boxes = _refined(before, deltas, proposals.boxes, proposals.sizes)
             proposals = proposals._replace(boxes=torch.where(proposals.valid[..., None], boxes, 0.0))
             logits, deltas = stage(pyramid, proposals.boxes)
-            probabilities, before = probabilities + logits.softmax(-1), stage
+            probabilities, before = probabilities + stage.classes.probabilities(logits), stage
         return before.detections(probabilities / len(self.weights), deltas, proposals)
 
     def _stages(self) -> list[RegionHead]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from densekit.errors import DensekitError
 from densekit.heads.anchors import Sizes, check_overlaps, check_sizes
 from densekit.heads.faster_rcnn.cascade import Cascade
+from densekit.heads.faster_rcnn.classes import FEDERATED, SEESAW, Federated, RegionClasses, RegionLoss, Seesaw
 from densekit.heads.faster_rcnn.fpn import FPN, AsItIs, LastLevel, Neck, make_neck
 from densekit.heads.faster_rcnn.last_stage import LastStage
 from densekit.heads.faster_rcnn.roi import FourConvFC, ProposalSamples, RegionHead, TwoFC
@@ -21,7 +22,7 @@ from densekit.heads.faster_rcnn.rpn import AnchorSamples, Proposals, RegionPropo
 from densekit.heads.faster_rcnn.rpn_head import RPNHead
 from densekit.layers import NormOption, chosen_norm
 from densekit.ops.assignment import box_targets
-from densekit.ops.losses import BoxLoss, ClassLoss
+from densekit.ops.losses import BoxLoss
 from densekit.ops.roi_align import Method
 from densekit.ops.suppression import NMS
 from densekit.registry import HEADS
@@ -138,17 +139,16 @@ def faster_rcnn(
     anchor_sizes: Sizes | None = None, anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
     # first stage
     rpn_convs: int = 1, rpn_positive_overlap: float = 0.7, rpn_negative_overlap: float = 0.3,
-    rpn_samples: int = 256, rpn_positive_fraction: float = 0.5,
-    rpn_before_nms: tuple[int, int] = (2000, 1000), rpn_after_nms: tuple[int, int] = (2000, 1000),
-    rpn_nms_threshold: float = 0.7, rpn_score_threshold: float = 0.0,
+    rpn_samples: int = 256, rpn_positive_fraction: float = 0.5, rpn_before_nms: tuple[int, int] = (2000, 1000),
+    rpn_after_nms: tuple[int, int] = (2000, 1000), rpn_nms_threshold: float = 0.7, rpn_score_threshold: float = 0.0,
     rpn_box_loss: BoxLoss = "smooth_l1", rpn_box_weight: float = 1.0,
     # second stage
     box_head: Literal["two_fc", "four_conv_fc"] = "two_fc", box_head_width: int = 1024,
-    box_head_norm: NormOption = "none", class_agnostic_boxes: bool = False,
-    pool_size: int = 7, sampling_ratio: int = 2, aligned: bool = False, roi_align: Method = "auto",
-    positive_overlap: float = 0.5, negative_overlap: float = 0.5, samples: int = 512, positive_fraction: float = 0.25,
-    box_loss: BoxLoss = "smooth_l1", box_weight: float = 1.0,
-    class_loss: ClassLoss = "cross_entropy", focal_gamma: float = 2.0,
+    box_head_norm: NormOption = "none", class_agnostic_boxes: bool = False, pool_size: int = 7, sampling_ratio: int = 2,
+    aligned: bool = False, roi_align: Method = "auto", positive_overlap: float = 0.5, negative_overlap: float = 0.5,
+    samples: int = 512, positive_fraction: float = 0.25, box_loss: BoxLoss = "smooth_l1", box_weight: float = 1.0,
+    class_loss: RegionLoss = "cross_entropy", focal_gamma: float = 2.0, federated: Federated = FEDERATED,
+    seesaw: Seesaw = SEESAW, class_counts: tuple[float, ...] | None = None,
     # detections
     nms: NMS = "greedy", nms_threshold: float = 0.5, nms_sigma: float = 0.5, nms_class_agnostic: bool = False,
     nms_candidates: int = 2000, score_threshold: float = 0.05, max_detections: int = 100,
@@ -156,8 +156,8 @@ def faster_rcnn(
     """Faster R-CNN on any backbone.
 
     Options of the first stage (``rpn_...``) are explained at ``RegionProposalNetwork`` and ``FasterRCNN``, those of the
-    second and of the detections at ``RegionHead``. Pairs are (in training, in prediction). ``anchor_sizes`` has one
-    tuple a level of the neck (default: 32 to 512 pixels, one a level of the pyramid, all on the single map).
+    second and of the detections at ``RegionHead`` and ``RegionClasses``. Pairs are (in training, in prediction).
+    ``anchor_sizes`` has one tuple a level of the neck (default: 32 to 512 pixels, one a level of the pyramid).
 
     ``neck`` is the pyramid ``fpn``, or one map: ``c5``, the backbone's last, reduced to ``channels``; ``dc5``, the last
     of a backbone with ``output_stride: 16``, and ``c4``, the last but one, as they are. With ``c4`` the backbone's last
@@ -172,22 +172,23 @@ def faster_rcnn(
     width = maps.levels[0].channels
     sizes = _anchor_sizes(anchor_sizes, maps.levels)
     rpn = RegionProposalNetwork(
-        RPNHead(width, anchors=len(sizes[0]) * len(anchor_ratios), convs=rpn_convs),
-        anchor_sizes=sizes, anchor_ratios=anchor_ratios,
-        positive_overlap=rpn_positive_overlap, negative_overlap=rpn_negative_overlap,
+        RPNHead(width, anchors=len(sizes[0]) * len(anchor_ratios), convs=rpn_convs), anchor_sizes=sizes,
+        anchor_ratios=anchor_ratios, positive_overlap=rpn_positive_overlap, negative_overlap=rpn_negative_overlap,
         samples=rpn_samples, positive_fraction=rpn_positive_fraction, nms_threshold=rpn_nms_threshold,
         score_threshold=rpn_score_threshold, loss=rpn_box_loss, loss_weight=rpn_box_weight,
     )
     second = _box_head(box_head, neck, levels, width, pool_size, box_head_width, box_head_norm)
+    classes = RegionClasses(
+        class_loss, class_counts, num_classes=num_classes, gamma=focal_gamma, federated=federated, seesaw=seesaw
+    )
     roi = RegionHead(
-        second, num_classes=num_classes, strides=[level.stride for level in maps.pooled],
-        pool_size=pool_size * getattr(second, "shrinks", 1),
-        sampling_ratio=sampling_ratio, aligned=aligned, roi_align=roi_align, class_agnostic=class_agnostic_boxes,
+        second, classes=classes, strides=[level.stride for level in maps.pooled],
+        pool_size=pool_size * getattr(second, "shrinks", 1), sampling_ratio=sampling_ratio, aligned=aligned,
+        roi_align=roi_align, class_agnostic=class_agnostic_boxes,
         positive_overlap=positive_overlap, negative_overlap=negative_overlap, samples=samples,
-        positive_fraction=positive_fraction, box_loss=box_loss, box_weight=box_weight, class_loss=class_loss,
-        focal_gamma=focal_gamma, nms=nms, nms_threshold=nms_threshold, nms_sigma=nms_sigma,
-        nms_class_agnostic=nms_class_agnostic, nms_candidates=nms_candidates, score_threshold=score_threshold,
-        max_detections=max_detections,
+        positive_fraction=positive_fraction, box_loss=box_loss, box_weight=box_weight,
+        nms=nms, nms_threshold=nms_threshold, nms_sigma=nms_sigma, nms_class_agnostic=nms_class_agnostic,
+         nms_candidates=nms_candidates, score_threshold=score_threshold, max_detections=max_detections,
     )
     stride = levels[maps.inputs[-1]].stride
     return FasterRCNN(maps, rpn=rpn, roi=roi, stride=stride, before_nms=rpn_before_nms, after_nms=rpn_after_nms)

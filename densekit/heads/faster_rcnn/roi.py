@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from densekit.heads.faster_rcnn.classes import RegionClasses
 from densekit.heads.faster_rcnn.last_stage import LastStage
 from densekit.heads.faster_rcnn.rpn import Proposals, rows
 from densekit.layers import ConvNormAct, Norm, init_convs
 from densekit.ops import boxes as box_ops
 from densekit.ops.assignment import assign
-from densekit.ops.losses import BoxLoss, ClassLoss, box_loss, class_loss, mean_over_ranks
+from densekit.ops.losses import BoxLoss, box_loss, mean_over_ranks
 from densekit.ops.roi_align import Method, roi_align
 from densekit.ops.sampling import sample
 from densekit.ops.suppression import NMS, Suppression
@@ -42,6 +43,7 @@ class ProposalSamples(NamedTuple):
         objects: [B, S] int64 in 0..N-1: the object itself.
         targets: all objects of the images.
         sizes: [B, 2] (height, width) of the images.
+        taught: [B, K] bool: the classes that each image teaches; None: all.
     """
 
     proposals: Tensor
@@ -51,6 +53,7 @@ class ProposalSamples(NamedTuple):
     objects: Tensor
     targets: BoxTargets
     sizes: Tensor
+    taught: Tensor | None = None
 
 
 class TwoFC(nn.Module):
@@ -104,7 +107,7 @@ class RegionHead(nn.Module):
 
     Args:
         box_head: pooled patches -> [R, ``box_head.width``].
-        num_classes: K.
+        classes: how it tells classes.
         strides: of the levels that are pooled, finest first.
         pool_size: side of the pooled patch.
         sampling_ratio: samples a bin and direction of RoIAlign.
@@ -117,8 +120,6 @@ class RegionHead(nn.Module):
         positive_fraction: most of them that are positive.
         box_loss: kind of box loss.
         box_weight: of the box loss.
-        class_loss: kind of class loss.
-        focal_gamma: of the focal loss.
         nms: kind of suppression.
         nms_threshold: IoU above which ``greedy`` drops and ``soft_linear`` lowers the worse of two.
         nms_sigma: of ``soft_gaussian``.
@@ -135,7 +136,7 @@ class RegionHead(nn.Module):
         self,
         box_head: TwoFC | FourConvFC | LastStage,
         *,
-        num_classes: int,
+        classes: RegionClasses,
         strides: Sequence[int],
         pool_size: int = 7,
         sampling_ratio: int = 2,
@@ -148,8 +149,6 @@ class RegionHead(nn.Module):
         positive_fraction: float = 0.25,
         box_loss: BoxLoss = "smooth_l1",
         box_weight: float = 1.0,
-        class_loss: ClassLoss = "cross_entropy",
-        focal_gamma: float = 2.0,
         nms: NMS = "greedy",
         nms_threshold: float = 0.5,
         nms_sigma: float = 0.5,
@@ -161,7 +160,7 @@ class RegionHead(nn.Module):
     ) -> None:
         super().__init__()
         self.box_head, self.weights = box_head, weights
-        self.num_classes, self.strides = num_classes, tuple(strides)
+        self.classes, self.num_classes, self.strides = classes, len(classes.counts), tuple(strides)
         self.pool_size, self.sampling_ratio, self.aligned, self.roi_align = (
             pool_size,
             sampling_ratio,
@@ -172,18 +171,18 @@ class RegionHead(nn.Module):
         self.positive_overlap, self.negative_overlap = positive_overlap, negative_overlap
         self.samples, self.positive_fraction = samples, positive_fraction
         self.box_loss, self.box_weight = box_loss, box_weight
-        self.class_loss, self.focal_gamma = class_loss, focal_gamma
         self.nms, self.nms_threshold, self.nms_sigma = nms, nms_threshold, nms_sigma
         self.nms_class_agnostic, self.nms_candidates = nms_class_agnostic, nms_candidates
         self.score_threshold, self.max_detections = score_threshold, max_detections
-        self.scores = nn.Linear(box_head.width, num_classes + 1)
-        self.deltas = nn.Linear(box_head.width, 4 * (1 if class_agnostic else num_classes))
+        self.scores = nn.Linear(box_head.width, self.num_classes + 1)
+        self.deltas = nn.Linear(box_head.width, 4 * (1 if class_agnostic else self.num_classes))
         self._draw()
 
     def _draw(self) -> None:
         for layer, std in ((self.scores, 0.01), (self.deltas, 0.001)):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
+        self.classes.start(self.scores)
 
     def another(self, *, overlap: float, weights: box_ops.Weights) -> RegionHead:
         """A stage of the same form with parameters of its own, drawn anew.
@@ -250,7 +249,8 @@ class RegionHead(nn.Module):
         target = assigned.object.gather(1, drawn.chosen)
         labels = torch.where(drawn.positive, targets.labels.gather(1, target) + 1, 0)
         chosen, found = rows(boxes, drawn.chosen), rows(targets.boxes, target)
-        return ProposalSamples(chosen, labels, drawn.valid, found, target, targets, proposals.sizes)
+        taught = self.classes.taught(targets, seeds)
+        return ProposalSamples(chosen, labels, drawn.valid, found, target, targets, proposals.sizes, taught)
 
     def losses(self, pyramid: Sequence[Tensor], samples: ProposalSamples) -> dict[str, Tensor]:
         """Losses over the sampled proposals of the batch (Girshick 2015, eq. 1): ``class``, ``box``.
@@ -269,15 +269,15 @@ class RegionHead(nn.Module):
             deltas = deltas.gather(2, place)
         own, kind = deltas[:, :, 0], self.box_loss
         box = box_loss(own, samples.boxes, samples.proposals, positive, kind=kind, weights=self.weights)
-        cls = class_loss(logits, samples.labels, samples.valid, kind=self.class_loss, gamma=self.focal_gamma)
-        over = mean_over_ranks(positive.sum()) if self.class_loss == "focal" else count
+        cls = self.classes.loss(logits, samples.labels, samples.valid, samples.taught)
+        over = mean_over_ranks(positive.sum()) if self.classes.kind == "focal" else count
         return {"class": cls / over, "box": self.box_weight * box / count}
 
     @torch.no_grad()
     def predict(self, pyramid: Sequence[Tensor], proposals: Proposals) -> Detections:
         """Detections in the pixels of the images, cut to their sizes."""
         logits, deltas = self(pyramid, proposals.boxes)
-        return self.detections(logits.softmax(-1), deltas, proposals)
+        return self.detections(self.classes.probabilities(logits), deltas, proposals)
 
     @torch.no_grad()
     def detections(self, probabilities: Tensor, deltas: Tensor, proposals: Proposals) -> Detections:
