@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, cast
@@ -22,16 +20,16 @@ from densekit.data.relabelled import Relabelled
 from densekit.data.transforms.pipeline import Pipeline
 from densekit.engine import checkpoint
 from densekit.engine.distributed import World, describe, gather
-from densekit.engine.optim import AveragedModel, make_optimizer, make_schedule, parameter_groups
 from densekit.engine.plan import Plan, choose_metric
 from densekit.engine.step import TrainStep
+from densekit.engine.swa import EqualAverage
 from densekit.epochs import epoch_samples, repeats, run_length
 from densekit.errors import DensekitError
 from densekit.features.heads import check_store, joined_config
-from densekit.memory import is_out_of_memory
+from densekit.memory import enough_memory
 from densekit.model import DenseModel, build_model
-from densekit.precision import Precision, choose_precision
 from densekit.registry import DATASETS, HEADS
+from densekit.training import train_step as train_step
 from densekit.types import Batch, Classes, Dataset, Metric
 from densekit.whole_weights import load_whole
 
@@ -155,7 +153,7 @@ def model(config: Config, classes: Classes, *, measured: bool = False) -> tuple[
         measured: as it is, without a training; then ``model.weights`` must give everything.
     """
     torch.manual_seed(config.seed)
-    with _enough_memory():
+    with enough_memory():
         built = build_model(config.model, classes, channels_last=config.train.channels_last)
     report = []
     part = config.model.backbone
@@ -167,20 +165,6 @@ def model(config: Config, classes: Classes, *, measured: bool = False) -> tuple[
     return built, report + without_effect(config, built.task)
 
 
-@contextlib.contextmanager
-def _enough_memory() -> Iterator[None]:
-    """A model that the machine can't hold is a user's number too many (a width, a pool size), not our fault."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise DensekitError(
-            "out of memory while building the model, before its first batch; look for an option of model.backbone or "
-            "model.heads that is far too large, or choose a smaller model"
-        ) from None
-
-
 def from_checkpoint(path: Path, overrides: Sequence[str] = ()) -> tuple[DenseModel, Config]:
     """The model that a checkpoint holds, in evaluation mode, and its config with overrides.
 
@@ -189,7 +173,7 @@ def from_checkpoint(path: Path, overrides: Sequence[str] = ()) -> tuple[DenseMod
     """
     content = checkpoint.load(path)
     config = override(parse(content["config"], f"the config in {path}"), overrides)
-    with _enough_memory():
+    with enough_memory():
         classes = checkpoint.classes_of(content, path)
         built = build_model(config.model, classes, channels_last=config.train.channels_last)
     checkpoint.load_weights(built, content["model"], path)
@@ -274,53 +258,6 @@ def plan(config: Config, train_set: Dataset, world: World, built: DenseModel) ->
     )
 
 
-def train_step(
-    config: Config, built: DenseModel, timetable: Plan, world: World, precision: Precision | None = None
-) -> TrainStep:
-    """Optimiser, schedule and averaged weights around a model that is on its device.
-
-    ``precision`` is that of the forward pass; None takes the config's.
-    """
-    t, o, s = config.train, config.train.optimizer, config.train.schedule
-    if t.deterministic or world.device.type == "cpu":
-        # On the CPU too: with several threads the backward of an index adds in any order. It costs nothing there.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        # torch.use_deterministic_algorithms does the same and also tells the compiler, which takes 3 s to import.
-        if t.compile is True:
-            torch.use_deterministic_algorithms(True)
-        else:
-            torch.set_deterministic_debug_mode("error")
-        # Only for debugging, and slow; set as a property of the module, which mypy can't see.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    groups = parameter_groups(
-        built, lr=o.lr, weight_decay=o.weight_decay, backbone_lr=o.backbone_lr, norm_decay=o.norm_decay
-    )
-    with _enough_memory():
-        average = AveragedModel(built, t.ema) if t.ema is not None else None
-    return TrainStep(
-        built,
-        make_optimizer(o.name, groups, momentum=o.momentum, nesterov=o.nesterov, betas=o.betas),
-        make_schedule(
-            s.name,
-            timetable.steps,
-            warmup=s.warmup,
-            warmup_start=s.warmup_start,
-            milestones=s.milestones,
-            gamma=s.gamma,
-            power=s.power,
-            end=s.end,
-            steps_per_epoch=timetable.steps_per_epoch,
-        ),
-        world=world,
-        seed=config.seed,
-        precision=precision or choose_precision(t.precision, world.device),
-        clip=t.clip,
-        average=average,
-        compiled=t.compile is True,
-        skip_limit=t.skip_non_finite,
-    )
-
-
 def workers(config: Config, world: World) -> int:
     """Loader processes of this rank."""
     if config.data.workers is not None:
@@ -402,6 +339,10 @@ def summary(config: Config, built: DenseModel, data: Dataset, step: TrainStep, t
     heads = " + ".join(part.name for part in config.model.heads.values())
     layout = "channels_last" if config.train.channels_last else "channels_first"
     average = f", average {config.train.ema}" if config.train.ema else ""
+    if isinstance(step.average, EqualAverage):
+        average = f", the mean of weights from step {step.average.start} on, every {step.average.every} steps"
+    if step.freezing is not None:
+        average += f", backbone frozen until step {' and '.join(map(str, step.freezing.moments))}"
     shown = (
         f" ({config.data.sampling.name} shows {epoch_samples(config, data)} an epoch)" if config.data.sampling else ""
     )

@@ -19,12 +19,12 @@ import yaml
 from pydantic import Field
 
 from densekit.config_file import apply_override, expand, read_yaml
+from densekit.config_train import OptimizerConfig as OptimizerConfig
+from densekit.config_train import ScheduleConfig as ScheduleConfig
+from densekit.config_train import Strict
+from densekit.config_train import TrainConfig as TrainConfig
 from densekit.errors import DensekitError, nearest, plain_words
 from densekit.shipped import configs
-
-
-class _Model(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Part(pydantic.BaseModel):
@@ -53,7 +53,7 @@ class BackboneConfig(Part):
     bgr: bool | None = None
 
 
-class NormalizeConfig(_Model):
+class NormalizeConfig(Strict):
     """(image / 255 - mean) / std per channel; one number stands for all channels."""
 
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
@@ -70,7 +70,7 @@ class NormalizeConfig(_Model):
         return self
 
 
-class ModelConfig(_Model):
+class ModelConfig(Strict):
     """Backbone and heads.
 
     Attributes:
@@ -86,7 +86,7 @@ class ModelConfig(_Model):
     weights: str | None = None
 
 
-class DataConfig(_Model):
+class DataConfig(Strict):
     """Data sets, transforms and how batches are put together.
 
     Attributes:
@@ -132,84 +132,7 @@ class DataConfig(_Model):
         return value
 
 
-class OptimizerConfig(_Model):
-    """The optimiser and its parameter groups.
-
-    Attributes:
-        lr: learning rate at the given global batch size. backbone_lr: multiplier for the backbone.
-        norm_decay: whether norms and biases get weight decay too.
-    """
-
-    name: Literal["sgd", "adamw"] = "adamw"
-    lr: float = Field(gt=0)
-    weight_decay: float = Field(default=0.05, ge=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    nesterov: bool = False
-    betas: tuple[float, float] = (0.9, 0.999)
-    backbone_lr: float = Field(default=1.0, ge=0)
-    norm_decay: bool = False
-
-
-class ScheduleConfig(_Model):
-    """The learning rate over the run.
-
-    Attributes:
-        warmup: steps of linear warm-up from lr * warmup_start.
-        milestones: for ``step``: fractions of the run (or epochs where above 1) at which lr is multiplied by gamma.
-        power: for ``poly``. end: the last learning rate as a fraction of the first, for ``cosine`` and ``poly``.
-    """
-
-    name: Literal["constant", "step", "cosine", "poly"] = "cosine"
-    warmup: int = Field(default=0, ge=0)
-    warmup_start: float = Field(default=0.001, ge=0, le=1)
-    milestones: tuple[float, ...] = (0.6667, 0.8889)
-    gamma: float = Field(default=0.1, gt=0, lt=1)
-    power: float = Field(default=0.9, gt=0)
-    end: float = Field(default=0.0, ge=0, le=1)
-
-
-class TrainConfig(_Model):
-    """How to train.
-
-    Attributes:
-        epochs, steps: give one of them. A step is one update of the weights.
-        batch_size: images per step over all ranks and accumulated micro-batches.
-        accumulate: micro-batches per step. clip: largest norm of the gradient; null does not clip.
-        precision: ``auto`` takes bf16 where the hardware is fast at it, else fp32.
-        ema: decay of the averaged weights that are evaluated and saved as best; null keeps none.
-        compile: ``auto`` compiles where it was measured to pay (see README), true and false decide.
-        deterministic: same bits on every run on a GPU too, slower there; the CPU always gives the same bits.
-        save_every: steps between checkpoints; null saves with each evaluation.
-        max_minutes: stop training (evaluate and save) after this much time in training steps.
-        skip_non_finite: how many steps with a loss that is not finite are skipped before the run stops.
-    """
-
-    epochs: float | None = Field(default=None, gt=0)
-    steps: int | None = Field(default=None, gt=0)
-    batch_size: int = Field(default=8, ge=1)
-    accumulate: int = Field(default=1, ge=1)
-    optimizer: OptimizerConfig
-    schedule: ScheduleConfig = ScheduleConfig()
-    clip: float | None = Field(default=None, gt=0)
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    channels_last: bool = True
-    compile: Literal["auto"] | bool = "auto"
-    ema: float | None = Field(default=None, gt=0, lt=1)
-    deterministic: bool = False
-    save_every: int | None = Field(default=None, ge=1)
-    max_minutes: float | None = Field(default=None, gt=0)
-    skip_non_finite: int = Field(default=0, ge=0)
-
-    @pydantic.model_validator(mode="after")
-    def _one_length(self) -> Self:
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give either epochs or steps, one of the two")
-        if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}")
-        return self
-
-
-class EvaluationConfig(_Model):
+class EvaluationConfig(Strict):
     """When and how to evaluate on ``data.val``.
 
     Attributes:
@@ -229,7 +152,7 @@ class EvaluationConfig(_Model):
     pictures: int = Field(default=8, ge=0)
 
 
-class LogConfig(_Model):
+class LogConfig(Strict):
     """What a run writes beside checkpoints.
 
     Attributes:
@@ -241,7 +164,7 @@ class LogConfig(_Model):
     csv: bool = False
 
 
-class Config(_Model):
+class Config(Strict):
     """One run, complete."""
 
     seed: int = Field(default=0, ge=0, lt=2**63)

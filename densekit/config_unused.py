@@ -19,6 +19,8 @@ def without_effect(config: Config, task: str) -> list[str]:
     for place, part in (("train.optimizer", config.train.optimizer), ("train.schedule", config.train.schedule)):
         for key in sorted(set().union(*_USED_BY[place].values()) - _USED_BY[place][part.name]):
             found += _if_set(part, key, f"{place}.{key}", f"{part.name} has no such option")
+    if config.train.optimizer.backbone_lr == 0:
+        found += _if_set(config.train.optimizer, "layer_decay", "train.optimizer.layer_decay", "backbone_lr is 0")
     if not config.train.schedule.warmup:
         found += _if_set(config.train.schedule, "warmup_start", "train.schedule.warmup_start", "warmup is 0")
     if task != "detection":

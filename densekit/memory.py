@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
-from densekit.types import Batch
+from densekit.types import Batch, DensekitError
 
 
 def describe_batch(batch: Batch) -> str:
@@ -20,3 +23,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
         words in str(error) for words in ("can't allocate memory", "MPS backend out of memory")
     )
+
+
+@contextlib.contextmanager
+def enough_memory() -> Iterator[None]:
+    """A model that the machine can't hold is a user's number too many (a width, a pool size), not our fault."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DensekitError(
+            "out of memory while building the model, before its first batch; look for an option of model.backbone or "
+            "model.heads that is far too large, or choose a smaller model"
+        ) from None

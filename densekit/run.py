@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,9 @@ from densekit.engine.plan import Plan
 from densekit.engine.record import Record
 from densekit.engine.run_folder import RunFolder, RunState
 from densekit.engine.step import TrainStep
+from densekit.engine.swa import EqualAverage, renew_statistics
 from densekit.infer.evaluate import evaluate
+from densekit.model import DenseModel
 from densekit.show import report
 from densekit.show.batches import draw_batch
 from densekit.types import Batch, Dataset
@@ -95,9 +98,27 @@ class Run:
         self._picture(micro_batches[0], state.step - 1)
         return self.record.step(result, self.step.rate(result.step), seconds, self.config.train.batch_size)
 
+    def model_to_use(self) -> DenseModel:
+        """What is evaluated and saved as best: a mean of weights gets statistics of batch norm of its own first."""
+        step, swa, average = self.state.step, self.config.train.swa, self.step.average
+        if swa is not None and isinstance(average, EqualAverage) and average.holds_several(step):
+            self.step.begin(step - 1)
+            count = min(swa.norm_batches, self.plan.steps_per_epoch * self.config.train.accumulate)
+            batches = build.train_batches(self.config, self.train_set, self.world, start=step)
+            renew_statistics(
+                average.model,
+                self.step.model,
+                itertools.islice(batches, count),
+                step=step,
+                seed=self.config.seed,
+                precision=self.step.precision,
+                world=self.world,
+            )
+        return self.step.model_to_use
+
     def evaluate(self, stop: Stop) -> bool:
         """Measure the weights and keep them where they are the best; False where a signal came before the end."""
-        state, used = self.state, self.step.model_to_use
+        state, used = self.state, self.model_to_use()
         assert self.val_set is not None
         assert self.val_batches is not None
         metric, precision = build.metric(self.config, used, self.val_set), self.step.precision

@@ -116,7 +116,7 @@ def leave_behind(training: Run) -> None:
 
     folder, out = training.folder, training.out
     if training.val_set is None:
-        folder.save_best(training.step.model_to_use, training.state, {})
+        folder.save_best(training.model_to_use(), training.state, {})
     if training.first:
         training.record.close()
         draw_curves(training.record.lines(), out / "curves.png")

@@ -72,6 +72,31 @@ def describe(backbone: nn.Module, shape: Sequence[int] = (1, 3, 224, 224)) -> li
     return stages
 
 
+def stages_of(backbone: nn.Module, channels: int = 3) -> dict[str, int]:
+    """The stage that each parameter belongs to: 0 makes the first level, the stem of a ResNet, and so on.
+
+    Args:
+        backbone: any backbone; it is not changed.
+        channels: of its images.
+    """
+    # Not on the device without values: its norms import torch's compiler, which takes 3 s.
+    net = copy.deepcopy(backbone).to("cpu").eval().requires_grad_(True)
+    height, width = getattr(backbone, "size", None) or (64, 64)
+    with torch.enable_grad():
+        maps: list[Tensor] = net(torch.zeros(1, channels, height, width))
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    known: dict[Any, None] = {}
+    found: dict[str, int] = {}
+    for number, m in enumerate(maps):
+        for node in _from_inputs(m.grad_fn, known):
+            known[node] = None
+            if (name := names.get(id(getattr(node, "variable", None)))) is not None:
+                found[name] = number
+    # What no level is made from nobody uses, unless a head runs a last stage that the backbone leaves to it.
+    rest = len(maps) if hasattr(backbone, "leave_last_stage") else len(maps) - 1
+    return {name: found.get(name, rest) for name, _ in net.named_parameters()}
+
+
 def table(stages: Sequence[Stage]) -> str:
     """The stages as an aligned text table with a line of sums."""
     rows = [("level", "shape", "stride", "parameters", "multiply-adds", "receptive field")]

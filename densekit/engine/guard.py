@@ -110,6 +110,7 @@ def write_bundle(folder: RunFolder, step: TrainStep, result: StepResult, files: 
                 "rank": step.world.rank,
                 "precision": step.precision,
                 "files": files,
+                "resting": [name for name, module in step.model.named_modules() if not module.training],
                 "batches": [pack_batch(batch) for batch in result.batches],
             },
         },

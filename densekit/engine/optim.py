@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -20,9 +20,16 @@ Schedule = Callable[[int], float]
 
 
 def parameter_groups(
-    model: nn.Module, *, lr: float, weight_decay: float, backbone_lr: float = 1.0, norm_decay: bool = False
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    backbone_lr: float = 1.0,
+    norm_decay: bool = False,
+    layer_decay: float = 1.0,
+    stages: Mapping[str, int] | None = None,
 ) -> list[dict[str, Any]]:
-    """At most four groups: backbone or not, decayed or not.
+    """At most two groups for the heads and two for the backbone, or for each of its stages: decayed or not.
 
     Args:
         model: parameters whose name begins with ``backbone.`` belong to the backbone.
@@ -30,8 +37,11 @@ def parameter_groups(
         weight_decay: for weights of two dimensions and more.
         backbone_lr: multiplier for the backbone; 0 freezes it.
         norm_decay: decay norms and biases (one dimension) too.
+        layer_decay: the last stage of the backbone learns at this part of the rate, the one before at its square ...
+        stages: of the backbone's parameters, see ``stages_of``; None takes one rate for the whole backbone.
     """
-    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+    groups: dict[tuple[bool, int, bool], dict[str, Any]] = {}
+    count = max(stages.values()) + 1 if stages else 0
     for name, parameter in model.named_parameters():
         in_backbone = name.startswith("backbone.")
         if in_backbone and backbone_lr == 0:
@@ -39,9 +49,10 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         decayed = norm_decay or parameter.dim() > 1
-        rate = lr * (backbone_lr if in_backbone else 1.0)
+        stage = stages[name.removeprefix("backbone.")] if in_backbone and stages else count
+        rate = lr * (backbone_lr if in_backbone else 1.0) * layer_decay ** (count - stage)
         group = groups.setdefault(
-            (in_backbone, decayed),
+            (in_backbone, stage, decayed),
             {"params": [], "lr": rate, "base_lr": rate, "weight_decay": weight_decay if decayed else 0.0},
         )
         group["params"].append(parameter)
@@ -152,6 +163,11 @@ def make_schedule(
         return ramp
 
     return factor
+
+
+def held(schedule: Schedule, start: int, factor: float) -> Schedule:
+    """A schedule that stays at ``factor`` from a step on."""
+    return lambda step: schedule(step) if step < start else factor
 
 
 def set_rate(optimizer: Optimizer, factor: float) -> None:

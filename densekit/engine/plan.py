@@ -61,6 +61,24 @@ class Plan:
     save_every: int | None = None
     patience: int | None = None
 
+    def moment(self, when: float, key: str) -> int:
+        """The update at which a moment of the run lies: a fraction of it, or epochs from 1 on.
+
+        Args:
+            when: above 0.
+            key: of the config, for messages.
+
+        Raises:
+            DensekitError: it does not lie before the end of the run.
+        """
+        step = max(1, round(when * (self.steps if when < 1 else self.steps_per_epoch)))
+        if step >= self.steps:
+            raise DensekitError(
+                f"{key} {when:g} lies at step {step}, and the run ends after {self.steps} steps "
+                f"({self.steps / self.steps_per_epoch:.1f} epochs); give an epoch before, or a fraction below 1"
+            )
+        return step
+
     def evaluates(self, step: int) -> bool:
         """Whether to evaluate after ``step`` updates."""
         return step % self.evaluate_every == 0 or step == self.steps

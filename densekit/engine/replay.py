@@ -33,6 +33,7 @@ class Bundle:
         config: of the run. model: with the weights before the step.
         batches: micro-batches of this rank. files: the image files of each.
         step, seed, rank: decide the random numbers. precision: of the forward pass.
+        resting: modules that did not learn, and were as in evaluation.
     """
 
     config: Config
@@ -43,6 +44,7 @@ class Bundle:
     seed: int
     rank: int
     precision: Precision
+    resting: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -85,7 +87,10 @@ def read_bundle(path: Path) -> Bundle:
     try:
         batches = [unpack_batch(batch) for batch in packed["batches"]]
         numbers = (int(packed["step"]), int(packed["seed"]), int(packed["rank"]))
-        return Bundle(config, model, batches, packed["files"], *numbers, packed["precision"])
+        resting = tuple(packed.get("resting", ()))  # bundles of before had none
+        if unknown := set(resting) - {name for name, _ in model.named_modules()}:
+            raise ValueError(f"the model has no part {min(unknown)!r}")
+        return Bundle(config, model, batches, packed["files"], *numbers, packed["precision"], resting)
     except (KeyError, TypeError, ValueError) as error:
         raise DensekitError(f"{path} is not of this densekit's form ({error}); use the version that wrote it") from None
 
@@ -93,6 +98,8 @@ def read_bundle(path: Path) -> Bundle:
 def replay(bundle: Bundle, device: torch.device) -> list[MicroReplay]:
     """Run every micro-batch of a bundle forward and backward."""
     model = bundle.model.to(device).train()
+    for name in bundle.resting:
+        model.get_submodule(name).train(False).requires_grad_(False)
     return [_replay(model, batch.to(device), bundle, micro, device) for micro, batch in enumerate(bundle.batches)]
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from densekit.engine.distributed import World, mean_over_ranks
+from densekit.engine.freezing import Freezing
 from densekit.engine.loss_scale import LossScale
 from densekit.engine.optim import AveragedModel, Schedule, set_rate
 from densekit.errors import DensekitError
@@ -63,6 +64,7 @@ class TrainStep:
         precision: of the forward pass.
         clip: largest norm of the gradient; None does not clip.
         average: averaged weights to keep, or None.
+        freezing: what rests at which step; None lets all learn from the start.
         compiled: compile forward and losses with ``torch.compile``.
         skip_limit: how many steps that are not finite may be skipped. From the first one beyond on no update is
             applied, so that the weights stay as they were before it until someone looks at ``StepResult.bad``.
@@ -79,6 +81,7 @@ class TrainStep:
         precision: Precision = "fp32",
         clip: float | None = None,
         average: AveragedModel | None = None,
+        freezing: Freezing | None = None,
         compiled: bool = False,
         skip_limit: int = 0,
     ) -> None:
@@ -90,11 +93,12 @@ class TrainStep:
         self.precision: Precision = precision
         self.clip = clip
         self.average = average
+        self.freezing = freezing
         self.skip_limit = skip_limit
         self.scaler = LossScale(world.device, enabled=precision == "fp16")
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        runner: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]
-        self.runner = _over_ranks(runner) if world.size > 1 else runner
+        self._alone: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]
+        self.runner = _over_ranks(self._alone) if world.size > 1 else self._alone
         self._statistics = _running_statistics(model)
         self._skipped = torch.zeros((), device=world.device)
 
@@ -104,7 +108,7 @@ class TrainStep:
         Raises:
             DensekitError: out of memory, with what was in the batch and which settings to change.
         """
-        self.model.train()
+        self.begin(step)
         set_rate(self.optimizer, self.schedule(step))
         self.optimizer.zero_grad(set_to_none=True)
         before = self._flat_statistics()
@@ -122,14 +126,20 @@ class TrainStep:
             self.average.update(step, skip=stay)
         return StepResult(losses, norm, bad, batches, step)
 
+    def begin(self, step: int) -> None:
+        """Put the model into training mode, but for what rests at a step."""
+        self.model.train()
+        if self.freezing is not None and self.freezing.apply(step) and self.world.size > 1:
+            self.runner = _over_ranks(self._alone)  # DDP waits for the gradients that there were when it was made
+
     @property
     def model_to_use(self) -> DenseModel:
         """The averaged model where there is one, else the trained one: what is evaluated and saved as best."""
         return self.model if self.average is None else self.average.model
 
     def rate(self, step: int) -> float:
-        """The learning rate of the first parameter group at a step."""
-        return float(self.optimizer.param_groups[0]["base_lr"]) * self.schedule(step)
+        """The largest learning rate of a parameter group at a step."""
+        return max(float(group["base_lr"]) for group in self.optimizer.param_groups) * self.schedule(step)
 
     def resume_skipped(self, count: int) -> None:
         """Take over how many steps were skipped before this process began."""

@@ -16,6 +16,13 @@ import torch
 
 from tests.tools import runs
 
+# A backbone that wakes in two moments, and the mean of weights in the place of the moving average.
+FINE_TUNING = {
+    "optimizer": {"name": "adamw", "lr": 1e-3, "layer_decay": 0.7},
+    "freeze_until": [0.2, 0.4],
+    "ema": None,
+    "swa": {"start": 0.6, "every": 0.5, "lr": 0.5, "norm_batches": 2},
+}
 TASKS = ("detection", "instances", "segmentation", "classification")
 
 
@@ -27,7 +34,8 @@ class Bench:
 
     @functools.cache  # noqa: B019  # lives as long as the session
     def config(self, task: str) -> str:
-        return runs.write_config(self.folder / f"{task}.yaml", runs.config_of(task, self.data))
+        changes = FINE_TUNING if task == "classification" else {}
+        return runs.write_config(self.folder / f"{task}.yaml", runs.config_of(task, self.data, **changes))
 
     @functools.cache  # noqa: B019
     def alone(self, task: str, ranks: int = 1) -> Path:

@@ -1,0 +1,105 @@
+"""From the part of a config that says how to train to a training step."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from densekit.backbones.describe import stages_of
+from densekit.config import Config
+from densekit.engine.distributed import World
+from densekit.engine.freezing import Freezing
+from densekit.engine.optim import AveragedModel, Schedule, held, make_optimizer, make_schedule, parameter_groups
+from densekit.engine.plan import Plan
+from densekit.engine.step import TrainStep
+from densekit.engine.swa import EqualAverage
+from densekit.memory import enough_memory
+from densekit.model import DenseModel
+from densekit.precision import Precision, choose_precision
+
+
+def train_step(
+    config: Config, built: DenseModel, timetable: Plan, world: World, precision: Precision | None = None
+) -> TrainStep:
+    """Optimiser, schedule and averaged weights around a model that is on its device.
+
+    ``precision`` is that of the forward pass; None takes the config's.
+
+    Raises:
+        DensekitError: moments that do not lie in the run, or a backbone to freeze that does not learn anyway.
+    """
+    t, o = config.train, config.train.optimizer
+    if t.deterministic or world.device.type == "cpu":
+        _same_bits(compiled=t.compile is True)
+    stages = stages_of(built.backbone, built.channels) if o.layer_decay < 1 or t.freeze_until is not None else None
+    groups = parameter_groups(
+        built,
+        lr=o.lr,
+        weight_decay=o.weight_decay,
+        backbone_lr=o.backbone_lr,
+        norm_decay=o.norm_decay,
+        layer_decay=o.layer_decay,
+        stages=stages if o.layer_decay < 1 else None,
+    )
+    with enough_memory():
+        average = _average(config, built, timetable)
+    return TrainStep(
+        built,
+        make_optimizer(o.name, groups, momentum=o.momentum, nesterov=o.nesterov, betas=o.betas),
+        _schedule(config, timetable),
+        world=world,
+        seed=config.seed,
+        precision=precision or choose_precision(t.precision, world.device),
+        clip=t.clip,
+        average=average,
+        freezing=None if stages is None else _freezing(config, built, timetable, stages),
+        compiled=t.compile is True,
+        skip_limit=t.skip_non_finite,
+    )
+
+
+def _same_bits(*, compiled: bool) -> None:
+    # On the CPU too: with several threads the backward of an index adds in any order. It costs nothing there.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # torch.use_deterministic_algorithms does the same and also tells the compiler, which takes 3 s to import.
+    if compiled:
+        torch.use_deterministic_algorithms(True)
+    else:
+        torch.set_deterministic_debug_mode("error")
+    # Only for debugging, and slow; set as a property of the module, which mypy can't see.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def _average(config: Config, built: DenseModel, timetable: Plan) -> AveragedModel | None:
+    t = config.train
+    if t.swa is not None:
+        start = timetable.moment(t.swa.start, "train.swa.start")
+        return EqualAverage(built, start=start, every=max(1, round(t.swa.every * timetable.steps_per_epoch)))
+    return AveragedModel(built, t.ema) if t.ema is not None else None
+
+
+def _schedule(config: Config, timetable: Plan) -> Schedule:
+    s, swa = config.train.schedule, config.train.swa
+    schedule = make_schedule(
+        s.name,
+        timetable.steps,
+        warmup=s.warmup,
+        warmup_start=s.warmup_start,
+        milestones=s.milestones,
+        gamma=s.gamma,
+        power=s.power,
+        end=s.end,
+        steps_per_epoch=timetable.steps_per_epoch,
+    )
+    if swa is None or swa.lr is None:
+        return schedule
+    return held(schedule, timetable.moment(swa.start, "train.swa.start"), swa.lr)
+
+
+def _freezing(config: Config, built: DenseModel, timetable: Plan, stages: dict[str, int]) -> Freezing | None:
+    until = config.train.freeze_until
+    if until is None:
+        return None
+    several = until if isinstance(until, tuple) else (until,)
+    return Freezing(built.backbone, stages, [timetable.moment(one, "train.freeze_until") for one in several])
