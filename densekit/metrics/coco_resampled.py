@@ -25,10 +25,13 @@ Positions = npt.NDArray[np.int64]
 
 _LEVELS = np.linspace(0, 1, 101)  # of recall, at which COCO takes the precision
 _AT_ONCE = 4_000_000  # detections times draws
+_IMAGES_AT_ONCE = 500
 
 
 class Matches(NamedTuple):
     """The detections of a class in all images, best first, against the objects of one range of areas.
+
+    Those that count at no threshold are left out.
 
     Attributes:
         images: [D] whose detection it is.
@@ -96,33 +99,53 @@ class CocoResampler:
 
 
 def matches(evaluation: Any, classes: int, images: int) -> list[list[Matches]]:
-    """What hotcoco matched, [K][A]."""
-    areas = [tuple(area) for area in evaluation.params.area_rng]
-    rows: list[list[list[Any]]] = [[[] for _ in areas] for _ in range(classes)]
-    for own in evaluation.eval_imgs:
-        if own is not None and (own["dtScores"] or own["gtInDenominator"]):
-            rows[own["category_id"] - 1][areas.index(tuple(own["aRng"]))].append(own)
+    """What hotcoco matches, [K][A]; some images at a time, for it tells of each in Python's lists."""
+    areas = {tuple(area): a for a, area in enumerate(evaluation.params.area_rng)}
     thresholds = len(evaluation.params.iou_thrs)
-    return [[_joined(sorted(own, key=_image), images, thresholds) for own in of_class] for of_class in rows]
+    rows: list[list[list[_Rows]]] = [[[] for _ in areas] for _ in range(classes)]
+    for start in range(1, images + 1, _IMAGES_AT_ONCE):
+        evaluation.params.img_ids = list(range(start, min(start + _IMAGES_AT_ONCE, images + 1)))
+        evaluation.evaluate()
+        for own in evaluation.eval_imgs:
+            if own is not None and (own["dtScores"] or own["gtInDenominator"]):
+                rows[own["category_id"] - 1][areas[tuple(own["aRng"])]].append(_Rows.of(own, thresholds))
+    return [[_joined(sorted(own, key=_Rows.place), images, thresholds) for own in of_class] for of_class in rows]
 
 
-def _image(own: Any) -> int:
-    return int(own["image_id"])
+class _Rows(NamedTuple):
+    """The detections of a class in one image that count at any threshold, and how many objects are to be found."""
+
+    image: int
+    objects: int
+    scores: Floats
+    ranks: Positions
+    right: Bools
+    ignored: Bools
+
+    @classmethod
+    def of(cls, own: Any, thresholds: int) -> _Rows:
+        shape = (thresholds, len(own["dtScores"]))
+        ignored = np.array(own["dtIgnore"], np.bool_).reshape(shape)
+        kept = np.flatnonzero(~ignored.all(0))
+        ignored = ignored[:, kept]
+        right = np.array(own["dtMatched"], np.bool_).reshape(shape)[:, kept] & ~ignored
+        scores = np.array(own["dtScores"], np.float64)[kept]
+        return cls(own["image_id"] - 1, sum(own["gtInDenominator"]), scores, kept, right, ignored)
+
+    def place(self) -> int:
+        return self.image
 
 
-def _joined(rows: Sequence[Any], images: int, thresholds: int) -> Matches:
+def _joined(rows: Sequence[_Rows], images: int, thresholds: int) -> Matches:
     objects = np.zeros(images, np.int64)
-    for own in rows:
-        objects[own["image_id"] - 1] = sum(own["gtInDenominator"])
-    counts = [len(own["dtScores"]) for own in rows]
-    scores = np.array([score for own in rows for score in own["dtScores"]], np.float64)
+    objects[[own.image for own in rows]] = [own.objects for own in rows]
+    scores = np.concatenate([np.zeros(0), *(own.scores for own in rows)])
     order = np.argsort(-scores, kind="stable")
-    owners = np.repeat([own["image_id"] - 1 for own in rows], counts).astype(np.int64)
-    ranks = np.concatenate([np.arange(count) for count in counts] or [np.zeros(0, np.int64)])
-    parts = [np.zeros((2, thresholds, 0), np.bool_)]
-    parts += [np.array([own["dtMatched"], own["dtIgnore"]], np.bool_) for own in rows if own["dtScores"]]
-    found, ignored = np.concatenate(parts, 2)[:, :, order]
-    return Matches(owners[order], scores[order], ranks[order], found & ~ignored, ignored, objects)
+    owners = np.repeat([own.image for own in rows], [len(own.scores) for own in rows]).astype(np.int64)
+    ranks = np.concatenate([np.zeros(0, np.int64), *(own.ranks for own in rows)])
+    nothing = np.zeros((thresholds, 0), np.bool_)
+    right, ignored = (np.concatenate([nothing, *(own[part] for own in rows)], 1)[:, order] for part in (4, 5))
+    return Matches(owners[order], scores[order], ranks[order], right, ignored, objects)
 
 
 def average_precision(matched: Matches, weights: Weights) -> Floats:
@@ -139,11 +162,12 @@ def average_precision(matched: Matches, weights: Weights) -> Floats:
 
 def _average_precision(matched: Matches, weights: Weights, objects: Positions) -> Floats:
     """[T, S] from weights [S, I] and objects [S, 1]: sums run along the rows, which is ten times faster in NumPy."""
-    own = weights.take(matched.images, 1)  # [S, D]
+    last = np.flatnonzero(matched.right.any(0))[-1:] + 1  # what follows changes nothing
+    own = weights.take(matched.images[: last.sum()], 1)  # [S, D]
     seen = own.cumsum(1, dtype=np.int32)
     found = np.zeros((len(matched.right), len(weights)))
     for t, (right, ignored) in enumerate(zip(matched.right, matched.ignored)):
-        at, aside = np.flatnonzero(right), np.flatnonzero(ignored)
+        at, aside = np.flatnonzero(right), np.flatnonzero(ignored[: own.shape[1]])
         if not len(at):
             continue
         hits = own.take(at, 1).cumsum(1, dtype=np.int32)

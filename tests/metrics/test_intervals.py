@@ -40,13 +40,17 @@ def replicated(truth, found, counts):
     return whole, results
 
 
-def test_cocos_numbers_of_drawn_images_are_those_of_pycocotools_on_images_that_stand_so_often(tmp_path, weights):
+def test_cocos_numbers_of_drawn_images_are_those_of_pycocotools_on_images_that_stand_so_often(
+    tmp_path, weights, monkeypatch
+):
+    monkeypatch.setattr("densekit.metrics.coco_resampled._IMAGES_AT_ONCE", 5)
     truth, found = boxes.generated(4)
     random = np.random.default_rng(0)
     found = [{**row, "score": float(np.float32(random.random()))} for row in found]  # equal scores have no one order
     metric = CocoMetric(boxes.Data(tmp_path, copy.deepcopy(truth)))
     for batch in boxes.as_batches(truth, found):
         metric.update(*batch)
+    monkeypatch.setattr("densekit.metrics.coco_resampled._AT_ONCE", 1)
     numbers = metric.resampler().numbers(weights)
     for draw in range(weights.shape[1]):
         expected = boxes.pycocotools_numbers(*replicated(truth, found, weights[:, draw]), "bbox")
@@ -116,7 +120,7 @@ def test_intervals_are_the_same_for_the_same_seed_however_the_draws_are_shared_o
     first = intervals(metric, count=50, seed=3)
     assert first == intervals(metric, count=50, seed=3)
     assert first != intervals(metric, count=50, seed=4)
-    monkeypatch.setattr("densekit.metrics.coco_resampled._AT_ONCE", 1)
+    monkeypatch.setattr("densekit.metrics.intervals._AT_ONCE", 30)
     assert len(resample(metric.resampler(), count=50)["top1",]) == 50
 
 
