@@ -45,7 +45,7 @@ class Anchors(nn.Module):
         """
         grids = [(m.shape[2], m.shape[3]) for m in pyramid]
         laid = [grid_anchors(self.cells(i), g, (size[0] // g[0], size[1] // g[1])) for i, g in enumerate(grids)]
-        return torch.cat(laid), tuple(len(anchors) for anchors in laid)
+        return torch.cat(laid), tuple(anchors.shape[0] for anchors in laid)
 
 
 def check_sizes(sizes: Sizes, levels: Sequence[Level]) -> Sizes:

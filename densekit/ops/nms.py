@@ -73,8 +73,7 @@ def greedy_nms(
     boxes = torch.where(valid[..., None], boxes.float(), 0.0)  # an empty box overlaps nothing
     lengths = list(parts or boxes.shape[1:2])
     if (best_method(boxes.device) if method == "auto" else method) == "kernel":
-        boxes = boxes if groups is None else _apart(boxes, groups)
-        return cast(Tensor, torch.ops.densekit.greedy_nms(boxes, valid, lengths, threshold))
+        return cast(Tensor, torch.ops.densekit.greedy_nms(boxes, valid, groups, lengths, threshold))
     groups = torch.zeros_like(valid, dtype=torch.int64) if groups is None else groups
     return cast(Tensor, torch.ops.densekit.tiled_nms(boxes, valid, groups, lengths, threshold))
 
@@ -92,15 +91,18 @@ def _apart(boxes: Tensor, groups: Tensor) -> Tensor:
 
 # Operators of constant shape, so that graphs can hold them. Not by torch.library.custom_op: the first call of what that
 # makes imports torch's compiler.
-torch.library.define("densekit::greedy_nms", "(Tensor boxes, Tensor valid, int[] parts, float threshold) -> Tensor")
 torch.library.define(
-    "densekit::tiled_nms", "(Tensor boxes, Tensor valid, Tensor groups, int[] parts, float threshold) -> Tensor"
+    "densekit::greedy_nms", "(Tensor boxes, Tensor valid, Tensor? groups, SymInt[] parts, float threshold) -> Tensor"
+)
+torch.library.define(
+    "densekit::tiled_nms", "(Tensor boxes, Tensor valid, Tensor groups, SymInt[] parts, float threshold) -> Tensor"
 )
 
 
 @torch.library.impl("densekit::greedy_nms", "default")
-def _kernel_nms(boxes: Tensor, valid: Tensor, parts: list[int], threshold: float) -> Tensor:
-    """[B, n, 4] boxes, [B, n] bool -> [B, n] bool."""
+def _kernel_nms(boxes: Tensor, valid: Tensor, groups: Tensor | None, parts: list[int], threshold: float) -> Tensor:
+    """[B, n, 4] boxes, [B, n] bool, [B, n] integers -> [B, n] bool."""
+    boxes = boxes if groups is None else _apart(boxes, groups)
     kept = torch.zeros_like(valid)
     order = torch.arange(boxes.shape[1], 0, -1, device=boxes.device, dtype=boxes.dtype)  # stands for the scores
 
@@ -120,7 +122,7 @@ def _kernel_nms(boxes: Tensor, valid: Tensor, parts: list[int], threshold: float
 
 
 @torch.library.register_fake("densekit::greedy_nms")  # type: ignore[untyped-decorator]
-def _(boxes: Tensor, valid: Tensor, parts: list[int], threshold: float) -> Tensor:
+def _(boxes: Tensor, valid: Tensor, groups: Tensor | None, parts: list[int], threshold: float) -> Tensor:
     return torch.empty_like(valid)
 
 
@@ -183,6 +185,24 @@ def soft_nms(
         places.append(place)
         values.append(value.clamp(min=0))
     return torch.cat(places, dim=1), torch.cat(values, dim=1)
+
+
+def best_of(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The best ``count`` scores of each row, best first, or all where there are fewer.
+
+    Args:
+        scores: [B, n].
+        count: D.
+
+    Returns:
+        [B, D] scores and [B, D] int64 places. In an exported graph D is always ``count``, so that no later shape
+        depends on n; what is missing has the score minus infinity and some place.
+    """
+    if not torch.compiler.is_exporting():
+        values, places = scores.topk(min(count, scores.shape[1]), dim=1)
+        return values, places
+    values, places = F.pad(scores, (0, count), value=-torch.inf).topk(count, dim=1)
+    return values, torch.where(values > -torch.inf, places, 0)
 
 
 def first_kept(kept: Tensor, count: int) -> tuple[Tensor, Tensor]:

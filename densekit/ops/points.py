@@ -62,7 +62,7 @@ def grid_points(
         low = 0.0 if level == 0 else NEAREST * stride
         high = torch.inf if level == len(grids) - 1 else FARTHEST * stride
         limits.append(torch.stack([torch.full_like(units[-1], low), torch.full_like(units[-1], high)], dim=-1))
-    return Points(torch.cat(places), torch.cat(units), torch.cat(limits), tuple(len(p) for p in places))
+    return Points(torch.cat(places), torch.cat(units), torch.cat(limits), tuple(p.shape[0] for p in places))
 
 
 def sides(points: Points, boxes: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -83,8 +83,11 @@ def roi_align(
         raise DensekitError(
             "roi_align: 'kernel' gives other bits on each run on this device, and train.deterministic is set; use auto"
         )
-    pool = _pool_from_table if method == "table" else _pool_by_kernel
     boxes, images, levels = boxes.reshape(-1, 4).float(), images.reshape(-1), levels.reshape(-1)
+    if torch.compiler.is_exporting():
+        run = torch.ops.densekit.roi_align
+        return cast(Tensor, run(maps, boxes, images, levels, strides, output_size, sampling_ratio, aligned))
+    pool = _pool_from_table if method == "table" else _pool_by_kernel
     return pool(maps, boxes, images, levels, strides, output_size, sampling_ratio, aligned)
 
 
@@ -227,3 +230,42 @@ def _pool_by_kernel(
         pooled = part if pooled is None else pooled + part
     assert pooled is not None, "a pyramid has at least one level"
     return pooled.to(maps[0].dtype)
+
+
+# One operator in exported graphs, with boxes of all levels side by side: ONNX has its like.
+torch.library.define(
+    "densekit::roi_align",
+    "(Tensor[] maps, Tensor boxes, Tensor images, Tensor levels, int[] strides, int output_size, int sampling_ratio, "
+    "bool aligned) -> Tensor",
+)
+
+
+@torch.library.impl("densekit::roi_align", "default")
+def _pool(
+    maps: list[Tensor],
+    boxes: Tensor,
+    images: Tensor,
+    levels: Tensor,
+    strides: list[int],
+    output_size: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """[R, 4] boxes, [R] images, [R] levels -> [R, C, P, P]."""
+    pool = _pool_from_table if best_method(boxes.device) == "table" else _pool_by_kernel
+    return pool(maps, boxes, images, levels, strides, output_size, sampling_ratio, aligned)
+
+
+@torch.library.register_fake("densekit::roi_align")  # type: ignore[untyped-decorator]
+def _(
+    maps: list[Tensor],
+    boxes: Tensor,
+    images: Tensor,
+    levels: Tensor,
+    strides: list[int],
+    output_size: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    channels = maps[0].shape[1]
+    return maps[0].new_empty(boxes.shape[0], output_size, output_size, channels).permute(0, 3, 1, 2)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from densekit.layers import ConvNormAct, Norm
+from densekit.ops.nms import best_of
 from densekit.weight_gradients import Conv2d
 
 
@@ -43,7 +44,7 @@ def output(channels: int, numbers: int, bias: float = 0.0) -> Conv2d:
 
 def by_place(maps: Sequence[Tensor], numbers: int) -> Tensor:
     """One [B, k * n, H, W] a level -> [B, A, n] float32: level by level, row by row, cell by cell, place by place."""
-    return torch.cat([m.permute(0, 2, 3, 1).reshape(len(m), -1, numbers) for m in maps], dim=1).float()
+    return torch.cat([m.permute(0, 2, 3, 1).reshape(m.shape[0], -1, numbers) for m in maps], dim=1).float()
 
 
 class Candidates(NamedTuple):
@@ -81,20 +82,22 @@ def best_candidates(
     scores = best if quality is None else _score(best, quality)
     found, first = [], 0
     for number in per_level:
-        place = scores[:, first : first + number].topk(min(count, number), dim=1).indices + first
-        found.append(_pairs(logits, quality, place, count))
+        values, place = best_of(scores.narrow(1, first, number), count)
+        found.append(_pairs(logits, quality, place + first, values > -torch.inf, count))
         first += number
     values, places, labels = (torch.cat(parts, dim=1) for parts in zip(*found))
     values, order = torch.where(values > threshold, values, 0.0).sort(dim=1, descending=True, stable=True)
     return Candidates(values, places.gather(1, order), labels.gather(1, order))
 
 
-def _pairs(logits: Tensor, quality: Tensor | None, place: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The best pairs of some places [B, m]: scores, places and labels."""
+def _pairs(
+    logits: Tensor, quality: Tensor | None, place: Tensor, valid: Tensor, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best pairs of some places [B, m], [B, m] those that are some: scores, places and labels."""
     classes = logits.shape[-1]
     own = logits.gather(1, place[..., None].expand(-1, -1, classes))
-    scores = _score(own, None if quality is None else quality.gather(1, place)[..., None]).flatten(1)
-    values, pair = scores.topk(min(count, scores.shape[1]), dim=1)
+    scores = _score(own, None if quality is None else quality.gather(1, place)[..., None])
+    values, pair = best_of(torch.where(valid[..., None], scores, -torch.inf).flatten(1), count)
     return values, place.gather(1, pair // classes), pair % classes
 
 

@@ -21,6 +21,7 @@ from densekit.layers import ConvNormAct, Norm, init_convs
 from densekit.ops import boxes as box_ops
 from densekit.ops.assignment import assign
 from densekit.ops.losses import BoxLoss, box_loss, mean_over_ranks
+from densekit.ops.nms import best_of
 from densekit.ops.roi_align import Method, roi_align
 from densekit.ops.sampling import sample
 from densekit.ops.suppression import NMS, Suppression
@@ -284,7 +285,7 @@ class RegionHead(nn.Module):
         """Detections of [B, P, K + 1] probabilities and [B, P, K or 1, 4] deltas of the proposals."""
         scores = probabilities[..., 1:]  # [B, P, K]
         scores = torch.where(proposals.valid[..., None] & (scores > self.score_threshold), scores, 0.0).flatten(1)
-        scores, pair = scores.topk(min(self.nms_candidates, scores.shape[1]), dim=1)  # [B, M]
+        scores, pair = best_of(scores, self.nms_candidates)  # [B, M]
         region, labels = pair // self.num_classes, pair % self.num_classes
         deltas = rows(deltas.flatten(1, 2), region if self.class_agnostic else pair)
         boxes = box_ops.clip(box_ops.decode(deltas, rows(proposals.boxes, region), self.weights), proposals.sizes)

@@ -6,7 +6,7 @@ image, k anchors a cell.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from densekit.heads.faster_rcnn.rpn_head import RPNHead
 from densekit.ops import boxes as box_ops
 from densekit.ops.assignment import assign
 from densekit.ops.losses import BoxLoss, binary_loss, box_loss, mean_over_ranks
-from densekit.ops.nms import greedy_nms
+from densekit.ops.nms import best_of, greedy_nms
 from densekit.ops.sampling import sample
 from densekit.types import BoxTargets
 
@@ -40,6 +40,15 @@ class Regions(NamedTuple):
     deltas: Tensor
     anchors: Tensor
     per_level: tuple[int, ...]
+
+    def by_level(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Objectness, deltas and anchors of one level after the other."""
+        first = 0
+        for count in self.per_level:  # not by torch.split, whose sizes can't be unknown in an exported graph
+            parts = zip((self.objectness, self.deltas, self.anchors), (1, 1, 0))
+            objectness, deltas, anchors = (values.narrow(dim, first, count) for values, dim in parts)
+            yield objectness, deltas, anchors
+            first += count
 
 
 class AnchorSamples(NamedTuple):
@@ -168,28 +177,22 @@ class RegionProposalNetwork(nn.Module):
             before_nms: best anchors of each level that enter the suppression.
             after_nms: best boxes of all levels that leave it (P, unless there are fewer anchors).
         """
-        found, first = [], 0
-        best = [min(before_nms, count) for count in regions.per_level]
-        for many, count in zip(best, regions.per_level):
-            found.append(self._best_of_level(regions, first, many, count, sizes))
-            first += count
+        found = [self._best_of_level(*level, sizes, before_nms) for level in regions.by_level()]
         boxes, scores, valid = (torch.cat(parts, dim=1) for parts in zip(*found))
-        kept = greedy_nms(boxes, valid, self.nms_threshold, parts=best)
-        scores = torch.where(kept, scores, -torch.inf)
-        scores, order = scores.topk(min(after_nms, scores.shape[1]), dim=1)
+        kept = greedy_nms(boxes, valid, self.nms_threshold, parts=[level[1].shape[1] for level in found])
+        scores, order = best_of(torch.where(kept, scores, -torch.inf), after_nms)
         valid = scores > -torch.inf
         return Proposals(torch.where(valid[..., None], rows(boxes, order), 0.0), valid, sizes)
 
     def _best_of_level(
-        self, regions: Regions, first: int, best: int, count: int, sizes: Tensor
+        self, objectness: Tensor, deltas: Tensor, anchors: Tensor, sizes: Tensor, count: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The ``best`` of ``count`` anchors from ``first`` on: [B, best, 4] boxes, [B, best] logits, [B, best] bool."""
-        scores, place = regions.objectness[:, first : first + count].topk(best, dim=1)
-        place = place + first
-        boxes = box_ops.decode(rows(regions.deltas, place), regions.anchors[place], WEIGHTS)
+        """The best ``count`` anchors of a level: [B, count, 4] boxes, [B, count] logits, [B, count] bool."""
+        scores, place = best_of(objectness, count)
+        boxes = box_ops.decode(rows(deltas, place), anchors[place], WEIGHTS)
         boxes = box_ops.clip(boxes, sizes)
         valid = box_ops.longer_than(boxes, SMALLEST_PROPOSAL) & (scores.sigmoid() >= self.score_threshold)
-        return boxes, scores, valid
+        return boxes, scores, valid & (scores > -torch.inf)
 
 
 def rows(values: Tensor, index: Tensor) -> Tensor:

@@ -108,7 +108,7 @@ class MaskHead(nn.Module):
         weight, bias = self.upsample.weight, self.upsample.bias
         assert bias is not None
         pixels = F.relu(F.linear(cells, weight.permute(2, 3, 1, 0).flatten(0, 2), bias.repeat(4)))
-        pixels = pixels.reshape(len(boxes), -1, weight.shape[1])  # [R, Q Q 4, width]
+        pixels = pixels.reshape(boxes.shape[0], -1, weight.shape[1])  # [R, Q Q 4, width]
         own = torch.zeros_like(labels) if self.class_agnostic else labels
         assert self.logits.bias is not None
         scale = F.embedding(own, self.logits.weight.flatten(1))
@@ -141,8 +141,9 @@ class MaskHead(nn.Module):
         """[B, P, M, M] float32 in 0..1: masks of the detections; zero where not valid."""
         place, _ = _filled(found.valid)
         boxes, labels = found.boxes.flatten(0, 1), found.labels.flatten()
-        masks = boxes.new_zeros(len(boxes), 2 * self.pool_size, 2 * self.pool_size)
-        for some in torch.split(place, TOGETHER):
+        masks = boxes.new_zeros(boxes.shape[0], 2 * self.pool_size, 2 * self.pool_size)
+        # An exported graph does not know how many there are, so it can't take them part by part.
+        for some in [place] if torch.compiler.is_exporting() else torch.split(place, TOGETHER):
             logits = self(pyramid, boxes[some], some // found.valid.shape[1], labels[some])
             masks = masks.index_copy(0, some, logits.sigmoid())
         return torch.where(found.valid[..., None, None], masks.view(*found.valid.shape, *masks.shape[1:]), 0.0)

@@ -131,6 +131,10 @@ class SegmentationHead(nn.Module):
         """Probabilities and 0-based classes of each image, cut to its size."""
         return self._segmentation(self.logits(maps), batch)
 
+    def probabilities(self, maps: Sequence[Tensor]) -> Tensor:
+        """Those of ``predict`` for the padded images: [B, K, H, W] float32, two rows for a binary head."""
+        return self._probabilities(self.logits(maps))
+
     def losses_and_predictions(self, maps: Sequence[Tensor], batch: Batch) -> tuple[dict[str, Tensor], Segmentation]:
         """What ``losses`` and ``predict`` give, from one pass of the decoder."""
         masks, logits = self._masks(batch), self.logits(maps)
