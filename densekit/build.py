@@ -25,6 +25,8 @@ from densekit.engine.step import TrainStep
 from densekit.engine.swa import EqualAverage
 from densekit.epochs import epoch_samples, repeats, run_length
 from densekit.errors import DensekitError
+from densekit.export.model import load as load_exported
+from densekit.export.runners import is_exported
 from densekit.features.heads import check_store, joined_config
 from densekit.memory import enough_memory
 from densekit.model import DenseModel, build_model
@@ -166,11 +168,13 @@ def model(config: Config, classes: Classes, *, measured: bool = False) -> tuple[
 
 
 def from_checkpoint(path: Path, overrides: Sequence[str] = ()) -> tuple[DenseModel, Config]:
-    """The model that a checkpoint holds, in evaluation mode, and its config with overrides.
+    """The model that a checkpoint or an exported file holds, in evaluation mode, and its config with overrides.
 
     Raises:
         DensekitError: not a checkpoint, a damaged one, or overrides that do not fit it.
     """
+    if is_exported(path):
+        return load_exported(path, overrides)
     content = checkpoint.load(path)
     config = override(parse(content["config"], f"the config in {path}"), overrides)
     with enough_memory():

@@ -31,8 +31,8 @@ def packed(model: M, dtype: torch.dtype) -> M:
     Returns:
         The copy, in evaluation mode.
     """
-    if dtype == torch.float32 and not _gains_in_float32(model):
-        return model.eval()
+    if next(model.parameters(), None) is None or (dtype == torch.float32 and not _gains_in_float32(model)):
+        return model.eval()  # an exported file has no parameters: it computes as it was made
     model = copy.deepcopy(model).eval().requires_grad_(False)
     for module in list(model.modules()):
         if callable(pack := getattr(module, "pack", None)):

@@ -45,6 +45,7 @@ LAYERS = {
     "infer": 7,
     "whole_weights": 7,
     "training": 7,
+    "export": 8,
     "features": 8,
     "build": 9,
     "inputs": 10,

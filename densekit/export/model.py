@@ -1,0 +1,166 @@
+"""An exported file in the place of a model: everything that predicts takes it as it takes a checkpoint's.
+
+B images, C channels, H, W size, D detections an image, K classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from densekit import canvases
+from densekit.calibration import Calibration
+from densekit.config import Config, override, parse
+from densekit.errors import DensekitError
+from densekit.export.files import Notes
+from densekit.export.runners import Runner, open_file
+from densekit.model import DenseModel
+from densekit.types import Batch, Classes, Classification, Detections, Level, Predictions, Segmentation, Task
+
+FORMAT = 1
+"""Rises when files of an older densekit can no longer be read as they are."""
+
+
+class RawImages(nn.Module):
+    """In the place of a backbone: the images themselves."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.levels = (Level("images", channels, 1),)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """[B, C, H, W] -> the same, alone in a list."""
+        return [images]
+
+
+class ExportedHead(nn.Module):
+    """Runs the file.
+
+    Args:
+        runner: of the file.
+        notes: the file's.
+    """
+
+    def __init__(self, runner: Runner, notes: Notes) -> None:
+        super().__init__()
+        self.runner = runner
+        self.task: Task = notes["task"]
+        self.dtype: torch.dtype = getattr(torch, notes["input"])
+        self.ids: list[int] = notes["classes"]["ids"]
+        self.multilabel: bool = notes.get("multilabel", False)
+        if "nms_threshold" in notes:
+            self.nms_threshold: float = notes["nms_threshold"]
+
+    def losses(self, maps: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
+        """None: a file tells no losses."""
+        return {}
+
+    def predict(self, maps: Sequence[Tensor], batch: Batch) -> Predictions:
+        """As a head: in the pixels of the images, with 0-based labels."""
+        (images,) = maps
+        if images.is_floating_point() and not self.dtype.is_floating_point:
+            raise DensekitError("this exported model takes uint8 images, and these are float32; export with --input")
+        found = self.runner(images.to(self.dtype))
+        if self.task == "detection":
+            ids = torch.tensor(self.ids, device=images.device)
+            labels = (found["class_ids"][..., None] == ids).to(torch.uint8).argmax(-1)
+            return Detections(found["boxes"], found["scores"], labels, found["valid"], found.get("masks"))
+        chances = found["probabilities"]
+        if self.task == "classification":
+            return Classification(chances, chances.argmax(1))
+        classes = (chances >= 0.5).to(torch.uint8) if self.multilabel else chances.max(1).indices
+        return Segmentation(list(chances), list(classes))
+
+
+class ExportedModel(DenseModel):
+    """A file that predicts.
+
+    Args:
+        runner: of the file.
+        notes: the file's.
+    """
+
+    def __init__(self, runner: Runner, notes: Notes) -> None:
+        held = notes["classes"]
+        channels = notes["channels"]
+        super().__init__(
+            RawImages(channels),
+            {"exported": ExportedHead(runner, notes)},
+            mean=notes["normalize"]["mean"],
+            std=notes["normalize"]["std"],
+            classes=Classes(tuple(held["names"]), tuple(held["ids"])),
+            channels=channels,
+        )
+        self.notes = notes
+        self.calibration = Calibration.held_in(notes, len(self.classes), "that was exported")
+
+    def features(self, batch: Batch) -> list[Tensor]:
+        """The raw images: normalisation and backbone are in the file.
+
+        Raises:
+            DensekitError: the batch brings stored maps.
+        """
+        if batch.maps is not None:
+            raise DensekitError("an exported model takes images, not stored features; give it a data set of images")
+        return [batch.images]
+
+    def losses_and_predictions(self, batch: Batch) -> tuple[dict[str, Tensor], Predictions]:
+        """The predictions, and no losses."""
+        return {}, self.predict(batch)
+
+    def _by_canvas(self, batch: Batch) -> list[tuple[list[int], Batch]]:
+        """By size: the file pads by itself."""
+        return canvases.split(dataclasses.replace(batch, pad_to=1), 1, self.levels)
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> tuple[ExportedModel, Config]:
+    """The model that an exported file holds, and the config of its run with overrides.
+
+    Raises:
+        DensekitError: no such file, one of a newer densekit, a backbone alone, or overrides of what the file fixes.
+    """
+    for given in overrides:
+        if given.startswith(("model.", "train.precision", "data.pad_to")):
+            raise DensekitError(f"{given}: {path} is exported, so that this can't change any more; export it anew")
+    runner, notes = open_file(path)
+    if notes["format"] > FORMAT:
+        raise DensekitError(f"{path} has format {notes['format']}, this densekit reads up to {FORMAT}; update densekit")
+    if notes["task"] == "features":
+        raise DensekitError(f"{path} holds a backbone alone, which predicts nothing; export the whole checkpoint")
+    config = override(parse(notes["config"], f"the config in {path}"), overrides)
+    return ExportedModel(runner, notes), config
+
+
+def notes_of(model: DenseModel, config: Config, **others: Any) -> Notes:
+    """What an exported file has to know of a model.
+
+    Args:
+        model: that is exported.
+        config: of its run.
+        others: what else is known of the file.
+    """
+    head = model.head()
+    tree = config.model_dump(mode="json")
+    tree["train"]["precision"] = "fp32"  # of what surrounds the graph, whose own arithmetic is fixed
+    notes: Notes = {
+        "format": FORMAT,
+        "task": head.task,
+        "classes": {"names": list(model.classes.names), "ids": list(model.classes.ids)},
+        "channels": model.channels,
+        "normalize": tree["model"]["normalize"],
+        "transforms": tree["data"]["eval_transforms"],
+        "config": tree,
+        **others,
+    }
+    if head.task == "segmentation":
+        notes["multilabel"] = getattr(head, "mode", None) == "multilabel"
+    if model.calibration is not None:
+        notes["calibration"] = model.calibration.content()
+    if hasattr(head, "nms_threshold"):
+        notes["nms_threshold"] = head.nms_threshold
+    return notes

@@ -1,0 +1,75 @@
+"""Export a checkpoint as one file that other programs run, checked on your validation set.
+
+    python tools/export_model.py runs/bccd/best.pt --out bccd.onnx
+    python tools/export_model.py runs/bccd/best.pt --format torch --out bccd.pt2
+
+The file takes raw images [B, C, H, W], any number of any size, and gives boxes, scores, class ids and which of them are
+valid (and masks), or probabilities: normalisation, padding and suppression are inside. Names, ids, normalisation and
+transforms are in its metadata; resizing is not part of it, as everywhere in densekit.
+
+The file gets its name when it has been run on the whole split, on odd sizes and batches, and its AP (mIoU, top-1) is
+that of the model: --tolerance says how far both may be apart. tools/predict.py, tools/evaluate.py and Predictor take
+the file in the place of a checkpoint. ONNX needs pip install 'densekit[export]'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+from densekit.console import run, say, track
+from densekit.errors import DensekitError
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt of a run folder")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace the checkpoint's")
+    parser.add_argument("--format", choices=("onnx", "torch"), help="default: by the suffix of --out, else onnx")
+    parser.add_argument("--out", type=Path, help="file to write (default: beside the checkpoint, .onnx or .pt2)")
+    parser.add_argument("--data", choices=("train", "val", "test"), default="val", help="split of the check")
+    parser.add_argument("--tolerance", type=float, default=0.001, help="most that AP, mIoU or top-1 may differ")
+    return parser.parse_intermixed_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = arguments(argv)
+    from densekit import build
+    from densekit.engine import distributed
+    from densekit.export import files
+    from densekit.export.check import compare, save_checked
+    from densekit.export.graph import Graph
+    from densekit.export.model import notes_of
+    from densekit.export.runners import is_exported
+
+    out, form = files.chosen(args.checkpoint, args.out, args.format)
+    if is_exported(args.checkpoint):
+        raise DensekitError(f"{args.checkpoint} is exported already; give the checkpoint that it was made of")
+    world = distributed.join("cpu")
+    model, config, _ = build.to_measure(args.checkpoint, args.overrides, args.data, world)
+    data = build.dataset(config, args.data, training=False, classes=model.classes)
+    build.check_stores(config, model, data, training=False)
+    batches = build.eval_batches(config, data, world)
+    dtype = next(iter(batches)).images.dtype
+    say(f"exporting {args.checkpoint} to {out}")
+    written = files.made(Graph(model, pad_to=config.data.pad_to), form, dtype)
+    notes = notes_of(model, config, **files.origin(args.checkpoint, dtype, precision="fp32"))
+    shown = track(batches, "comparing", len(batches))
+    metric = functools.partial(build.metric, config, model, data)
+    checked = save_checked(
+        written,
+        out,
+        notes,
+        lambda file: compare(model, file, shown, metric),
+        tolerance=args.tolerance,
+        odd_sizes=0.1,
+        name=lambda image: build.file_names(data, [image])[0],
+    )
+    say(f"{out}: {checked.summary()}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
