@@ -163,7 +163,7 @@ def model(config: Config, classes: Classes, *, measured: bool = False) -> tuple[
         report.append(load_backbone_weights(built.backbone, part.weights, bgr=part.bgr).summary())
     if config.model.weights is not None:
         match_names = config.data.match_names
-        report += load_whole(built, config.model.weights, match_names=match_names, measured=measured)
+        report += load_whole(built, config.model.weights, match_names=match_names, measured=measured, bgr=part.bgr)
     return built, report + without_effect(config, built.task)
 
 

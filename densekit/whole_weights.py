@@ -1,6 +1,7 @@
 """The first weights of a whole model: from a densekit checkpoint, or from what others save of theirs.
 
-torchvision's and timm's classifiers, torchvision's detectors and smp's segmenters are known by their keys.
+Classifiers of torchvision and timm, detectors of torchvision and detectron2, and smp's segmenters are known by their
+keys.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from densekit.backbones.detectron2 import from_caffe2, is_caffe2
+from densekit.backbones.detectron2 import advice, from_caffe2, is_caffe2, torchvision_name, turned
 from densekit.backbones.weights import LoadReport, load_backbone_weights, read_state_dict
 from densekit.engine import checkpoint
 from densekit.errors import DensekitError
 from densekit.heads.classifier import Classifier
 from densekit.heads.dense.torchvision import from_torchvision_dense, is_torchvision_dense
+from densekit.heads.faster_rcnn.detectron2 import from_detectron2, is_detectron2_detector
+from densekit.heads.faster_rcnn.head import FasterRCNN
 from densekit.heads.faster_rcnn.torchvision import from_torchvision, is_torchvision_detector, select_classes
 from densekit.heads.segmentation.smp_weights import from_smp, is_smp
 from densekit.model import DenseModel
@@ -27,7 +30,9 @@ _WNID = re.compile(r"n\d{8}")
 _IMAGENET = 1000
 
 
-def load_whole(model: DenseModel, source: str, *, match_names: bool = False, measured: bool = False) -> list[str]:
+def load_whole(
+    model: DenseModel, source: str, *, match_names: bool = False, measured: bool = False, bgr: bool | None = None
+) -> list[str]:
     """Start a model from a file; lines that say what was taken from it.
 
     Every weight must fit, but for a classifier of torchvision or timm: there the backbone takes what fits, and the
@@ -38,6 +43,7 @@ def load_whole(model: DenseModel, source: str, *, match_names: bool = False, mea
         source: the file.
         match_names: classes need the same names only, whatever their ids and order.
         measured: the model is measured as it is, without a training: nothing may start anew.
+        bgr: whether a detector of detectron2 learned on images of blue, green, red; None: nothing is known.
 
     Raises:
         DensekitError: weights of another model, or of other classes.
@@ -45,13 +51,14 @@ def load_whole(model: DenseModel, source: str, *, match_names: bool = False, mea
     state = read_state_dict(source)
     if model.task == "classification" and not any(key.startswith("heads.") for key in state):
         return _load_classifier(model, source, state, measured)
-    translated = _translated(model, state)
+    detectron2 = is_detectron2_detector(state)
+    translated = _of_detectron2(model, state, bgr=bool(bgr)) if detectron2 else _translated(model, state)
     if translated is None:
         content = checkpoint.load(source)
         translated = content["model"]
         _check_classes(checkpoint.classes_of(content, source), model.classes, source, match_names)
     checkpoint.load_weights(model, translated, source)
-    return [f"all weights from {source}"]
+    return [f"all weights from {source}", *([advice(caffe2=False, bgr=bgr)] if detectron2 else [])]
 
 
 def _check_classes(learned: Classes, own: Classes, source: str, match_names: bool) -> None:
@@ -77,9 +84,32 @@ def _translated(model: DenseModel, state: dict[str, Tensor]) -> dict[str, Tensor
         found = from_smp(state, head=head)
     else:
         return None
-    # What other libraries do not keep in their files: our normalisation, and counters that frozen norms drop.
-    own = {k: v for k, v in model.state_dict().items() if k in ("mean", "std") or k.endswith("num_batches_tracked")}
-    return {**own, **found}
+    return {**_own(model), **found}
+
+
+def _own(model: DenseModel) -> dict[str, Tensor]:
+    """What other libraries do not keep in their files: our normalisation, and counters that frozen norms drop."""
+    return {k: v for k, v in model.state_dict().items() if k in ("mean", "std") or k.endswith("num_batches_tracked")}
+
+
+def _of_detectron2(model: DenseModel, state: dict[str, Tensor], *, bgr: bool) -> dict[str, Tensor]:
+    detector = model.head()
+    if not isinstance(detector, FasterRCNN):
+        raise DensekitError(
+            f"model.weights: a two-stage detector of detectron2, but the head {next(iter(model.heads))!r} is none; use "
+            f"faster_rcnn, mask_rcnn or a cascade, or give it as model.backbone.weights"
+        )
+    found = from_detectron2(
+        {torchvision_name(key): value for key, value in state.items()},
+        head=next(iter(model.heads)),
+        classes=len(model.classes),
+        sizes=detector.rpn.anchors.sizes,
+        pool_size=detector.roi.pool_size,
+    )
+    stem = "backbone.conv1.weight"
+    if bgr and stem in found:
+        found[stem] = turned(found[stem], stem)
+    return {**_own(model), **found}
 
 
 def _load_classifier(model: DenseModel, source: str, state: dict[str, Tensor], measured: bool) -> list[str]:

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from densekit.errors import DensekitError
+
 _DETECTRON2 = re.compile(
     r"(?:(?<=^)|(?<=\.))(?:stem|res(?P<stage>[2-5])\.(?P<block>\d+))\.(?P<part>conv[1-3]|shortcut)(?P<norm>\.norm)?"
     r"\.(?P<rest>weight|bias|running_mean|running_var)$"
@@ -35,6 +37,22 @@ def torchvision_name(key: str) -> str:
         return key
     stage, block, part, norm, rest = found.group("stage", "block", "part", "norm", "rest")
     return f"{key[: found.start()]}{_place(stage, block)}{_part(part, bool(norm))}.{rest}"
+
+
+def with_last_stage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors with the last stage of a detector on C4, which stands in its heads there, beside the other stages."""
+    return {re.sub(r"^roi_heads\.res5\.", "backbone.res5.", key): value for key, value in tensors.items()}
+
+
+def turned(weight: Tensor, key: str) -> Tensor:
+    """A stem's filters for images of red, green, blue, from those for blue, green, red.
+
+    Raises:
+        DensekitError: filters that read no three colours.
+    """
+    if weight.dim() != 4 or weight.shape[1] != 3:
+        raise DensekitError(f"bgr: {key} is {tuple(weight.shape)} and reads no three colours; leave bgr out")
+    return weight.flip(1)
 
 
 def is_caffe2(keys: Iterable[str]) -> bool:

@@ -21,7 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from densekit import array_pickles, pickles
-from densekit.backbones.detectron2 import advice, from_caffe2, is_caffe2, torchvision_name
+from densekit.backbones.detectron2 import (
+    advice,
+    from_caffe2,
+    is_caffe2,
+    torchvision_name,
+    turned,
+    with_last_stage,
+)
 from densekit.backbones.pretrained import is_name, resolve
 from densekit.errors import DensekitError
 
@@ -103,7 +110,7 @@ def load_backbone_weights(backbone: nn.Module, source: str, *, bgr: bool | None 
     tensors = read_state_dict(path)
     if caffe2 := is_caffe2(tensors):
         tensors, bgr = from_caffe2(tensors), bgr is not False
-    found = _match(backbone, tensors, turned=bool(bgr))
+    found = _match(backbone, with_last_stage(tensors), bgr=bool(bgr))
     fraction = len(found.values) / max(1, len(found.values) + len(found.missing) + len(found.mismatched))
     if fraction < LEAST_FIT:
         raise DensekitError(_does_not_fit(source, name, found))
@@ -177,15 +184,15 @@ class _Found:
     used: tuple[str, ...]
 
 
-def _match(backbone: nn.Module, tensors: Mapping[str, Tensor], *, turned: bool) -> _Found:
+def _match(backbone: nn.Module, tensors: Mapping[str, Tensor], *, bgr: bool) -> _Found:
     own = {key: value for key, value in backbone.state_dict().items() if _counts(key)}
     given, prefixes = _matching_keys(list(own), [key for key in tensors if _counts(key)])
     stem = _stem_key(backbone)
     values, mismatched, folded = {}, [], None
     for key, file_key in given.items():
         tensor, shape = tensors[file_key], own[key].shape
-        if key == stem and turned:
-            tensor = _turned(tensor, file_key)
+        if key == stem and bgr:
+            tensor = turned(tensor, file_key)
         if key == stem and _folds(tensor, own[key]):
             tensor, folded = fold_channels(tensor, shape[1]), key
         if tensor.shape == shape:
@@ -196,13 +203,6 @@ def _match(backbone: nn.Module, tensors: Mapping[str, Tensor], *, turned: bool) 
     used = dict.fromkeys(given.values())
     unexpected = tuple(key for key in tensors if _counts(key) and key not in used)
     return _Found(values, missing, unexpected, tuple(mismatched), folded, tuple(prefixes), tuple(used))
-
-
-def _turned(weight: Tensor, key: str) -> Tensor:
-    """A stem's filters for images of red, green, blue, from those for blue, green, red."""
-    if weight.dim() != 4 or weight.shape[1] != 3:
-        raise DensekitError(f"bgr: {key} is {tuple(weight.shape)} and reads no three colours; leave bgr out")
-    return weight.flip(1)
 
 
 def _notes(found: _Found, *, caffe2: bool, bgr: bool | None) -> tuple[str, ...]:

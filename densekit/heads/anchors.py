@@ -27,7 +27,7 @@ class Anchors(nn.Module):
         super().__init__()
         for level, own in enumerate(sizes):
             self.register_buffer(f"cells_{level}", cell_anchors(own, ratios), persistent=False)
-        self.each = len(sizes[0]) * len(ratios)
+        self.sizes, self.each = len(sizes[0]), len(sizes[0]) * len(ratios)
 
     def cells(self, level: int) -> Tensor:
         """[k, 4] anchors of one cell of a level, around the origin."""
