@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from densekit.console import track
 from densekit.metrics.coco_numbers import AREAS, IOU_50, IOU_75
 from densekit.metrics.intervals import Floats, Name, Weights, mean_of_defined
 
@@ -103,7 +104,8 @@ def matches(evaluation: Any, classes: int, images: int) -> list[list[Matches]]:
     areas = {tuple(area): a for a, area in enumerate(evaluation.params.area_rng)}
     thresholds = len(evaluation.params.iou_thrs)
     rows: list[list[list[_Rows]]] = [[[] for _ in areas] for _ in range(classes)]
-    for start in range(1, images + 1, _IMAGES_AT_ONCE):
+    starts = range(1, images + 1, _IMAGES_AT_ONCE)
+    for start in track(starts, "matching each image", len(starts), shown=len(starts) > 1):
         evaluation.params.img_ids = list(range(start, min(start + _IMAGES_AT_ONCE, images + 1)))
         evaluation.evaluate()
         for own in evaluation.eval_imgs:

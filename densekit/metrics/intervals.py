@@ -16,6 +16,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from densekit.console import track
+
 Floats = npt.NDArray[np.float64]
 Weights = npt.NDArray[np.int32]
 Name = tuple[str, ...]
@@ -25,7 +27,7 @@ DRAWS = 1000
 """Draws of the images, enough for two digits of an interval's ends."""
 
 SHARE = 0.95
-_AT_ONCE = 5_000_000  # weights
+_AT_ONCE = 1_000_000  # weights
 
 
 class Resampler(Protocol):
@@ -66,7 +68,10 @@ def draws(images: int, count: int, seed: int) -> Iterator[Weights]:
 
 def resample(resampler: Resampler, *, count: int = DRAWS, seed: int = 0) -> dict[Name, Floats]:
     """[S] values of each number, one a draw."""
-    parts = [resampler.numbers(weights) for weights in draws(len(resampler.images), count, seed)]
+    images = len(resampler.images)
+    chunks = -(-count // max(1, _AT_ONCE // images))
+    drawn = track(draws(images, count, seed), "drawing images anew", chunks, shown=chunks > 1)
+    parts = [resampler.numbers(weights) for weights in drawn]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -16,6 +16,7 @@ from tests.tools import runs
 from tests.tools.conftest import TASKS
 
 HOSTILE = '<script>alert("1")</script>&amp;'
+HOSTILE_FILE = "<img src=x onerror=alert(2)>.jpg"
 
 
 class Page(Balance):
@@ -63,22 +64,30 @@ def test_a_page_tells_the_numbers_the_making_and_the_curves(pages, checkpoints, 
         assert "precision upwards" in text
 
 
-def test_a_hostile_class_name_is_text(checkpoints, tmp_path, shapes):
+def test_hostile_names_of_classes_and_files_are_text(checkpoints, tmp_path, shapes):
     source = json.loads((shapes / "annotations" / "val.json").read_text())
     content = checkpoint.load(checkpoints["detection"])
     old = content["classes"]["names"][0]
     content["classes"]["names"][0] = HOSTILE
     for category in source["categories"]:
         category["name"] = HOSTILE if category["name"] == old else category["name"]
+    (tmp_path / "images").mkdir()
+    for image in source["images"]:
+        (tmp_path / "images" / f"{image['id']}{HOSTILE_FILE}").write_bytes(
+            (shapes / "images" / image["file_name"]).read_bytes()
+        )
+        image["file_name"] = f"{image['id']}{HOSTILE_FILE}"
     (tmp_path / "val.json").write_text(json.dumps(source))
     checkpoint.save(tmp_path / "best.pt", content)
-    annotations = f"data.val.annotations={tmp_path / 'val.json'}"
-    code, said = runs.call("report", tmp_path, annotations, "--pictures", 1)
+    where = (f"data.val.annotations={tmp_path / 'val.json'}", f"data.val.images={tmp_path / 'images'}")
+    code, said = runs.call("report", tmp_path, *where, "--pictures", 3)
     assert code == 0, said
     text = (tmp_path / "report.html").read_text("utf-8")
     assert "alert(" in text
     assert "<script>alert" not in text
     assert "&lt;script&gt;alert(" in text
+    assert "<img src=x" not in text
+    assert "&lt;img src=x onerror" in text
     Page(text)
 
 
