@@ -53,8 +53,9 @@ def config_of(task: str, data: Path, **train: Any) -> dict[str, Any]:
     }
     tree["data"] = {
         **{split: _data(task, data, split) for split in ("train", "val")},
-        "train_transforms": _TRANSFORMS,
+        "train_transforms": [*_TRANSFORMS, *_MIXED.get(task, ())],
         "workers": 0,
+        **({"sampling": {"name": "class_balanced"}} if task == "instances" else {}),
     }
     return tree
 
@@ -74,6 +75,12 @@ _HEADS: dict[str, dict[str, Any]] = {
     "instances": {"name": "mask_rcnn", **_BOXES, "mask_convs": 1, "mask_channels": 16, "mask_pool_size": 4},
     "segmentation": {"name": "unet", "decoder_channels": [16, 16, 8, 8]},
     "classification": {"name": "classifier", "dropout": 0.2, "mixup": 0.2},
+}
+
+
+_MIXED: dict[str, list[dict[str, Any]]] = {
+    "instances": [{"name": "CopyPaste", "until": 0.8}, {"name": "MixUp"}],
+    "segmentation": [{"name": "CopyPaste"}],
 }
 
 
@@ -270,12 +277,13 @@ def meeting_port() -> int:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Bit-identical weights, optimiser, average, state and metrics; seconds and dates may differ."""
+    """Bit-identical weights, optimiser, average, state and metrics; seconds, dates and the commands may differ."""
     assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
     for name in ("last.pt", "best.pt"):
         first, second = (torch.load(folder / name, weights_only=True) for folder in (one, other))
         for content in (first, second):
-            del content["made"]["seconds"], content["made"]["time"]
+            for its_own in ("seconds", "time", "command"):
+                del content["made"][its_own]
             content.get("training", {}).get("state", {}).pop("seconds", None)
             del content["config"]["data"]["workers"]
         _assert_same(first, second, name)
