@@ -6,8 +6,8 @@
 The report needs no server and no network: open it by a double click, or print it. It measures best.pt on the
 validation set and tells what was trained on what, how good it is with intervals, which class is worst and why, curves,
 precision and recall, confusions with the images behind them, kinds of errors, how honest the scores are, the worst
-images and some at random, labels that are probably wrong (also as label_errors.json, a COCO file), what the doctor says
-of the data, time and memory. It is written into the run folder as report.html unless --out says otherwise.
+images and some at random, labels that are probably wrong (also as label_errors.json, of boxes a COCO file), what the
+doctor says of the data, time and memory. It is written into the run folder as report.html unless --out says otherwise.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from densekit.engine import distributed
     from densekit.files import write_text
     from densekit.measured import checkpoint_of
-    from densekit.run_report.label_errors import as_coco
+    from densekit.run_report.label_errors import as_json
     from densekit.run_report.page import write_report
     from densekit.run_report.side_by_side import write_side_by_side
     from densekit.run_report.story import gather
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         (story,) = stories
         write_report(story, out)
         if story.suspects:
-            text = json.dumps(as_coco(story.suspects, story.run.data), indent=1)
+            text = json.dumps(as_json(story.suspects, story.run.data), indent=1)
             write_text(out.with_name("label_errors.json"), text + "\n")
             say(f"{len(story.suspects)} labels that are probably wrong: {out.with_name('label_errors.json')}")
     say(f"{out} ({out.stat().st_size / 2**20:.1f} MiB)")

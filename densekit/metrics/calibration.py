@@ -243,6 +243,10 @@ class ChanceMetric:
         """How many images."""
         return {"images": len(self._rows)}
 
+    def of_image(self, image_id: int | str) -> npt.NDArray[Any]:
+        """[n, K] probabilities of an image, or of its pixels that were drawn."""
+        return self._rows[image_id][0]
+
     def chances(self) -> Chances:
         """All rows."""
         parts = list(self._rows.values())

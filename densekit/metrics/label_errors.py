@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from densekit.metrics.box_errors import IOU, Image, overlaps
+from densekit.metrics.box_errors import IOU, Floats, Image, overlaps
 
 Kind = Literal["missing", "class", "not found"]
 
@@ -28,7 +28,7 @@ class Suspect(NamedTuple):
     Attributes:
         kind: of the probable error.
         image: its id.
-        box: (x, y, width, height): of the detection, or of the object that is not found.
+        box: (x, y, width, height): of the detection, or of the object that is not found; empty for a whole image.
         label: what it probably is; of an object that is not found, what it is annotated as.
         was: what it is annotated as; None where nothing is.
         score: of the box; of an object that is not found the share of its class that is found.
@@ -61,6 +61,21 @@ def suspects(images: Mapping[int | str, Image], classes: int) -> list[Suspect]:
     rates = hit / np.maximum(known, 1)
     scored = [one._replace(score=float(rates[one.label])) if one.kind == "not found" else one for one in found]
     return sorted((one for one in scored if one.score >= CONFIDENT), key=lambda one: -one.score)
+
+
+def suspect_images(chances: Mapping[int | str, Floats], labels: Mapping[int | str, int]) -> list[Suspect]:
+    """Images whose class is probably another one, the most probable first.
+
+    Args:
+        chances: [K] calibrated probabilities, by image id.
+        labels: what each image is annotated as.
+    """
+    found = [
+        Suspect("class", image_id, (), int(p.argmax()), labels[image_id], float(p.max()), None)
+        for image_id, p in chances.items()
+        if p.argmax() != labels[image_id] and p.max() >= CONFIDENT
+    ]
+    return sorted(found, key=lambda one: -one.score)
 
 
 def _of_image(image_id: int | str, image: Image) -> list[Suspect]:

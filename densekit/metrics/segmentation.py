@@ -165,12 +165,16 @@ class SegmentationMetric:
 
     def resampler(self) -> SegmentationResampler:
         """What each image adds to the numbers of ``compute``."""
-        ids = in_order(self._images)
-        images = [self._images[i] for i in ids]
+        matrices = self.matrices()
+        images = [self._images[i] for i in matrices]
         boundary = None
         if self.boundary:
             boundary = np.stack([[getattr(image, part) for image in images] for part in ("shared", "either")])
-        return SegmentationResampler(ids, [self._matrix(image) for image in images], boundary, self.classes.names)
+        return SegmentationResampler(list(matrices), list(matrices.values()), boundary, self.classes.names)
+
+    def matrices(self) -> dict[int | str, Counts]:
+        """Pixels of each image by true and predicted class, [K, K]; of layers [K, 2, 2]."""
+        return {i: self._matrix(self._images[i]) for i in in_order(self._images)}
 
     def per_image(self) -> dict[int | str, dict[str, float | None]]:
         """``mIoU``, ``dice``, ``mean_accuracy`` and ``pixel_accuracy`` of each image; None where all is ignored."""

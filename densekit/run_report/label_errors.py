@@ -1,4 +1,4 @@
-"""Labels that are probably wrong, as a COCO file that annotation tools open."""
+"""Labels that are probably wrong, as a file: of boxes a COCO file that annotation tools open."""
 
 from __future__ import annotations
 
@@ -10,6 +10,22 @@ from densekit import build
 from densekit.files import printable
 from densekit.metrics.label_errors import Suspect
 from densekit.types import Dataset
+
+
+def as_json(suspects: Sequence[Suspect], data: Dataset) -> Any:
+    """A COCO file of boxes; of whole images a list with ``file``, ``was``, ``probably`` and ``score``."""
+    if data.task == "detection":
+        return as_coco(suspects, data)
+    names, files = data.classes.names, build.file_names(data, [one.image for one in suspects])
+    return [
+        {
+            "file": printable(file),
+            "was": names[one.was or 0],
+            "probably": names[one.label],
+            "score": round(one.score, 4),
+        }
+        for file, one in zip(files, suspects)
+    ]
 
 
 def as_coco(suspects: Sequence[Suspect], data: Dataset) -> dict[str, Any]:

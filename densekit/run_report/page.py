@@ -138,5 +138,5 @@ def _suspects(story: Story) -> str:
             "not found": f"{names[one.label]} that no box covers",
         }[one.kind]
         rows.append((printable(Path(file).name), what, f"{one.score:.2f}", ", ".join(f"{v:.0f}" for v in one.box)))
-    head = f"<p>{len(story.suspects)} in all, the most probable first; label_errors.json has them as COCO.</p>"
+    head = f"<p>{len(story.suspects)} in all, the most probable first; label_errors.json has them all.</p>"
     return head + sections.table(("file", "what", "score", "box (x, y, width, height)"), rows)

@@ -162,7 +162,7 @@ def confused(story: Story, listed: Callable[[Story, Sequence[int | str]], str]) 
 
     def behind(i: int, j: int) -> str:
         images = story.behind.get((i, j), [])
-        return listed(story, images[:10]) if images and i != j else ""
+        return listed(story, images) if images and i != j else ""
 
     if len(names) <= MOST_CLASSES:
         note = "Percent of each true class. Cells open the images with most of it."

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from densekit import build
 from densekit.build import Split
 from densekit.calibrate import Calibrated, calibration_of, chance_metric
-from densekit.calibration import of_labels, tempered
+from densekit.calibration import of_labels, tempered, tempered_chances
 from densekit.doctor.quick import quick_check
 from densekit.engine import checkpoint
 from densekit.engine.distributed import World
@@ -23,15 +24,19 @@ from densekit.errors import DensekitError
 from densekit.measured import Measured, measure
 from densekit.metrics.accuracy import AccuracyMetric
 from densekit.metrics.box_errors import Image, confusion
+from densekit.metrics.calibration import ChanceMetric
 from densekit.metrics.coco import CocoMetric
 from densekit.metrics.intervals import intervals
-from densekit.metrics.label_errors import Suspect, suspects
+from densekit.metrics.label_errors import Suspect, suspect_images, suspects
 from densekit.metrics.segmentation import SegmentationMetric
 from densekit.run_report.pictures import Picture, pictures
 from densekit.show import report
 
 Cell = tuple[int, int]
 DRAWS = 1000
+
+BEHIND = 10
+"""Images that are named behind a cell of the confusion matrix."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +100,7 @@ def gather(run: Path, overrides: Sequence[str], split: Split, world: World, *, s
         numbers=numbers,
         calibrated=calibrated,
         behind=_behind(measured, numbers),
-        suspects=suspects(calibrated_pairs(measured, calibrated), len(measured.data.classes)),
+        suspects=_suspects(measured, calibrated),
         crowding=_crowding(measured),
         tide=measured.metric.tide() if isinstance(measured.metric, CocoMetric) else {},
         doctor=_doctor(measured),
@@ -114,41 +119,65 @@ def calibrated_pairs(measured: Measured, calibrated: Calibrated) -> dict[int | s
     }
 
 
+def _suspects(measured: Measured, calibrated: Calibrated) -> list[Suspect]:
+    if isinstance(measured.metric, AccuracyMetric):
+        temperature = calibrated.calibration.temperatures[0]
+        rows = measured.metric.state()
+        chances = {i: tempered_chances(_chances(measured, i), temperature) for i in rows}
+        return suspect_images(chances, {i: label for i, (label, _, _) in rows.items()})
+    return suspects(calibrated_pairs(measured, calibrated), len(measured.data.classes))
+
+
+def _chances(measured: Measured, image_id: int | str) -> npt.NDArray[Any]:
+    """[K] a classifier's probabilities of an image."""
+    assert isinstance(measured.beside, ChanceMetric)
+    found: npt.NDArray[Any] = measured.beside.of_image(image_id)[0]
+    return found
+
+
 def _behind(measured: Measured, numbers: dict[str, Any]) -> dict[Cell, list[int | str]]:
     """Images by true and predicted class, most of them first."""
     counts: defaultdict[Cell, dict[int | str, int]] = defaultdict(dict)
     metric = measured.metric
-    if isinstance(metric, CocoMetric):
-        for image_id, image in metric.pairs().items():
-            matrix = confusion([image], len(measured.data.classes), numbers["F1_threshold"])
-            for i, j in np.argwhere(matrix).tolist():
-                counts[i, j][image_id] = int(matrix[i, j])
-    elif isinstance(metric, AccuracyMetric):
+    if isinstance(metric, AccuracyMetric):
         for image_id, (label, found, _) in metric.state().items():
             counts[label, found][image_id] = 1
-    return {cell: sorted(own, key=lambda i: -own[i]) for cell, own in counts.items()}
+    for image_id, matrix in _matrices(measured, numbers).items():
+        for i, j in np.argwhere(matrix).tolist():
+            counts[i, j][image_id] = int(matrix[i, j])
+    return {cell: sorted(own, key=lambda i: -own[i])[:BEHIND] for cell, own in counts.items()}
+
+
+def _matrices(measured: Measured, numbers: dict[str, Any]) -> dict[int | str, npt.NDArray[np.int64]]:
+    """Confusions of each image, where they are more than a class for a class."""
+    metric = measured.metric
+    if isinstance(metric, CocoMetric):
+        classes, cut = len(measured.data.classes), numbers["F1_threshold"]
+        return {image_id: confusion([image], classes, cut) for image_id, image in metric.pairs().items()}
+    return metric.matrices() if isinstance(metric, SegmentationMetric) and "confusion" in numbers else {}
 
 
 def _worst(measured: Measured, numbers: dict[str, Any]) -> list[tuple[int | str, str]]:
     """Images from the worst on, with a few words each."""
     metric = measured.metric
     if isinstance(metric, CocoMetric):
-        found = []
-        for image_id, image in metric.pairs().items():
-            matrix = confusion([image], len(measured.data.classes), numbers["F1_threshold"])
+        errors = []
+        for image_id, matrix in _matrices(measured, numbers).items():
             missed, extra = int(matrix[:-1, -1].sum()), int(matrix[-1].sum())
             swapped = int(matrix[:-1, :-1].sum() - np.trace(matrix[:-1, :-1]))
-            found.append(
-                (missed + extra + swapped, image_id, f"{missed} missed, {extra} for nothing, {swapped} swapped")
-            )
-        return [(image_id, words) for _, image_id, words in sorted(found, key=lambda row: -row[0])]
+            words = f"{missed} missed, {extra} for nothing, {swapped} swapped"
+            errors.append((missed + extra + swapped, image_id, words))
+        return [(image_id, words) for _, image_id, words in sorted(errors, key=lambda row: -row[0])]
     if isinstance(metric, SegmentationMetric):
         known = [(row["mIoU"], i) for i, row in metric.per_image().items() if row["mIoU"] is not None]
         return [(i, f"mIoU {value:.3f}") for value, i in sorted(known, key=lambda row: row[0])]
     assert isinstance(metric, AccuracyMetric)
-    names = measured.data.classes.names
-    rows = sorted(metric.state().items(), key=lambda row: -row[1][2])
-    return [(i, f"{names[label]}, taken for {names[found]}" * (label != found)) for i, (label, found, _) in rows]
+    names, rows = measured.data.classes.names, metric.state()
+    own = {i: float(_chances(measured, i)[label]) for i, (label, _, _) in rows.items()}
+    return [
+        (i, f"{names[rows[i][0]]} {own[i]:.2f}" + f", taken for {names[rows[i][1]]}" * (rows[i][0] != rows[i][1]))
+        for i in sorted(rows, key=lambda i: own[i])
+    ]
 
 
 def _crowding(measured: Measured) -> dict[str, float | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ import torch
 from densekit.data.formats.coco.file import open_coco
 from densekit.metrics.box_errors import Found, Objects
 from densekit.metrics.coco import CocoMetric
-from densekit.metrics.label_errors import suspects
-from densekit.run_report.label_errors import as_coco
-from densekit.types import Batch, Detections
+from densekit.metrics.label_errors import suspect_images, suspects
+from densekit.run_report.label_errors import as_coco, as_json
+from densekit.types import Batch, Classes, Detections
 
 HERE, NEAR, ASIDE, AWAY = (50.0, 50, 40, 40), (52.0, 50, 40, 40), (70.0, 50, 40, 40), (120.0, 120, 40, 40)
 
@@ -62,6 +63,14 @@ def test_the_most_probable_come_first():
     first = image([], [(0, 0.6, HERE)])
     second = image([], [(1, 0.95, HERE)])
     assert [one.image for one in suspects({7: first, 8: second}, 2)] == [8, 7]
+
+
+def test_images_that_are_probably_of_another_class():
+    chances = {"a": np.array([0.1, 0.9]), "b": np.array([0.02, 0.98]), "c": np.array([0.9, 0.1]), "d": np.full(2, 0.5)}
+    found = suspect_images(chances, {"a": 0, "b": 0, "c": 0, "d": 0})
+    assert [(one.image, one.label, one.was, one.score) for one in found] == [("b", 1, 0, 0.98), ("a", 1, 0, 0.9)]
+    made = as_json(found, SimpleNamespace(task="classification", classes=Classes(("cat", "dog"), (5, 9))))
+    assert made[0] == {"file": "b", "was": "cat", "probably": "dog", "score": 0.98}
 
 
 @pytest.fixture(scope="module")
