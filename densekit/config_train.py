@@ -61,6 +61,7 @@ class SwaConfig(Strict):
         start: when the mean begins: a fraction of the run, or epochs from 1 on. Before it the weights are themselves.
         every: epochs between the weights that are averaged.
         lr: learning rate from ``start`` on, as a fraction of ``optimizer.lr``; null keeps the schedule's.
+        anneal: epochs in which the rate goes from the schedule's to ``lr``, along a cosine; 0 jumps.
         norm_batches: batches of the training set from which batch norm's statistics, which no average of weights has,
             are computed anew before each evaluation.
     """
@@ -68,6 +69,7 @@ class SwaConfig(Strict):
     start: float = Field(default=0.75, gt=0)
     every: float = Field(default=1.0, gt=0)
     lr: float | None = Field(default=None, gt=0, le=1)
+    anneal: float = Field(default=0.0, ge=0)
     norm_batches: int = Field(default=100, ge=1)
 
 

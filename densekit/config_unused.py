@@ -21,6 +21,8 @@ def without_effect(config: Config, task: str) -> list[str]:
             found += _if_set(part, key, f"{place}.{key}", f"{part.name} has no such option")
     if config.train.optimizer.backbone_lr == 0:
         found += _if_set(config.train.optimizer, "layer_decay", "train.optimizer.layer_decay", "backbone_lr is 0")
+    if config.train.swa is not None and config.train.swa.lr is None:
+        found += _if_set(config.train.swa, "anneal", "train.swa.anneal", "swa.lr is null")
     if not config.train.schedule.warmup:
         found += _if_set(config.train.schedule, "warmup_start", "train.schedule.warmup_start", "warmup is 0")
     if task != "detection":

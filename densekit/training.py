@@ -94,7 +94,8 @@ def _schedule(config: Config, timetable: Plan) -> Schedule:
     )
     if swa is None or swa.lr is None:
         return schedule
-    return held(schedule, timetable.moment(swa.start, "train.swa.start"), swa.lr)
+    start, anneal = timetable.moment(swa.start, "train.swa.start"), round(swa.anneal * timetable.steps_per_epoch)
+    return held(schedule, start, swa.lr, anneal=anneal)
 
 
 def _freezing(config: Config, built: DenseModel, timetable: Plan, stages: dict[str, int]) -> Freezing | None:

@@ -165,9 +165,16 @@ def make_schedule(
     return factor
 
 
-def held(schedule: Schedule, start: int, factor: float) -> Schedule:
-    """A schedule that stays at ``factor`` from a step on."""
-    return lambda step: schedule(step) if step < start else factor
+def held(schedule: Schedule, start: int, factor: float, *, anneal: int = 0) -> Schedule:
+    """A schedule that from a step on goes to ``factor``, along a cosine of ``anneal`` steps, and stays there."""
+
+    def factor_at(step: int) -> float:
+        if step < start:
+            return schedule(step)
+        t = min(1.0, (step - start) / anneal) if anneal else 1.0
+        return factor + (schedule(start) - factor) * 0.5 * (1.0 + math.cos(math.pi * t))
+
+    return factor_at
 
 
 def set_rate(optimizer: Optimizer, factor: float) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from densekit.backbones.describe import stages_of
 from densekit.data.formats.feature_set import pixels_of, store_of
 from densekit.data.loading.batching import collate
 from densekit.errors import DensekitError
@@ -55,7 +56,7 @@ def check_store(
     if learning and (moving := _what_moves(model)):
         raise DensekitError(
             f"model.backbone: {moving}, but stored features are those of a frozen one; set frozen_stages to "
-            f"{len(model.levels)} (all)"
+            f"{max(stages_of(model.backbone, model.channels).values()) + 1} (all)"
         )
     _check_values(model, dataset, str(store.path))
     _check_levels(model, dataset, [level.name for level in store.backbone_levels])

@@ -15,6 +15,7 @@ from densekit.backbones.resnet import ResNet, Variant
 from densekit.engine.distributed import World
 from densekit.engine.freezing import Freezing
 from densekit.engine.guard import write_bundle
+from densekit.engine.optim import held, make_schedule
 from densekit.engine.plan import Plan
 from densekit.engine.replay import read_bundle, replay
 from densekit.engine.run_folder import RunFolder, RunState
@@ -28,7 +29,7 @@ from tests.engine.parts import batch_on
 
 CPU = torch.device("cpu")
 WORLD = World(0, 1, 1, CPU)
-STEPS, EPOCH, LEFT = 8, 2, (1, 3, 7)
+STEPS, EPOCH = 8, 2
 SMALL = Variant("small", "basic", (1, 1, 1, 1), (4, 4, 8, 8))
 BATCHES = [batch_on(CPU, "labels", images=4) for _ in range(STEPS)]
 for number, one in enumerate(BATCHES):
@@ -197,7 +198,18 @@ def test_a_rate_of_its_own_holds_from_the_first_weights_on():
     step = step_of(swa={"start": 0.5, "lr": 0.3}, schedule={"name": "cosine"})
     rates = [step.schedule(number) for number in range(STEPS)]
     assert rates[4:] == [0.3] * 4
-    assert rates[:4] == [step_of(schedule={"name": "cosine"}).schedule(number) for number in range(4)]
+    assert rates[:4] == [make_schedule("cosine", STEPS)(number) for number in range(4)]
+
+
+def test_a_rate_goes_to_its_own_as_torchs_own_schedule_does():
+    factor = held(make_schedule("constant", 100), 40, 0.3, anneal=10)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    peer = swa_utils.SWALR(optimizer, swa_lr=0.3, anneal_epochs=10, anneal_strategy="cos")
+    for step in range(40, 55):
+        assert factor(step) == pytest.approx(optimizer.param_groups[0]["lr"]), step
+        optimizer.step()
+        peer.step()
+    assert [factor(39), factor(54)] == [1.0, 0.3]
 
 
 def test_statistics_of_what_rests_are_left_alone_and_those_of_a_finite_mean_are_new():
@@ -210,17 +222,18 @@ def test_statistics_of_what_rests_are_left_alone_and_those_of_a_finite_mean_are_
     assert changed == {"layer3", "layer4"}
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_a_run_that_is_left_in_any_phase_goes_on_to_the_same_bits(name, tmp_path):
+# While all of the backbone rests, while a part does, while weights are averaged.
+@pytest.mark.parametrize(("name", "left"), [("sgd", (3,)), ("adamw", (1, 3, 7))])
+def test_a_run_that_is_left_in_any_phase_goes_on_to_the_same_bits(name, left, tmp_path):
     train = {"freeze_until": [0.25, 0.5], "swa": {"start": 0.625, "every": 0.5, "lr": 0.5}}
     train["optimizer"] = {"name": name, "lr": 1e-2, "layer_decay": 0.7}
     alone = step_of(**train)
     for number in range(STEPS):
         alone([BATCHES[number]], number)
-        if number + 1 in LEFT:
+        if number + 1 in left:
             folder = RunFolder(tmp_path / f"{number + 1}", "seed: 0\n", resume=False, world=WORLD)
             folder.save_last(alone, RunState(step=number + 1))
-    for killed in LEFT:  # all of the backbone rests, a part does, weights are averaged
+    for killed in left:
         again = step_of(**train)
         state, _ = RunFolder(tmp_path / f"{killed}", "seed: 0\n", resume=True, world=WORLD).resume(again)
         assert state.step == killed

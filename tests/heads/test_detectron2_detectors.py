@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from densekit.backbones.weights import load_backbone_weights
-from densekit.config import ModelConfig
 from densekit.errors import DensekitError
-from densekit.model import build_model
+from densekit.model import DenseModel
+from densekit.registry import HEADS
 from densekit.types import Classes
 from densekit.whole_weights import load_whole
 from tests.backbones.test_detectron2_weights import as_detectron2
+from tests.heads.test_single_map_necks import trunk
 
 CLASSES = Classes(("a", "b", "c"), (4, 1, 9))
 SIZES, RATIOS = [16.0, 32.0], [0.5, 1.0, 2.0]
@@ -31,13 +32,13 @@ LAYERS = {
     "mask.upsample": "roi_heads.mask_head.deconv",
     "mask.logits": "roi_heads.mask_head.predictor",
 }
-CASCADE = {"roi.box_head.": "roi_heads.box_head.0.", "roi.scores": "roi_heads.box_predictor.0.cls_score"}
 
 
 def model_of(head, *, backbone=None, **options):
-    tree = {"backbone": {"name": "resnet18", "norm": "frozen", **(backbone or {})}}
     torch.manual_seed(0)
-    model = build_model(ModelConfig(**tree, heads={"boxes": {"name": head, **options}}), CLASSES)
+    body = trunk(norm="frozen", **(backbone or {}))
+    built = HEADS.build(head, options, body.levels, num_classes=len(CLASSES))
+    model = DenseModel(body, {"boxes": built}, mean=(0.4,), std=(0.25,), classes=CLASSES)
     for value in model.state_dict().values():
         if value.is_floating_point() and value.dim() < 4:
             value.copy_(torch.rand_like(value))
