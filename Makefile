@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.densekit-installed
 export NO_ALBUMENTATIONS_UPDATE = 1
+UNUSED := [/\\](tests?|testing[/\\]_internal|pip|setuptools|mypy|mypyc|pygments|networkx)[/\\]
 
 .PHONY: help install demo test lint suite bench clean
 
@@ -16,8 +17,8 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "densekit needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version); use make PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[dev,parquet]'
-	@# what pip would do on one core, on all; some packages hold files that are no Python yet
-	$(BIN)/python -m compileall -q -j 0 -x '[/\\]tests?[/\\]' $$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])') > /dev/null || true
+	@# what pip would do on one core, on all; some packages hold files that are no Python yet, some are never imported
+	$(BIN)/python -m compileall -q -j 0 -x '$(UNUSED)' $$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])') > /dev/null || true
 	touch $@
 
 demo: install ## train, evaluate and draw a detector on a generated data set (about 5 minutes on 4 cores)
@@ -37,7 +38,8 @@ test: install ## the whole test suite, with lint and types
 	@$(MAKE) --no-print-directory --jobs 2 lint suite  # types take a minute of one core
 
 suite: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not long"
+	$(BIN)/python -m compileall -q densekit tools  # else every process that a test starts compiles them for itself
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder -m "not long"
 
 bench: install ## the benchmarks against the peers, in a short form
 	$(BIN)/python benchmarks/run_all.py --short

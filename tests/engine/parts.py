@@ -17,18 +17,25 @@ SMALL = {"channels": 16, "box_head_width": 16, "samples": 16, "rpn_samples": 16,
 SMALL |= {"rpn_before_nms": (64, 64), "rpn_after_nms": (32, 32), "max_detections": 10}
 FASTER_RCNN = [
     {},
-    {"neck": "c5", "class_loss": "seesaw"},
-    {"box_head": "four_conv_fc", "box_head_norm": "group", "box_loss": "giou", "class_loss": "focal"},
+    {"neck": "c5", "box_head": "four_conv_fc", "box_head_norm": "group", "box_loss": "giou", "class_loss": "focal"},
     {
         "box_head": "four_conv_fc",
         "box_head_norm": "batch",
         "neck_norm": "batch",
         "rpn_convs": 2,
         "rpn_box_loss": "ciou",
+        "class_loss": "seesaw",
+        "nms_class_agnostic": True,
+        "rpn_score_threshold": 0.1,
     },
     {"class_agnostic_boxes": True, "box_loss": "diou", "nms": "soft_linear", "roi_align": "table", "aligned": True},
-    {"box_head": "four_conv_fc", "box_head_norm": "frozen", "class_loss": "federated", "nms": "soft_gaussian"},
-    {"nms_class_agnostic": True, "roi_align": "kernel", "rpn_score_threshold": 0.1},
+    {
+        "box_head": "four_conv_fc",
+        "box_head_norm": "frozen",
+        "class_loss": "federated",
+        "nms": "soft_gaussian",
+        "roi_align": "kernel",
+    },
 ]
 AS_IT_IS = {name: value for name, value in SMALL.items() if name != "channels"}
 LAST_STAGE = {name: value for name, value in AS_IT_IS.items() if name != "box_head_width"} | {"neck": "c4"}

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import functools
+from pathlib import Path
+
 import pytest
 
 from tests.tools import runs
@@ -23,3 +26,17 @@ def checkpoints(tmp_path_factory, shapes):
             tree["model"]["heads"]["main"]["score_threshold"] = 0.0
         assert runs.call("train", runs.write_config(folder / f"{task}.yaml", tree), "--out", folder / task)[0] == 0
     return {task: folder / task / "best.pt" for task in TASKS}
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory, shapes):
+    """Folder of a run that nothing disturbed, for a task and ``train`` options of :func:`runs.config_of`; not to be written to."""
+
+    @functools.cache
+    def run(task: str, **train: object) -> Path:
+        folder = tmp_path_factory.mktemp("alone")
+        config = runs.write_config(folder / "run.yaml", runs.config_of(task, shapes, **train))
+        assert runs.call("train", config, "--out", folder / "run")[0] == 0
+        return folder / "run"
+
+    return run

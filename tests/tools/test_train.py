@@ -93,8 +93,8 @@ def test_a_finished_run_resumed_changes_nothing(tmp_path, config):
 def test_a_damaged_last_checkpoint_is_named_and_the_one_before_it_used(tmp_path, config, options, step):
     """The one before is that before the last evaluation, or that of the step before."""
     alone, out = tmp_path / "alone", tmp_path / "run"
-    for folder in (alone, out):
-        assert runs.call("train", config, "--out", folder, "train.steps=4", *options)[0] == 0
+    assert runs.call("train", config, "--out", alone, "train.steps=4", *options)[0] == 0
+    shutil.copytree(alone, out)
     content = bytearray((out / "last.pt").read_bytes())
     content[len(content) // 2] ^= 4
     (out / "last.pt").write_bytes(content)
@@ -131,11 +131,10 @@ def interrupt(monkeypatch, at):
 
 
 @pytest.mark.parametrize(("at", "step"), [(1, 3), (6, 6), (8, 9)])
-def test_ctrl_c_leaves_an_evaluation_which_the_resumed_run_makes_anew(tmp_path, shapes, monkeypatch, at, step):
+def test_ctrl_c_leaves_an_evaluation_which_the_resumed_run_makes_anew(tmp_path, shapes, alone, monkeypatch, at, step):
     """Three batches an evaluation: in the first of the first, in the last of the second, in the run's last one."""
     config = runs.write_config(tmp_path / "run.yaml", runs.config_of("classification", shapes))
-    alone, out = tmp_path / "alone", tmp_path / "run"
-    assert runs.call("train", config, "--out", alone)[0] == 0
+    undisturbed, out = alone("classification"), tmp_path / "run"
     seen = interrupt(monkeypatch, at)
     code, printed = runs.call("train", config, "--out", out)
     assert code == console.INTERRUPTED
@@ -155,15 +154,15 @@ def test_ctrl_c_leaves_an_evaluation_which_the_resumed_run_makes_anew(tmp_path, 
     assert lines(out, "val")[-1]["step"] == step
     monkeypatch.undo()
     assert runs.call("train", config, "--out", out, "--resume")[0] == 0
-    runs.assert_same_run(alone, out)
+    runs.assert_same_run(undisturbed, out)
 
 
 @pytest.mark.parametrize(("at", "step"), [(1, 3), (9, 9)])
-def test_an_evaluation_that_fails_loses_no_step_and_is_made_anew(tmp_path, shapes, monkeypatch, at, step):
+def test_an_evaluation_that_fails_loses_no_step_and_is_made_anew(tmp_path, shapes, alone, monkeypatch, at, step):
     """Three batches an evaluation: in the first of the first, in the last of all."""
     tree = runs.config_of("classification", shapes, save_every=None)
-    config, alone, out = runs.write_config(tmp_path / "run.yaml", tree), tmp_path / "alone", tmp_path / "run"
-    assert runs.call("train", config, "--out", alone)[0] == 0
+    config, out = runs.write_config(tmp_path / "run.yaml", tree), tmp_path / "run"
+    undisturbed = alone("classification", save_every=None)
     real, calls = DenseModel.losses_and_predictions, iter(range(1, 100))
 
     def fails(model, batch):
@@ -182,7 +181,7 @@ def test_an_evaluation_that_fails_loses_no_step_and_is_made_anew(tmp_path, shape
     code, printed = runs.call("train", config, "--out", out, "--resume")
     assert code == 0
     assert f"going on from step {step} of 9" in printed
-    runs.assert_same_run(alone, out)
+    runs.assert_same_run(undisturbed, out)
 
 
 def test_early_stopping_ends_the_run_and_stays_ended(tmp_path, config):
@@ -370,8 +369,7 @@ def test_memory_that_runs_out_anywhere_else_is_one_line(error, capsys, monkeypat
 
 
 def test_a_full_disk_is_told_in_one_line_and_leaves_the_last_good_checkpoint(tmp_path, config):
-    alone, out = tmp_path / "alone", tmp_path / "run"
-    assert runs.call("train", config, "--out", alone)[0] == 0
+    out = tmp_path / "run"
     assert runs.call("train", config, "--out", out, "train.max_minutes=1e-9")[0] == 0
     before = {name: (out / name).read_bytes() for name in ("last.pt", "best.pt")}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
