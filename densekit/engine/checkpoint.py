@@ -43,8 +43,8 @@ def save(path: Path, content: dict[str, Any], keep_previous: bool = False) -> No
         try:
             torch.save({"format": FORMAT, **content}, file)
         except RuntimeError as error:  # torch hides the OSError of a full disk behind its own
-            if "DataLoader worker" in str(error):  # raised by a signal handler, wherever the process happens to be
-                raise
+            if (lost := _lost_worker(error)) is not None:
+                raise lost from None
             raise DensekitError(
                 f"{path} could not be written: {pickles.first_line(error)}; is the disk full? Free some space and run "
                 f"again with --resume (the old checkpoint is whole)"
@@ -53,6 +53,16 @@ def save(path: Path, content: dict[str, Any], keep_previous: bool = False) -> No
         os.fsync(file.fileno())
         if keep_previous and path.exists():
             _keep(path)
+
+
+def _lost_worker(error: BaseException | None) -> BaseException | None:
+    """The error of a loader worker that died, which a signal handler raises wherever the process happens to be.
+
+    In the middle of a file torch's writer answers it with an error of its own.
+    """
+    while error is not None and "DataLoader worker" not in str(error):
+        error = error.__context__
+    return error
 
 
 def previous(path: Path) -> Path:
