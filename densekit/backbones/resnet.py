@@ -70,7 +70,7 @@ class Variant:
 
 
 _D18, _D34, _D50, _D101, _D152 = (2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)
-_CIFAR = (16, 32, 64)  # He et al. 2015, section 4.2
+_CIFAR = (16, 32, 64)  # He et al. 2015, section 4.2; resnet8 has one block a stage, where they have three and more
 _PYCONV = (((3, 1), (5, 4), (7, 8), (9, 16)), ((3, 1), (5, 4), (7, 8)), ((3, 1), (5, 4)), ((3, 1),))  # Duta, table 1
 _SMALL = (((1, 1), (3, 4), (5, 8)),) * 4
 
@@ -85,6 +85,7 @@ VARIANTS = (
     Variant("resnext101_64x4d", "bottleneck", _D101, groups=64, group_width=4),
     Variant("wide_resnet50_2", "bottleneck", _D50, group_width=128),
     Variant("wide_resnet101_2", "bottleneck", _D101, group_width=128),
+    Variant("resnet8", "basic", (1, 1, 1), _CIFAR, stem="3x3", shortcut="padding"),
     Variant("resnet20", "basic", (3, 3, 3), _CIFAR, stem="3x3", shortcut="padding"),
     Variant("resnet32", "basic", (5, 5, 5), _CIFAR, stem="3x3", shortcut="padding"),
     Variant("resnet44", "basic", (7, 7, 7), _CIFAR, stem="3x3", shortcut="padding"),

@@ -221,7 +221,7 @@ def test_leftovers_of_a_killed_write_are_cleared_and_a_shard_without_record_is_m
 
 
 def test_verify_rebuilds_only_the_damaged_shard(images, tmp_path, capsys):
-    options = ["--backbone", "resnet20", "--images", str(images), "--levels", "c4", "--shard-images", "3"]
+    options = ["--backbone", "resnet8", "--images", str(images), "--levels", "c4", "--shard-images", "3"]
     options += ["--workers", "0", "--device", "cpu", "--out", str(tmp_path / "store")]
     export = tool("export_features")
     export(options)
@@ -258,7 +258,7 @@ def test_the_tool_tells_of_what_it_could_not_use_and_exits_with_3(tmp_path, caps
     (tmp_path / "images/00001.png").write_bytes(b"no image")
     for name in ("._00000.png", ".DS_Store", "a.heic"):
         (tmp_path / "images" / name).write_bytes(b"no image")
-    options = ["--backbone", "resnet20", "--images", str(tmp_path / "images"), "--levels", "pooled", "--workers", "0"]
+    options = ["--backbone", "resnet8", "--images", str(tmp_path / "images"), "--levels", "pooled", "--workers", "0"]
     assert tool("export_features")([*options, "--device", "cpu", "--out", str(tmp_path / "store")]) == 3
     printed = capsys.readouterr().out
     assert "left out: 1 .heic;" in printed
@@ -273,7 +273,7 @@ def test_names_that_are_no_utf_8_are_exported_from_folders_and_lists(tmp_path):
     for name in names:
         shutil.copy(tmp_path / "images/00000.png", os.fsencode(tmp_path / "images") + b"/" + name)
     (tmp_path / "list.txt").write_bytes(b"\n".join(names))
-    options = ["--backbone", "resnet20", "--images", str(tmp_path / "images"), "--levels", "pooled", "--workers", "0"]
+    options = ["--backbone", "resnet8", "--images", str(tmp_path / "images"), "--levels", "pooled", "--workers", "0"]
     for number, more in enumerate(([], ["--list", str(tmp_path / "list.txt")])):
         assert tool("export_features")([*options, *more, "--device", "cpu", "--out", str(tmp_path / f"{number}")]) == 0
         store = FeatureStore(tmp_path / f"{number}")
@@ -411,13 +411,13 @@ def test_levels_that_cannot_be_exported_are_refused(images, network, levels, opt
     ("arguments", "message"),
     [
         (["--backbone", "resnet19", "--images", "IMAGES"], "no backbone 'resnet19'; did you mean"),
-        (["--backbone", "resnet20", "--images", "IMAGES/nowhere"], "no such folder"),
-        (["--backbone", "resnet20", "--weights", "no.pth", "--images", "IMAGES"], "no.pth do not exist"),
-        (["--backbone", "resnet20"], "say what to export"),
-        (["--backbone", "resnet20", "--split", "train"], "--split needs the config"),
-        (["--backbone", "resnet20", "--images", "IMAGES", "--size", "8", "8", "--long", "9"], "--size fixes both"),
-        (["--backbone", "resnet20", "--images", "IMAGES", "--channels", "2"], "3 values for 2 image channels"),
-        (["--backbone", "resnet20", "--annotations", "x.json"], "takes the folder of its images"),
+        (["--backbone", "resnet8", "--images", "IMAGES/nowhere"], "no such folder"),
+        (["--backbone", "resnet8", "--weights", "no.pth", "--images", "IMAGES"], "no.pth do not exist"),
+        (["--backbone", "resnet8"], "say what to export"),
+        (["--backbone", "resnet8", "--split", "train"], "--split needs the config"),
+        (["--backbone", "resnet8", "--images", "IMAGES", "--size", "8", "8", "--long", "9"], "--size fixes both"),
+        (["--backbone", "resnet8", "--images", "IMAGES", "--channels", "2"], "3 values for 2 image channels"),
+        (["--backbone", "resnet8", "--annotations", "x.json"], "takes the folder of its images"),
     ],
 )
 def test_mistakes_in_the_command_are_one_line(images, tmp_path, arguments, message):
@@ -430,7 +430,7 @@ def test_mistakes_in_the_command_are_one_line(images, tmp_path, arguments, messa
 
 def test_images_of_two_channels_under_a_network_of_three_are_refused(tmp_path, network):
     np.save(tmp_path / "two.npy", np.zeros((16, 16, 2), np.uint8))
-    options = ["--backbone", "resnet20", "--images", str(tmp_path), "--device", "cpu", "--out", str(tmp_path / "store")]
+    options = ["--backbone", "resnet8", "--images", str(tmp_path), "--device", "cpu", "--out", str(tmp_path / "store")]
     with pytest.raises(DensekitError, match=r"not one of the first 1 images.*2 channels, but the model takes 3"):
         tool("export_features")(options)
 
@@ -526,7 +526,7 @@ def test_boxes_come_from_annotations_or_results(tmp_path):
 
 
 def test_the_times_name_the_stage_that_holds_the_export_back(images, tmp_path, capsys):
-    options = ["--backbone", "resnet20", "--images", str(images), "--levels", "pooled", "--workers", "0"]
+    options = ["--backbone", "resnet8", "--images", str(images), "--levels", "pooled", "--workers", "0"]
     tool("export_features")([*options, "--device", "cpu", "--out", str(tmp_path / "store")])
     line = next(line for line in capsys.readouterr().out.splitlines() if "holds it back" in line)
     assert line.startswith("10 images in")

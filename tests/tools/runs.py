@@ -48,7 +48,7 @@ def config_of(task: str, data: Path, **train: Any) -> dict[str, Any]:
     tree = json.loads(json.dumps(_COMMON))
     tree["train"].update(train)
     tree["model"] = {
-        "backbone": {"name": "resnet20", "drop_path": 0.2},
+        "backbone": {"name": "resnet8", "drop_path": 0.2},
         "heads": {"main": _HEADS[task]},
     }
     tree["data"] = {

@@ -18,7 +18,7 @@ from densekit.types import Classes
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
-    "model.backbone.name=resnet20",
+    "model.backbone.name=resnet8",
     "data.workers=0",
     "train.epochs=null",
     "train.batch_size=8",

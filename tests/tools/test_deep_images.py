@@ -67,7 +67,7 @@ def test_the_same_values_in_other_files_give_the_same_predictions(folder, tmp_pa
 
 def test_features_are_exported_on_the_range_and_a_store_of_another_is_refused(folder, tmp_path):
     images = folder / "folders" / "train"
-    network = ("export_features", "--backbone", "resnet20", "--levels", "pooled", "--dtype", "float32")
+    network = ("export_features", "--backbone", "resnet8", "--levels", "pooled", "--dtype", "float32")
     code, said = runs.call(*network, "--images", images, "--out", tmp_path / "measured")
     assert code == 0, said
     assert "data.range [0, 4095] becomes black to white" in said
@@ -86,7 +86,7 @@ def test_features_are_exported_on_the_range_and_a_store_of_another_is_refused(fo
 
 def test_a_head_on_stored_features_takes_their_range(folder, tmp_path):
     tree = runs.config_of("classification", folder, steps=1, accumulate=1)
-    tree["model"]["backbone"] = {"name": "resnet20", "frozen_stages": 4}
+    tree["model"]["backbone"] = {"name": "resnet8", "frozen_stages": 4}
     tree["model"]["heads"]["main"]["mixup"] = 0
     tree["data"]["train_transforms"] = []
     for split in ("train", "val"):

@@ -22,7 +22,7 @@ SMALL = [
 
 def init(folder, target, *options):
     code, printed = runs.call(
-        "init", folder, "--out", target, "--weights", "none", "--backbone", "resnet20", "--size", 32, *options
+        "init", folder, "--out", target, "--weights", "none", "--backbone", "resnet8", "--size", 32, *options
     )
     assert code == 0, printed
     return printed, yaml.safe_load(target.read_text())
@@ -148,7 +148,7 @@ def test_training_on_a_folder_writes_its_config_beside_the_run_and_uses_it_again
 
     monkeypatch.setattr("sys.argv", ["densekit"])
     table(tmp_path / "in")
-    options = ["--weights", "none", "--backbone", "resnet20", "--size", "32", "--classes", "cat"]
+    options = ["--weights", "none", "--backbone", "resnet8", "--size", "32", "--classes", "cat"]
     command = ["train", str(tmp_path / "in"), "--out", str(tmp_path / "runs/a"), "--device", "cpu", *options, *SMALL]
     assert main(command) == 0
     assert (tmp_path / "runs/a/best.pt").is_file()

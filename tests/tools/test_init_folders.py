@@ -19,7 +19,7 @@ SMALL = [
 
 def init(folder, target, *options):
     code, printed = runs.call(
-        "init", folder, "--out", target, "--weights", "none", "--backbone", "resnet20", "--size", 32, *options
+        "init", folder, "--out", target, "--weights", "none", "--backbone", "resnet8", "--size", 32, *options
     )
     assert code == 0, printed
     return printed, yaml.safe_load(target.read_text())

@@ -17,7 +17,7 @@ SMALL = [
     "train.schedule.warmup=0", "train.precision=fp32", "evaluation.pictures=0", "log.tensorboard=false",
     "data.workers=0",
 ]  # fmt: skip
-OPTIONS = ("--weights", "none", "--backbone", "resnet20", "--size", 32)
+OPTIONS = ("--weights", "none", "--backbone", "resnet8", "--size", 32)
 
 
 def init(folder, target, *options):

@@ -70,11 +70,11 @@ EXPORT = ["--images", "x", "--out", "y"]
         (["--checkpoint", "c", *EXPORT, "--channels", "1"], "--channels is for --backbone"),
         (["--checkpoint", "c", *EXPORT, "--weights", "w"], "--weights is for --backbone"),
         (["--config", "c", *EXPORT, "--seed", "1"], "--seed is for --backbone"),
-        (["--backbone", "resnet20", *EXPORT, "train.steps=1"], "key.path=value is for a config"),
+        (["--backbone", "resnet8", *EXPORT, "train.steps=1"], "key.path=value is for a config"),
         (["--config", "c", *EXPORT, "--split", "val"], "--images is for images without --split"),
         (["--config", "c", "--out", "y", "--split", "val", "--reduced"], "--reduced is for a folder or a list"),
-        (["--backbone", "resnet20", *EXPORT, "--boxes", "b.json"], "--boxes is for the level roi"),
-        (["--backbone", "resnet20", *EXPORT, "--std", "1", "0", "1"], "--std 1.0 0.0 1.0: must be above 0"),
+        (["--backbone", "resnet8", *EXPORT, "--boxes", "b.json"], "--boxes is for the level roi"),
+        (["--backbone", "resnet8", *EXPORT, "--std", "1", "0", "1"], "--std 1.0 0.0 1.0: must be above 0"),
     ],
 )
 def test_options_of_the_export_that_nothing_would_look_at_are_refused(options, words):
@@ -86,14 +86,14 @@ def test_options_of_the_export_that_nothing_would_look_at_are_refused(options, w
 
 def test_options_of_the_export_that_belong_together_pass():
     parse = runs.load_tool("export_features").arguments().parse_intermixed_args
-    args = export_options.settle(parse(["--backbone", "resnet20", *EXPORT, "--levels", "c4,roi", "--boxes", "b"]))
+    args = export_options.settle(parse(["--backbone", "resnet8", *EXPORT, "--levels", "c4,roi", "--boxes", "b"]))
     assert args.levels == ["c4", "roi"]
     assert (args.channels, args.seed, args.mean) == (3, 0, [0.485, 0.456, 0.406])
     assert export_options.settle(parse(["--checkpoint", "c", "--split", "val", "--out", "y"])).levels is None
 
 
 def test_cut_out_boxes_of_images_without_boxes_are_refused(shapes, tmp_path):
-    options = ["--backbone", "resnet20", "--images", shapes / "images/val", "--levels", "roi", "--out", tmp_path / "s"]
+    options = ["--backbone", "resnet8", "--images", shapes / "images/val", "--levels", "roi", "--out", tmp_path / "s"]
     assert "plain images have none; give --boxes" in runs.refused("export_features", *options)
 
 

@@ -48,7 +48,7 @@ def test_a_detector_trains_on_windows(shapes, tmp_path, windows):
 
 
 def test_features_are_exported_and_verified_on_windows(shapes, tmp_path, windows):
-    command = ["--backbone", "resnet20", "--images", shapes / "images/val", "--levels", "c4", "--workers", 1]
+    command = ["--backbone", "resnet8", "--images", shapes / "images/val", "--levels", "c4", "--workers", 1]
     for extra in ([], ["--verify"], ["--format", "npy", "--dtype", "float32"]):
         code, printed = runs.call("export_features", *command, "--out", tmp_path / f"store{len(extra) // 3}", *extra)
         assert code == 0, printed

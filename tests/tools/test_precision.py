@@ -52,7 +52,7 @@ def elsewhere(tmp_path_factory, shapes):
         ("predict", ["{best}", "{image}", "train.precision=bf16"]),
         ("export_features", ["--config", "{config}", "--split", "val"]),
         ("export_features", ["--checkpoint", "{best}", "--split", "val", "train.precision=bf16"]),
-        ("export_features", ["--backbone", "resnet20", "--images", "{image.parent}"]),
+        ("export_features", ["--backbone", "resnet8", "--images", "{image.parent}"]),
         ("replay", ["{bundle}", "--precision", "bf16"]),
     ],
 )

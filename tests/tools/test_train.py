@@ -200,7 +200,7 @@ def test_early_stopping_ends_the_run_and_stays_ended(tmp_path, config):
 @pytest.mark.parametrize("norm", ["group", "frozen"])
 def test_two_ranks_see_the_losses_of_one(tmp_path, shapes, norm):
     tree = runs.config_of("detection", shapes, steps=5, accumulate=1, ema=None)
-    tree["model"]["backbone"] = {"name": "resnet20", "norm": norm}
+    tree["model"]["backbone"] = {"name": "resnet8", "norm": norm}
     config = runs.write_config(tmp_path / "run.yaml", tree)
     rows = {}
     for ranks in (1, 2):
