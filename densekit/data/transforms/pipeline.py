@@ -363,5 +363,7 @@ def _invalid(error: pydantic.ValidationError, where: str) -> str:
     first = error.errors(include_url=False)[0]
     # Behind the option's name stand positions in it, and names of a union's members.
     key = ".".join(str(k) for i, k in enumerate(first["loc"]) if i == 0 or isinstance(k, int))
-    value = "" if first["type"] == "missing" or not key else f", not {first['input']!r}"
+    if first["type"].startswith("missing"):
+        return f"{where}.{key} must be given; correct its options"
+    value = f", not {first['input']!r}" if key else ""
     return f"{where}{'.' if key else ''}{key}: {plain_words(first['msg'])}{value}; correct its options"
