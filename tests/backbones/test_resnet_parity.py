@@ -108,7 +108,14 @@ def test_a_frozen_norm_folded_into_the_convolution_equals_batch_norm_in_evaluati
 @pytest.mark.parametrize(
     ("name", "millions"),
     # He et al. 2015, table 6 (CIFAR, 0.1 M of it rounded), with the classifier's 650 parameters; resnet8 by its formula.
-    [("resnet8", 0.08), ("resnet20", 0.27), ("resnet32", 0.46), ("resnet44", 0.66), ("resnet56", 0.85), ("resnet110", 1.7)],
+    [
+        ("resnet8", 0.08),
+        ("resnet20", 0.27),
+        ("resnet32", 0.46),
+        ("resnet44", 0.66),
+        ("resnet56", 0.85),
+        ("resnet110", 1.7),
+    ],
 )
 def test_cifar_networks_have_the_papers_number_of_parameters(name, millions):
     count = sum(p.numel() for p in BACKBONES.build(name, {}).parameters()) + 64 * 10 + 10

@@ -227,7 +227,7 @@ def test_float_and_multi_channel_images_keep_type_range_and_channels():
             {"name": "RandomCrop", "heigth": 3, "width": 3},
             r"heigth: RandomCrop has no such option; did you mean 'height'",
         ),
-        ({"name": "RandomCrop", "height": 3}, r"\[0\].width: field required"),
+        ({"name": "RandomCrop", "height": 3}, r"\[0\].width must be given"),
         ({"name": "RandomCrop", "height": -3, "width": 3}, "height: input should be greater than"),
         ({"name": "Resize"}, "takes height and width, or short, or long"),
         ({"name": "Resize", "height": 3}, "takes height and width"),
