@@ -107,7 +107,7 @@ def test_a_frozen_norm_folded_into_the_convolution_equals_batch_norm_in_evaluati
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    # He et al. 2015, table 6 (CIFAR, 0.1 M of it rounded), with the classifier's 650 parameters; resnet8 by its formula.
+    # He et al. 2015, table 6 (CIFAR, 0.1 M of it rounded), with the classifier's 650 parameters; resnet8 by formula.
     [
         ("resnet8", 0.08),
         ("resnet20", 0.27),

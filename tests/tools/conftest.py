@@ -30,7 +30,7 @@ def checkpoints(tmp_path_factory, shapes):
 
 @pytest.fixture(scope="session")
 def alone(tmp_path_factory, shapes):
-    """Folder of a run that nothing disturbed, for a task and ``train`` options of :func:`runs.config_of`; not to be written to."""
+    """Folder, to be read alone, of a run that nothing disturbed: of a task with ``train`` options of ``config_of``."""
 
     @functools.cache
     def run(task: str, **train: object) -> Path:
