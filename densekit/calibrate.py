@@ -11,7 +11,7 @@ from densekit.calibration import Calibration, tempered
 from densekit.engine import checkpoint
 from densekit.engine.distributed import World
 from densekit.errors import DensekitError
-from densekit.measured import Measured, measure
+from densekit.measured import Measured, digest, measure
 from densekit.metrics.calibration import (
     ChanceMetric,
     Cut,
@@ -22,7 +22,7 @@ from densekit.metrics.calibration import (
     fit_chances,
     of_class,
 )
-from densekit.metrics.coco import CocoMetric
+from densekit.metrics.coco_resampled import CocoResampler
 from densekit.model import DenseModel
 from densekit.types import Dataset, Metric
 
@@ -83,8 +83,8 @@ def calibration_of(
     """As ``calibrate``, of a checkpoint that was measured with ``chance_metric`` beside."""
     rule = "best F1"
     cuts: list[Cut] = []
-    if isinstance(measured.metric, CocoMetric):
-        matched = measured.metric.resampler().boxes()
+    if isinstance(measured.resampler, CocoResampler):
+        matched = measured.resampler.boxes()
         judged = [of_class(one) for one in matched]
         fitted = fit_boxes(judged)
         for one, own, temperature in zip(matched, judged, fitted.temperatures):
@@ -107,7 +107,14 @@ def chance_metric(model: DenseModel, data: Dataset) -> Metric | None:
     return ChanceMetric(max(50, min(_OF_AN_IMAGE, _PIXELS // len(data))))
 
 
-def store(path: Path, calibration: Calibration) -> None:
-    """Put a calibration into a checkpoint, whole or not at all; everything else in it stays as it is."""
+def store(found: Calibrated) -> None:
+    """Put a calibration into its checkpoint, whole or not at all; everything else in it stays as it is.
+
+    Raises:
+        DensekitError: the file is not the one that was measured, as when its run goes on.
+    """
+    path = found.run.path
     content = checkpoint.load(path)
-    checkpoint.save(path, {**content, "calibration": calibration.content()})
+    if digest(path) != found.run.digest:
+        raise DensekitError(f"{path} was replaced while it was measured; let its run end, and calibrate again")
+    checkpoint.save(path, {**content, "calibration": found.calibration.content()})

@@ -15,7 +15,7 @@ import numpy as np
 from densekit.errors import DensekitError
 from densekit.measured import Measured
 from densekit.metrics import MAIN_METRIC
-from densekit.metrics.intervals import Floats, Name, Resampled, draws, interval
+from densekit.metrics.intervals import Floats, Name, draws, interval
 
 _ASIDE = ("seed", "log")
 """Parts of a config that make no other model of it."""
@@ -77,7 +77,7 @@ def check_alike(runs: Sequence[Measured]) -> None:
             raise DensekitError(f"{where}one does {first.model.task}, the other {run.model.task}")
         if difference := first.data.classes.difference(run.data.classes):
             raise DensekitError(f"{where}they know other classes: {difference}")
-        own, others = (_images(one) for one in (first, run))
+        own, others = (list(one.resampler.images) for one in (first, run))
         if own != others:
             odd = sorted(set(map(str, own)) ^ set(map(str, others)))
             raise DensekitError(
@@ -86,11 +86,6 @@ def check_alike(runs: Sequence[Measured]) -> None:
             )
         if _truth(first) != _truth(run):
             raise DensekitError(f"{where}the annotations of their images differ; name one data set for both")
-
-
-def _images(run: Measured) -> list[int | str]:
-    assert isinstance(run.metric, Resampled)
-    return list(run.metric.resampler().images)
 
 
 def _truth(run: Measured) -> list[Any]:
@@ -108,7 +103,7 @@ def compare(first: Sequence[Measured], second: Sequence[Measured], *, count: int
         count: draws.
         seed: of the draws.
     """
-    resamplers = [[run.metric.resampler() for run in group] for group in (first, second)]  # type: ignore[attr-defined]
+    resamplers = [[run.resampler for run in group] for group in (first, second)]
     images = len(resamplers[0][0].images)
     whole = [[one.numbers(np.ones((images, 1), np.int32)) for one in group] for group in resamplers]
     parts = []

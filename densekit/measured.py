@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from densekit.data.images.settings import unfit_range
 from densekit.engine.distributed import World
 from densekit.errors import DensekitError
 from densekit.infer.evaluate import evaluate
+from densekit.metrics.intervals import Resampled, Resampler
 from densekit.model import DenseModel
 from densekit.precision import settle_precision
 from densekit.types import Batch, Dataset, Metric
@@ -31,6 +34,7 @@ class Measured:
         data: that it was measured on.
         metric: that saw all images.
         numbers: what the metric and the losses come to.
+        digest: SHA-256 of the checkpoint.
         beside: the second metric, where one was asked for.
     """
 
@@ -40,7 +44,14 @@ class Measured:
     data: Dataset
     metric: Metric
     numbers: dict[str, Any]
+    digest: str
     beside: Metric | None = None
+
+    @functools.cached_property
+    def resampler(self) -> Resampler:
+        """What each image adds to the numbers; made once, for on a large data set it takes a minute."""
+        assert isinstance(self.metric, Resampled)
+        return self.metric.resampler()
 
 
 def checkpoint_of(run: Path) -> Path:
@@ -56,6 +67,14 @@ def checkpoint_of(run: Path) -> Path:
             f"{run} holds no best.pt; give the folder of a run that has been evaluated, or a checkpoint"
         )
     return run / "best.pt"
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file; empty where there is none, which who reads it will say."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def measure(
@@ -75,6 +94,7 @@ def measure(
         beside: makes a second metric that sees the same predictions, or None.
     """
     path = checkpoint_of(run)
+    found = digest(path)
     model, config = build.from_checkpoint(path, overrides)
     precision, notes = settle_precision(config.train.precision, world.device, asked=False)
     data = build.dataset(config, split, training=False, classes=model.classes)
@@ -86,7 +106,7 @@ def measure(
     both: Metric = metric if second is None else _Both(metric, second)
     numbers = evaluate(model.to(world.device), batches, both, world=world, precision=precision, total=len(batches))
     assert numbers is not None
-    return Measured(path, model, config, data, metric, numbers, second)
+    return Measured(path, model, config, data, metric, numbers, found, second)
 
 
 class _Both:

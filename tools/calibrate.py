@@ -36,7 +36,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
     from densekit.calibrate import calibrate, store
     from densekit.engine import distributed
-    from densekit.measured import checkpoint_of
 
     world = distributed.join(args.device)
     if world.size > 1:
@@ -52,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         say(f"temperature {calibration.temperatures[0]:.4f}")
     say(f"expected calibration error {calibration.before:.4f} before, {calibration.after:.4f} after (held out)")
-    store(checkpoint_of(args.run), calibration)
-    say(f"written into {checkpoint_of(args.run)}; predict.py uses it from now on")
+    store(found)
+    say(f"written into {found.run.path}; predict.py uses it from now on")
     return 0
 
 

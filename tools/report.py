@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         (story,) = stories
         write_report(story, out)
-        if story.suspects:
+        if story.run.data.task != "segmentation":
             text = json.dumps(as_json(story.suspects, story.run.data), indent=1)
             write_text(out.with_name("label_errors.json"), text + "\n")
             say(f"{len(story.suspects)} labels that are probably wrong: {out.with_name('label_errors.json')}")

@@ -85,20 +85,24 @@ def interval(values: Floats) -> list[float] | None:
 
 
 def intervals(metric: object, *, count: int = DRAWS, seed: int = 0) -> dict[str, Any]:
-    """The interval of each number of a metric, under the number's own name.
+    """The intervals of a metric after ``evaluate``; see ``intervals_of``. None for one that knows nothing of images."""
+    if not count or not isinstance(metric, Resampled):
+        return {}
+    return intervals_of(metric.resampler(), count=count, seed=seed)
+
+
+def intervals_of(resampler: Resampler, *, count: int = DRAWS, seed: int = 0) -> dict[str, Any]:
+    """The interval of each number, under the number's own name.
 
     Args:
-        metric: after ``evaluate``.
-        count: draws; 0 for no intervals.
+        resampler: of a metric.
+        count: draws.
         seed: of the draws.
 
     Returns:
         ``AP: [low, high]`` and so on, ``per_class`` by name, as the numbers are; None where one is never defined.
-        Empty for a metric that does not know what each image adds, and for fewer than two images.
+        Empty for fewer than two images.
     """
-    if not count or not isinstance(metric, Resampled):
-        return {}
-    resampler = metric.resampler()
     if len(resampler.images) < 2:
         return {}
     found: dict[str, Any] = {}

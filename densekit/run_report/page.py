@@ -89,7 +89,7 @@ def _facts(story: Story) -> str:
     config = run.config
     heads = " + ".join(part.name for part in config.model.heads.values())
     rows = [
-        ("checkpoint", f"{printable(run.path)}, SHA-256 {story.digest}"),
+        ("checkpoint", f"{printable(run.path)}, SHA-256 {run.digest}"),
         (
             "model",
             f"{config.model.backbone.name} + {heads}, {sum(p.numel() for p in run.model.parameters()):,} parameters",

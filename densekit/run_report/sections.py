@@ -11,7 +11,7 @@ import numpy as np
 
 from densekit.metrics import MAIN_METRIC
 from densekit.metrics.calibration import Judged, calibration_error, of_class, reliability
-from densekit.metrics.coco import CocoMetric
+from densekit.metrics.coco_resampled import CocoResampler
 from densekit.run_report.story import Story
 from densekit.show import svg
 from densekit.show.report import NOTHING, tables
@@ -123,14 +123,14 @@ def classes(story: Story) -> str:
 
 def precision(story: Story) -> str:
     """Precision over recall, and F1 over the score, of each class."""
-    if "curves" not in story.numbers or not isinstance(story.run.metric, CocoMetric):
+    if "curves" not in story.numbers or not isinstance(story.run.resampler, CocoResampler):
         return ""
     drawn = story.numbers["curves"]
     over_recall = {
         name: list(zip(drawn["recall"], values)) for name, values in drawn["precision"].items() if values is not None
     }
     over_score = {}
-    for name, matched in zip(story.run.data.classes.names, story.run.metric.resampler().boxes()):
+    for name, matched in zip(story.run.data.classes.names, story.run.resampler.boxes()):
         objects = int(matched.objects.sum())
         if objects:
             over_score[name] = _f1(of_class(matched), objects)

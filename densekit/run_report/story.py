@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from densekit.metrics.accuracy import AccuracyMetric
 from densekit.metrics.box_errors import Image, confusion
 from densekit.metrics.calibration import ChanceMetric
 from densekit.metrics.coco import CocoMetric
-from densekit.metrics.intervals import intervals
+from densekit.metrics.intervals import intervals_of
 from densekit.metrics.label_errors import Suspect, suspect_images, suspects
 from densekit.metrics.segmentation import SegmentationMetric
 from densekit.run_report.pictures import Picture, pictures
@@ -46,7 +45,7 @@ class Story:
     Attributes:
         run: its checkpoint on the split.
         split: that it was measured on.
-        made: what the checkpoint says of its making. digest: SHA-256 of the checkpoint.
+        made: what the checkpoint says of its making.
         lines: of ``metrics.jsonl``. timing: of ``timing.jsonl``.
         numbers: of the evaluation, with intervals and details.
         calibrated: temperatures and cuts that follow.
@@ -61,7 +60,6 @@ class Story:
     run: Measured
     split: Split
     made: dict[str, Any]
-    digest: str
     lines: list[dict[str, Any]]
     timing: list[dict[str, Any]]
     numbers: dict[str, Any]
@@ -87,14 +85,13 @@ def gather(run: Path, overrides: Sequence[str], split: Split, world: World, *, s
     measured = measure(run, overrides, split, world, chance_metric)
     content = checkpoint.load(measured.path)
     numbers = {**measured.numbers, **report.details(measured.metric)}
-    numbers["intervals"] = intervals(measured.metric, count=DRAWS, seed=measured.config.seed)
+    numbers["intervals"] = intervals_of(measured.resampler, count=DRAWS, seed=measured.config.seed)
     calibrated = calibration_of(measured, split)
     folder = measured.path.parent
     return Story(
         run=measured,
         split=split,
         made=content.get("made", {}),
-        digest=hashlib.sha256(measured.path.read_bytes()).hexdigest(),
         lines=read(folder / "metrics.jsonl"),
         timing=read(folder / "timing.jsonl"),
         numbers=numbers,
@@ -190,7 +187,7 @@ def _crowding(measured: Measured) -> dict[str, float | None]:
     weights = np.zeros((len(counts), len(groups)), np.int32)
     for column, group in enumerate(groups):
         weights[group, column] = 1
-    values = metric.resampler().numbers(weights)["AP",]
+    values = measured.resampler.numbers(weights)["AP",]
     names = [f"{counts[g].min()} to {counts[g].max()} objects ({len(g)} images)" for g in groups]
     return {name: None if np.isnan(value) else float(value) for name, value in zip(names, values)}
 

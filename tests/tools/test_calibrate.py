@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from densekit import Predictor
-from densekit.engine import checkpoint
+from densekit.calibrate import calibrate, store
+from densekit.engine import checkpoint, distributed
+from densekit.errors import DensekitError
 from tests.tools import runs
 from tests.tools.conftest import TASKS
 
@@ -92,6 +94,16 @@ def test_results_are_drawn_from_the_cuts_of_their_classes(calibrated, shapes, tm
     assert set(result.ids) > {content["classes"]["ids"][0]}
     assert set(result.above().ids) == {content["classes"]["ids"][0]}
     assert len(result.above(0.0)) == len(result)
+
+
+def test_a_checkpoint_that_was_replaced_meanwhile_is_left_alone(checkpoints, tmp_path):
+    path = shutil.copy(checkpoints["classification"], tmp_path / "it.pt")
+    found = calibrate(path, [], "val", distributed.join("cpu"))
+    checkpoint.save(path, {**checkpoint.load(path), "made": {"step": 7}})
+    before = path.read_bytes()
+    with pytest.raises(DensekitError, match=r"it.pt was replaced while it was measured; let its run end"):
+        store(found)
+    assert path.read_bytes() == before
 
 
 def test_options_for_another_task_are_refused_before_anything_is_written(checkpoints, tmp_path):

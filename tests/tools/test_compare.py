@@ -17,7 +17,7 @@ from tests.tools import runs
 
 def measured(metric, seed=0, rate=0.1):
     config = SimpleNamespace(model_dump=lambda mode: {"seed": seed, "train": {"lr": rate}})
-    return SimpleNamespace(metric=metric, config=config, path=f"{rate}/{seed}")
+    return SimpleNamespace(resampler=metric and metric.resampler(), config=config, path=f"{rate}/{seed}")
 
 
 def test_a_run_against_itself_shows_no_difference_and_a_worse_one_is_worse(checkpoints, tmp_path):
