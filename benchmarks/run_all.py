@@ -1,4 +1,4 @@
-"""Run every benchmark one after the other and print their tables: what `make bench` does.
+"""Run every benchmark but the longest one after the other and print their tables: what `make bench` does.
 
 python benchmarks/run_all.py [--short] [--only detector unet] [--out FOLDER]
 """
@@ -13,7 +13,13 @@ import time
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-DATA = {"residual_vs_plain": "mnist/t10k-images-idx3-ubyte.gz"}
+LONG = ("data_recipes",)
+"""Run where they are named: hours on a CPU."""
+
+DATA = {
+    "residual_vs_plain": "mnist/t10k-images-idx3-ubyte.gz",
+    "data_recipes": "nuclei/annotations/test.json",
+}
 """What a benchmark needs below $DENSEKIT_DATA, or data; the others generate what they run on."""
 
 
@@ -21,13 +27,14 @@ def main() -> int:
     names = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in ("common", "run_all"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="fewer repeats and smaller inputs")
-    parser.add_argument("--only", nargs="+", choices=names, default=names, help="these benchmarks alone")
+    parser.add_argument("--only", nargs="+", choices=names, help="these benchmarks alone")
     parser.add_argument("--out", type=Path, help="write the json of each benchmark into this folder")
     args = parser.parse_args()
+    chosen = args.only or [name for name in names if name not in LONG]
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
     failed, data = [], Path(os.environ.get("DENSEKIT_DATA", "data"))
-    for name in args.only:
+    for name in chosen:
         print(f"\n# {name}", flush=True)
         if name in DATA and not (needed := data / DATA[name]).is_file():
             print(f"skipped: {needed} is not there; set DENSEKIT_DATA to the folder that holds {DATA[name]}")
