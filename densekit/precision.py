@@ -85,6 +85,13 @@ def _fastest(device: torch.device) -> Precision:
     return "bf16" if device.type == "cpu" and has_units and convolves_packed(torch.bfloat16) else "fp32"
 
 
+def in_float32(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Without mixed precision, for the last layers; an exported graph that has none is spared the switch."""
+    if torch.compiler.is_exporting() and not torch.is_autocast_enabled(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Mixed precision for the forward pass."""
     if precision == "fp32":

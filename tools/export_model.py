@@ -5,7 +5,8 @@
 
 The file takes raw images [B, C, H, W], any number of any size, and gives boxes, scores, class ids and which of them are
 valid (and masks), or probabilities: normalisation, padding and suppression are inside. Names, ids, normalisation and
-transforms are in its metadata; resizing is not part of it, as everywhere in densekit.
+transforms are in its metadata; resizing is not part of it, as everywhere in densekit. --backbone exports the backbone
+alone, which gives its maps.
 
 The file gets its name when it has been run on the whole split, on odd sizes and batches, and its AP (mIoU, top-1) is
 that of the model: --tolerance says how far both may be apart. tools/predict.py, tools/evaluate.py and Predictor take
@@ -19,7 +20,7 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from densekit.console import run, say, track
+from densekit.console import at_least, refuse_without_effect, run, say, track
 from densekit.errors import DensekitError
 
 
@@ -29,8 +30,14 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace the checkpoint's")
     parser.add_argument("--format", choices=("onnx", "torch"), help="default: by the suffix of --out, else onnx")
     parser.add_argument("--out", type=Path, help="file to write (default: beside the checkpoint, .onnx or .pt2)")
+    parser.add_argument("--backbone", action="store_true", help="the backbone alone: its maps")
     parser.add_argument("--data", choices=("train", "val", "test"), default="val", help="split of the check")
     parser.add_argument("--tolerance", type=float, default=0.001, help="most that AP, mIoU or top-1 may differ")
+    smaller = parser.add_mutually_exclusive_group()
+    smaller.add_argument("--half", action="store_true", help="convolutions in float16")
+    smaller.add_argument(
+        "--int8", type=at_least(1), metavar="IMAGES", help="ONNX: convolutions in int8, scaled on so many of data.train"
+    )
     return parser.parse_intermixed_args(argv)
 
 
@@ -39,12 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from densekit import build
     from densekit.engine import distributed
     from densekit.export import files
-    from densekit.export.check import compare, save_checked
+    from densekit.export.check import compare, compare_maps, save_checked
     from densekit.export.graph import Graph
-    from densekit.export.model import notes_of
+    from densekit.export.model import ExportedModel, notes_of
     from densekit.export.runners import is_exported
 
     out, form = files.chosen(args.checkpoint, args.out, args.format)
+    refuse_without_effect(("--int8", args.int8 is not None and form != "onnx", "--format onnx"))
     if is_exported(args.checkpoint):
         raise DensekitError(f"{args.checkpoint} is exported already; give the checkpoint that it was made of")
     world = distributed.join("cpu")
@@ -54,17 +62,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     batches = build.eval_batches(config, data, world)
     dtype = next(iter(batches)).images.dtype
     say(f"exporting {args.checkpoint} to {out}")
-    written = files.made(Graph(model, pad_to=config.data.pad_to), form, dtype)
-    notes = notes_of(model, config, **files.origin(args.checkpoint, dtype, precision="fp32"))
+    graph = Graph(model, pad_to=config.data.pad_to, backbone=args.backbone, half=args.half)
+    written = files.made(graph, form, dtype)
+    if args.int8 is not None:
+        train = build.dataset(config, "train", training=False, classes=model.classes)
+        written = files.in_int8(written, model, build.eval_batches(config, train, world), args.int8)
+    kind = {"task": "features", "levels": graph.names} if args.backbone else {}
+    precision = "fp16" if args.half else "fp32" if args.int8 is None else "int8"
+    notes = notes_of(model, config, **files.origin(args.checkpoint, dtype, precision), **kind)
     shown = track(batches, "comparing", len(batches))
     metric = functools.partial(build.metric, config, model, data)
     checked = save_checked(
         written,
         out,
         notes,
-        lambda file: compare(model, file, shown, metric),
+        lambda runner, held: (
+            compare_maps(Graph(model, pad_to=config.data.pad_to, backbone=True), runner, shown)
+            if args.backbone
+            else compare(model, ExportedModel(runner, held), shown, metric)
+        ),
         tolerance=args.tolerance,
-        odd_sizes=0.1,
+        odd_sizes=0.1 if precision == "fp32" else 0.5,
         name=lambda image: build.file_names(data, [image])[0],
     )
     say(f"{out}: {checked.summary()}")

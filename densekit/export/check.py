@@ -14,8 +14,8 @@ from torch import Tensor
 from densekit.errors import DensekitError
 from densekit.export.difference import differences
 from densekit.export.files import Notes, Written
-from densekit.export.model import ExportedModel
-from densekit.export.runners import open_file
+from densekit.export.graph import Graph
+from densekit.export.runners import Runner, open_file
 from densekit.model import DenseModel
 from densekit.types import Batch, Metric
 
@@ -96,6 +96,36 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
+@torch.inference_mode()
+def compare_maps(graph: Graph, runner: Runner, batches: Iterable[Batch]) -> Checked:
+    """Compute the maps of a data set's images with both, each image at its own size; ``agreement`` is what counts.
+
+    Args:
+        graph: of a backbone alone.
+        runner: of the file that was made of it.
+        batches: of the data set.
+    """
+    found: list[float] = []
+    ids: list[int | str] = []
+    probes = 0.0
+    for number, batch in enumerate(batches):
+        if not number:
+            probes = max(_apart(graph(p.images), runner(p.images)) for p in odd_batches(batch))
+        for image, (height, width) in zip(torch.split(batch.images, 1), batch.numbers(batch.sizes)):
+            own = image[..., :height, :width].contiguous()
+            found.append(_apart(graph(own), runner(own)))
+        ids += batch.ids
+    mean, first = sum(found) / len(found), ids[found.index(max(found))]
+    return Checked(len(ids), {"agreement": (1.0, 1 - mean)}, mean, max(found), first, probes)
+
+
+def _apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """Largest difference of a level, relative to its values; 1 where shapes differ."""
+    if any(a[name].shape != b[name].shape for name in a):
+        return 1.0
+    return max(float((a[name] - b[name]).norm() / a[name].norm().clamp(min=1e-12)) for name in a)
+
+
 def odd_batches(batch: Batch) -> list[Batch]:
     """Three images of one odd size, one of another, and one that shows nothing."""
     (height, width), rows = map(min, zip(*batch.numbers(batch.sizes))), [i % len(batch.ids) for i in range(3)]
@@ -128,7 +158,7 @@ def save_checked(
     written: Written,
     out: Path,
     notes: Notes,
-    check: Callable[[DenseModel], Checked],
+    check: Callable[[Runner, Notes], Checked],
     *,
     tolerance: float,
     odd_sizes: float,
@@ -140,7 +170,7 @@ def save_checked(
         written: the file.
         out: its name.
         notes: that it holds; what the check found is added.
-        check: ``compare`` with the model and the data set.
+        check: compares what was opened with the model.
         tolerance: most that a number may differ.
         odd_sizes: most that predictions of ``odd_batches`` may differ.
         name: of an image, by its id.
@@ -151,7 +181,7 @@ def save_checked(
     unchecked = out.with_name(f".{out.stem[:40]}.unchecked{out.suffix}")
     try:
         written.save(unchecked, notes)
-        checked = check(ExportedModel(*open_file(unchecked)))
+        checked = check(*open_file(unchecked))
     finally:
         unchecked.unlink(missing_ok=True)
     if checked.apart > tolerance:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -23,6 +24,8 @@ from densekit.backbones.weights import sha256_of
 from densekit.errors import DensekitError
 from densekit.export.graph import Graph, trace
 from densekit.files import whole_file
+from densekit.model import DenseModel
+from densekit.types import Batch
 
 Format = Literal["onnx", "torch"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch": ".pt2"}
@@ -135,10 +138,41 @@ def to_onnx(program: torch.export.ExportedProgram, names: list[str]) -> Any:
             assert made is not None
             optimizer.fold_constants(made.model)
             optimizer.remove_unused_nodes(made.model)
-            return made.model_proto
+            return _anonymous(made.model_proto)
     except Exception as error:  # of many kinds
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        line = next((line for line in lines if line.startswith("<class")), lines[0])  # what the exporter's words wrap
         raise DensekitError(f"this model can't be exported to ONNX ({line[:300]}); try --format torch") from error
+
+
+def _anonymous(proto: Any) -> Any:
+    """Without the lines of code that each node came from, which name this machine's folders."""
+    for node in proto.graph.node:
+        del node.metadata_props[:]
+    return proto
+
+
+def in_int8(written: Written, model: DenseModel, batches: Iterable[Batch], count: int) -> WrittenOnnx:
+    """A float32 file with convolutions in 8 bits.
+
+    Args:
+        written: ONNX.
+        model: that it was made of.
+        batches: of images that show which values the maps have.
+        count: most images to look at.
+
+    Raises:
+        DensekitError: onnxruntime can't do it.
+    """
+    from densekit.export.int8 import float32_weights, quantised
+
+    assert isinstance(written, WrittenOnnx)
+    alone = (
+        batch.images[row : row + 1, :, :height, :width]
+        for batch in batches
+        for row, (height, width) in enumerate(batch.numbers(batch.sizes))
+    )
+    return WrittenOnnx(quantised(written.proto, itertools.islice(alone, count), float32_weights(model)))
 
 
 def check_onnx() -> None:

@@ -32,11 +32,12 @@ class Graph(nn.Module):
         pad_to: sides are padded to a multiple of this, as the batches that the model learned from, then to the model's
             stride.
         backbone: only its backbone, which gives its maps.
+        half: compute in float16 what mixed precision does, the rest (boxes, scores, probabilities) in float32.
     """
 
-    def __init__(self, model: DenseModel, *, pad_to: int = 1, backbone: bool = False) -> None:
+    def __init__(self, model: DenseModel, *, pad_to: int = 1, backbone: bool = False, half: bool = False) -> None:
         super().__init__()
-        self.model, self.pad_to, self.backbone = model, pad_to, backbone
+        self.model, self.pad_to, self.backbone, self.halves = model, pad_to, backbone, half
 
     @property
     def names(self) -> list[str]:
@@ -54,9 +55,15 @@ class Graph(nn.Module):
         0..1, see ``Detections``. Segmentation gives ``probabilities`` [B, K, H, W], classification [B, K]; a backbone
         its maps by the names of the levels, of the padded images.
         """
+        if not self.halves:
+            return self._outputs(images)
+        with torch.autocast("cpu", torch.float16):
+            return self._outputs(images)
+
+    def _outputs(self, images: Tensor) -> dict[str, Tensor]:
         maps: list[Tensor] = self.model.backbone(self._padded(self._normal(images)))
         if self.backbone:
-            return dict(zip(self.names, maps))
+            return dict(zip(self.names, (m.float() for m in maps)))
         head = self.model.head()
         if head.task == "segmentation":
             chances: Tensor = head.probabilities(maps)  # type: ignore[attr-defined]  # see ``check``
@@ -141,4 +148,6 @@ def _without_guards(program: torch.export.ExportedProgram) -> torch.export.Expor
     for symbol in anything.range_constraints:
         anything.range_constraints[symbol] = ValueRanges(1, int_oo)
     anything._guards_code = []
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # names this machine's folders
     return program

@@ -144,23 +144,22 @@ def notes_of(model: DenseModel, config: Config, **others: Any) -> Notes:
         config: of its run.
         others: what else is known of the file.
     """
-    head = model.head()
     tree = config.model_dump(mode="json")
     tree["train"]["precision"] = "fp32"  # of what surrounds the graph, whose own arithmetic is fixed
     notes: Notes = {
         "format": FORMAT,
-        "task": head.task,
+        "task": model.task,
         "classes": {"names": list(model.classes.names), "ids": list(model.classes.ids)},
         "channels": model.channels,
         "normalize": tree["model"]["normalize"],
         "transforms": tree["data"]["eval_transforms"],
         "config": tree,
-        **others,
     }
-    if head.task == "segmentation":
-        notes["multilabel"] = getattr(head, "mode", None) == "multilabel"
     if model.calibration is not None:
         notes["calibration"] = model.calibration.content()
+    head = model.head()
+    if head.task == "segmentation":
+        notes["multilabel"] = getattr(head, "mode", None) == "multilabel"
     if hasattr(head, "nms_threshold"):
         notes["nms_threshold"] = head.nms_threshold
-    return notes
+    return notes | others

@@ -1,4 +1,4 @@
-"""densekit's own operators in ONNX's standard ones: what a graph holds in their place.
+"""Operators that torch's exporter does not know, densekit's own first, in ONNX's standard ones.
 
 B images, n boxes an image, G groups, L levels, R regions, C channels, P side of a pooled patch.
 """
@@ -16,8 +16,14 @@ FLOAT, INT64, BOOL = 1, 7, 9
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Operators of densekit and what stands for them, for ``torch.onnx.export``."""
-    return {torch.ops.densekit.greedy_nms.default: greedy_nms, torch.ops.densekit.roi_align.default: roi_align}
+    """Operators and what stands for them, for ``torch.onnx.export``."""
+    return {
+        torch.ops.densekit.greedy_nms.default: greedy_nms,
+        torch.ops.densekit.roi_align.default: roi_align,
+        torch.ops.aten.sort.stable: sort,
+        torch.ops.aten.adaptive_avg_pool2d.default: adaptive_avg_pool2d,
+        torch.ops.aten._adaptive_avg_pool2d.default: adaptive_avg_pool2d,
+    }
 
 
 def greedy_nms(boxes: Any, valid: Any, groups: Any, parts: Sequence[int], threshold: float) -> Any:
@@ -104,6 +110,29 @@ def roi_align(
     order = op.Concat(*places, axis=0)
     numbers = op.Range(_integer(0), op.Squeeze(op.Shape(order)), _integer(1))
     return op.Gather(op.Concat(*pooled, axis=0), op.ScatterElements(numbers, order, numbers, axis=0), axis=0)
+
+
+def sort(values: Any, *, stable: bool = False, dim: int = -1, descending: bool = False) -> Any:
+    """``torch.sort(stable=True)``: ONNX's ``TopK`` of all; of equal values it takes the first place first, too."""
+    length = op.Gather(op.Shape(values), _integers(dim), axis=0)
+    return op.TopK(values, length, axis=dim, largest=int(descending), sorted=1)
+
+
+def adaptive_avg_pool2d(values: Any, output_size: Sequence[int]) -> Any:
+    """[B, C, H, W] -> [B, C, h, w]: products with what each pixel counts in each mean, for maps of any size."""
+    rows, columns = (_shares(values, axis, count) for axis, count in zip((2, 3), output_size))
+    return op.MatMul(op.MatMul(rows, values), op.Transpose(columns, perm=[1, 0]))
+
+
+def _shares(values: Any, axis: int, count: int) -> Any:
+    """[count, side]: one over the number of pixels, for those of each mean; neighbouring means may share some."""
+    side = op.Gather(op.Shape(values), _integers(axis), axis=0)
+    before, behind = (op.Reshape(_integers(*range(i, count + i)), _integers(-1, 1)) for i in (0, 1))
+    start = op.Div(op.Mul(before, side), _integer(count))
+    end = op.Div(op.Add(op.Mul(behind, side), _integer(count - 1)), _integer(count))
+    places = op.Range(_integer(0), op.Squeeze(side), _integer(1))
+    inside = op.And(op.GreaterOrEqual(places, start), op.Less(places, end))
+    return op.Div(op.Cast(inside, to=FLOAT), op.Cast(op.Sub(end, start), to=FLOAT))
 
 
 def _integer(value: int) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from densekit.errors import DensekitError, nearest
 from densekit.ops.mixup import mix_batch
+from densekit.precision import in_float32
 from densekit.registry import HEADS
 from densekit.types import Batch, Classification, Level, Task
 
@@ -97,7 +98,7 @@ class Classifier(nn.Module):
 
     def _logits(self, maps: Sequence[Tensor], batch: Batch) -> Tensor:
         """[B, K] float32."""
-        with torch.autocast(maps[self.index].device.type, enabled=False):
+        with in_float32(maps[self.index].device):
             pooled = self.dropout(self._pooled(maps[self.index].float(), batch.sizes))
             logits: Tensor = self.fc(pooled)
             return logits

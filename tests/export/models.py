@@ -19,6 +19,7 @@ _BOXES = {"channels": 8, "box_head_width": 16, "pool_size": 3, "score_threshold"
 DETECTORS = {
     "faster_rcnn": {**_BOXES, **_PROPOSALS},
     "mask_rcnn": {**_BOXES, **_PROPOSALS, "neck": "c5", "mask_convs": 1, "mask_channels": 8, "mask_pool_size": 4},
+    "cascade_rcnn": {**_BOXES, **_PROPOSALS},
     "cascade_mask_rcnn": {**_BOXES, **_PROPOSALS, "mask_convs": 1, "mask_channels": 8, "mask_pool_size": 4},
     "retinanet": {"channels": 8, "convs": 1, "candidates": 40, "max_detections": 12, "prior": 0.3},
     "fcos": {"channels": 8, "convs": 1, "candidates": 40, "max_detections": 12, "prior": 0.3},

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from densekit import Predictor
+from densekit.export.runners import open_file
 from tests.tools import runs
 
 onnx = pytest.importorskip("onnx")
@@ -63,17 +64,50 @@ def test_a_file_knows_its_classes_normalisation_and_origin_and_what_the_check_fo
     assert notes["check"]["numbers"]["mIoU"][0] == pytest.approx(notes["check"]["numbers"]["mIoU"][1], abs=1e-6)
 
 
-def test_a_file_that_predicts_otherwise_is_not_left(checkpoints, shapes, tmp_path, monkeypatch):
-    from densekit.export.graph import Graph
+@pytest.fixture
+def written(exported, monkeypatch):
+    """What the tool would trace for seconds: the segmenter's file as it was exported, to be changed."""
+    from densekit.export import files
 
-    monkeypatch.setattr(Graph, "_normal", lambda self, images: images.float())
-    out = tmp_path / "a.pt2"
+    proto = onnx.load(exported[0]["segmentation"])
+    monkeypatch.setattr(files, "made", lambda graph, form, dtype: files.WrittenOnnx(proto))
+    return proto
+
+
+def test_a_file_that_predicts_otherwise_is_not_left(checkpoints, shapes, tmp_path, written):
+    mean = next(one for one in written.graph.initializer if one.name == "model.mean")
+    mean.CopyFrom(onnx.numpy_helper.from_array(np.zeros((1, 3, 1, 1), np.float32), mean.name))
+    out = tmp_path / "a.onnx"
     out.write_text("before")
     line = runs.refused("export_model", checkpoints["segmentation"], "--out", out)
     assert "first image that differs is" in line
     assert line.rstrip().split()[-1] in map(str, shapes.rglob("val/*.jpg"))
     assert out.read_text() == "before"
-    assert [path.name for path in tmp_path.iterdir()] == ["a.pt2"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
+
+
+def test_convolutions_in_8_bits_are_told_by_their_number(checkpoints, tmp_path, written):
+    out = tmp_path / "a.onnx"
+    options = ("--out", out, "--int8", 2, "--tolerance", 1)
+    code, said = runs.call("export_model", checkpoints["segmentation"], *options)
+    assert code == 0, said
+    notes = json.loads(next(e.value for e in onnx.load(out).metadata_props if e.key == "densekit"))
+    convolutions = [node for node in onnx.load(out).graph.node if node.op_type == "Conv"]
+    quantised = [node for node in convolutions if "DequantizeLinear" in node.input[1]]
+    assert len(quantised) == len(convolutions) - 1  # all but the last, which gives the classes
+    assert notes["precision"] == "int8"
+    assert 0 < notes["check"]["mean"] < 0.5
+    assert f"mIoU {notes['check']['numbers']['mIoU'][1]:.4f}" in said
+
+
+def test_a_backbone_alone_gives_its_maps(checkpoints, tmp_path):
+    code, said = runs.call("export_model", checkpoints["classification"], "--backbone", "--out", tmp_path / "a.pt2")
+    assert code == 0, said
+    maps = open_file(tmp_path / "a.pt2")[0](torch.zeros(2, 3, 40, 33, dtype=torch.uint8))
+    assert {name: value.shape[2:] for name, value in maps.items()} == {
+        "c1": (64, 64), "c2": (64, 64), "c3": (32, 32), "c4": (16, 16)
+    }  # fmt: skip
+    assert "backbone alone" in runs.refused("evaluate", tmp_path / "a.pt2")
 
 
 def test_what_a_file_fixes_can_not_be_overridden(exported):

@@ -24,6 +24,7 @@ from densekit.ops import boxes as box_ops
 from densekit.ops.losses import binary_loss, mean_over_ranks
 from densekit.ops.points import Points, assign_points, boxes_around, centerness, grid_points
 from densekit.ops.suppression import NMS, Suppression
+from densekit.precision import in_float32
 from densekit.registry import HEADS
 from densekit.types import BoxTargets, Detections, Level
 
@@ -87,7 +88,7 @@ class FCOS(DenseDetector[Judged]):
         """Run the neck and both towers over all levels."""
         pyramid, classes, boxes, size = self._towers(maps)
         # In float32 under any autocast: coarse distances move boxes by pixels, coarse scores tie.
-        with torch.autocast(pyramid[0].device.type, enabled=False):
+        with in_float32(pyramid[0].device):
             logits = self._class_logits(classes)
             distances = by_place([F.relu(self.distances(x)) for x in boxes], 4)
             middle = by_place([self.centerness(x) for x in boxes], 1)[..., 0]

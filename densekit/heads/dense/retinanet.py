@@ -23,6 +23,7 @@ from densekit.ops import boxes as box_ops
 from densekit.ops.assignment import assign
 from densekit.ops.losses import BoxLoss, box_losses
 from densekit.ops.suppression import NMS, Suppression
+from densekit.precision import in_float32
 from densekit.registry import HEADS
 from densekit.types import BoxTargets, Detections, Level
 
@@ -91,7 +92,7 @@ class RetinaNet(DenseDetector[Judged]):
         """Run the neck and both towers over all levels."""
         pyramid, classes, boxes, size = self._towers(maps)
         # In float32 under any autocast: coarse deltas move boxes by pixels, coarse scores tie.
-        with torch.autocast(pyramid[0].device.type, enabled=False):
+        with in_float32(pyramid[0].device):
             logits, deltas = self._class_logits(classes), by_place([self.deltas(x) for x in boxes], 4)
         return Judged(logits, deltas, *self.anchors(pyramid, size))
 

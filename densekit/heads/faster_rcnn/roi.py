@@ -25,6 +25,7 @@ from densekit.ops.nms import best_of
 from densekit.ops.roi_align import Method, roi_align
 from densekit.ops.sampling import sample
 from densekit.ops.suppression import NMS, Suppression
+from densekit.precision import in_float32
 from densekit.types import BoxTargets, Detections
 from densekit.weight_gradients import Linear
 
@@ -221,7 +222,7 @@ class RegionHead(nn.Module):
             method=self.roi_align,
         )
         features = self.box_head(pooled)
-        with torch.autocast(features.device.type, enabled=False):
+        with in_float32(features.device):
             features = features.float()
             logits, deltas = self.scores(features), self.deltas(features)
         return logits.unflatten(0, boxes.shape[:2]), deltas.reshape(*boxes.shape[:2], -1, 4)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from densekit.layers import PackedConv2d
 from densekit.ops import winograd
+from densekit.precision import in_float32
 
 
 class RPNHead(nn.Module):
@@ -100,7 +101,7 @@ class RPNHead(nn.Module):
         """[..., C] -> [..., k, 5] float32: objectness and deltas as one product."""
         weights = [self.objectness.weight.flatten(1)[:, None], self.deltas.weight.reshape(self.anchors, 4, -1)]
         biases = [_bias(self.objectness)[:, None], _bias(self.deltas).reshape(self.anchors, 4)]
-        with torch.autocast(cells.device.type, enabled=False):
+        with in_float32(cells.device):
             weight, bias = torch.cat(weights, dim=1).flatten(0, 1), torch.cat(biases, dim=1).flatten()
             predicted = F.linear(cells.float(), weight.float(), bias.float())
         return predicted.reshape(*cells.shape[:-1], self.anchors, 5)
