@@ -98,6 +98,10 @@ def load(path: str | Path) -> dict[str, Any]:
         raise DensekitError(f"checkpoint {path} is a folder; give {best if best.is_file() else 'a best.pt of a run'}")
     if not path.is_file():
         raise DensekitError(f"checkpoint {path} does not exist; give a best.pt or last.pt of a run folder")
+    if path.suffix in (".onnx", ".pt2"):
+        raise DensekitError(
+            f"{path} is an exported model, which only predicts; give the checkpoint that it was made of"
+        )
     _verify(path)
     try:
         content = pickles.load(path)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from densekit import Predictor
+from densekit import DensekitError, Predictor
+from densekit.engine import checkpoint
 from densekit.export.runners import open_file
 from tests.tools import runs
 
@@ -113,5 +114,7 @@ def test_a_backbone_alone_gives_its_maps(checkpoints, tmp_path):
 def test_what_a_file_fixes_can_not_be_overridden(exported):
     line = runs.refused("evaluate", exported[0]["classification"], "model.normalize.mean=[0]")
     assert "model.normalize.mean" in line
+    with pytest.raises(DensekitError, match="is an exported model"):
+        checkpoint.load(exported[0]["classification"])
     assert "exported already" in runs.refused("export_model", exported[0]["classification"])
     assert "suffix" in runs.refused("export_model", "best.pt", "--format", "torch", "--out", "a.onnx")
