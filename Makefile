@@ -38,8 +38,11 @@ test: install ## the whole test suite, with lint and types
 	@$(MAKE) --no-print-directory --jobs 2 lint suite  # types take a minute of one core
 
 suite: install
-	$(BIN)/python -m compileall -q densekit tools  # else every process that a test starts compiles them for itself
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder -m "not long"
+	@# else every process that a test starts compiles them for itself
+	$(BIN)/python -m compileall -q densekit tools
+	@# pytest's own compiling of every assertion, in each process, waits until one has failed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder --assert=plain -m "not long" || \
+		{ OMP_NUM_THREADS=1 $(BIN)/python -m pytest --last-failed --last-failed-no-failures=none -m "not long"; exit 1; }
 
 bench: install ## the benchmarks against the peers, in a short form
 	$(BIN)/python benchmarks/run_all.py --short
