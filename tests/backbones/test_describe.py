@@ -122,9 +122,9 @@ def test_list_parts_names_every_part_and_option(markdown, capsys, monkeypatch):
     data_sets, transforms = text[text.index("Data sets") :].split("Transforms")
     assert "transforms" not in data_sets
     assert "max_pixels" not in data_sets
-    for name in ("Resize", "ScaleJitter", "ContrastStretch", "Affine", "OneOf", "CoarseDropout"):
+    for name in ("Resize", "ScaleJitter", "ContrastStretch", "Affine", "OneOf", "CopyPaste", "Mosaic", "MixUp"):
         assert name in transforms
-    assert not [name for name in ("Mosaic", "Normalize", "CenterCrop3D", "TextImage") if name in transforms]
+    assert not [name for name in ("Normalize", "CenterCrop3D", "TextImage") if name in transforms]
     assert "low: float = 0.5" in transforms
     channels = text[text.index("Heads") : text.index("Data sets")]
     assert "channels: int = 256" in channels

@@ -101,7 +101,7 @@ def test_a_detector_of_boxes_pastes_by_masks_that_it_does_not_learn(shapes):
         ({"name": "CopyPaste", "classes": ["circel"]}, r"train_transforms\[0\].classes: .* 'circel'; .*'circle'"),
         ({"name": "CopyPaste", "classes": []}, "classes lists no class"),
         ({"name": "CopyPaste", "until": 0}, r"train_transforms\[0\].until"),
-        ({"name": "Mosaic"}, r"train_transforms\[0\].size: "),
+        ({"name": "Mosaic"}, r"train_transforms\[0\].size must be given"),
         ({"name": "Mosaic", "size": [9, 9], "centre": [0.7, 0.3]}, r"centre is \(smallest, largest\)"),
         ({"name": "MixUp", "alpha": 0}, r"train_transforms\[0\].alpha"),
     ],
