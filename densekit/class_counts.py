@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from densekit.config import Config, Part
+from densekit.data.sampling.occurrences import occurrences_of
 from densekit.epochs import repeats
 from densekit.registry import HEADS
-from densekit.types import Dataset, DensekitError
+from densekit.types import Dataset
 
 COUNTED = {"federated": "images", "seesaw": "objects"}
 """What is counted, by ``class_loss``."""
@@ -37,12 +38,7 @@ def with_class_counts(config: Config, train_set: Dataset) -> tuple[Config, list[
 
 def _counts(config: Config, train_set: Dataset, what: str) -> list[int]:
     """[K] images with an object of each class; or objects, as often as an epoch shows them."""
-    if not hasattr(getattr(train_set, "inner", train_set), "occurrences"):
-        raise DensekitError(
-            f"class_loss counts the classes of data.train, which {config.data.train.name} does not tell; give "
-            f"class_counts"
-        )
-    found = train_set.occurrences()  # type: ignore[attr-defined]  # seen above
+    found = occurrences_of(train_set, config.data.train.name, "class_loss", "give class_counts")
     classes, shown = len(train_set.classes), repeats(config, train_set)
     if what == "images":
         return [int(n) for n in np.bincount(found.once().labels, minlength=classes)]

@@ -7,8 +7,9 @@ import numpy.typing as npt
 
 from densekit.config import Config
 from densekit.data.loading.sampling import epoch_length
+from densekit.data.sampling.occurrences import occurrences_of
 from densekit.registry import SAMPLINGS
-from densekit.types import Dataset, DensekitError
+from densekit.types import Dataset
 
 
 def repeats(config: Config, train_set: Dataset) -> npt.NDArray[np.float64] | None:
@@ -20,17 +21,8 @@ def repeats(config: Config, train_set: Dataset) -> npt.NDArray[np.float64] | Non
     part = config.data.sampling
     if part is None:
         return None
-    if not hasattr(getattr(train_set, "inner", train_set), "occurrences"):
-        raise DensekitError(
-            f"data.sampling: {part.name} looks at the classes of each image, which {config.data.train.name} does not "
-            f"tell; remove it"
-        )
-    found: npt.NDArray[np.float64] = SAMPLINGS.build(
-        part.name,
-        part.options,
-        train_set.occurrences(),  # type: ignore[attr-defined]  # seen above
-        path="data.sampling",
-    )
+    occurrences = occurrences_of(train_set, config.data.train.name, f"data.sampling: {part.name}", "remove it")
+    found: npt.NDArray[np.float64] = SAMPLINGS.build(part.name, part.options, occurrences, path="data.sampling")
     return found
 
 

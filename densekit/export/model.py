@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -136,13 +135,12 @@ def load(path: Path, overrides: Sequence[str] = ()) -> tuple[ExportedModel, Conf
     return ExportedModel(runner, notes), config
 
 
-def notes_of(model: DenseModel, config: Config, **others: Any) -> Notes:
+def notes_of(model: DenseModel, config: Config) -> Notes:
     """What an exported file has to know of a model.
 
     Args:
         model: that is exported.
         config: of its run.
-        others: what else is known of the file.
     """
     tree = config.model_dump(mode="json")
     tree["train"]["precision"] = "fp32"  # of what surrounds the graph, whose own arithmetic is fixed
@@ -162,4 +160,4 @@ def notes_of(model: DenseModel, config: Config, **others: Any) -> Notes:
         notes["multilabel"] = getattr(head, "mode", None) == "multilabel"
     if hasattr(head, "nms_threshold"):
         notes["nms_threshold"] = head.nms_threshold
-    return notes | others
+    return notes
