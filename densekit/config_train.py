@@ -86,6 +86,8 @@ class TrainConfig(Strict):
         freeze_until: when the backbone begins to learn: a fraction of the run, or epochs from 1 on. Of several that
             rise the first is for its last stage, the next for the stage before, the last for all that are left.
         compile: ``auto`` compiles where it was measured to pay (see README), true and false decide.
+        checkpoint_backbone: the backbone's blocks keep their inputs alone for the backward and compute the rest again:
+            less memory, about a third more time in the backbone, the same bits.
         deterministic: same bits on every run on a GPU too, slower there; the CPU always gives the same bits.
         save_every: steps between checkpoints; null saves with each evaluation.
         max_minutes: stop training (evaluate and save) after this much time in training steps.
@@ -105,6 +107,7 @@ class TrainConfig(Strict):
     ema: float | None = Field(default=None, gt=0, lt=1)
     swa: SwaConfig | None = None
     freeze_until: float | tuple[float, ...] | None = None
+    checkpoint_backbone: bool = False
     deterministic: bool = False
     save_every: int | None = Field(default=None, ge=1)
     max_minutes: float | None = Field(default=None, gt=0)

@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from densekit.backbones.checkpointing import checkpoint_blocks
 from densekit.backbones.describe import stages_of
 from densekit.config import Config
 from densekit.engine.distributed import World
@@ -44,6 +45,8 @@ def train_step(
     )
     with enough_memory():
         average = _average(config, built, timetable)
+    if t.checkpoint_backbone:
+        checkpoint_blocks(built.backbone)
     return TrainStep(
         built,
         make_optimizer(o.name, groups, momentum=o.momentum, nesterov=o.nesterov, betas=o.betas),

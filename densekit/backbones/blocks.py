@@ -7,14 +7,11 @@ Letters: B images, C channels, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from densekit.layers import Norm, conv_norm, make_norm
 from densekit.weight_gradients import Conv2d
@@ -149,25 +146,3 @@ def unbiased_conv(
 def _drop_path(y: Tensor, rate: float) -> Tensor:
     keep = torch.rand(y.shape[0], 1, 1, 1, device=y.device) >= rate
     return y * (keep / (1.0 - rate)).to(y.dtype)
-
-
-def checkpoint_contexts(
-    block: nn.Module,
-) -> Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]:
-    """Contexts of a checkpointed block's two forwards: the second one must not count into the running statistics."""
-    return lambda: (nullcontext(), _statistics_kept(block))
-
-
-@contextmanager
-def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """Let the norms run as ever, so that the backward finds what the first forward kept, but without counting."""
-    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
-    before = [(norm.momentum, cast(Tensor, norm.num_batches_tracked).clone()) for norm in norms]
-    try:
-        for norm in norms:
-            norm.momentum = 0.0
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, before):
-            norm.momentum = momentum
-            cast(Tensor, norm.num_batches_tracked).copy_(count)

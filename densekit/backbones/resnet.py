@@ -17,10 +17,8 @@ import dataclasses
 import functools
 from typing import Literal, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from densekit.backbones.blocks import (
     Block,
@@ -28,10 +26,10 @@ from densekit.backbones.blocks import (
     Projection,
     PyramidalConv,
     Stem,
-    checkpoint_contexts,
     make_stem,
     unbiased_conv,
 )
+from densekit.backbones.checkpointing import checkpointed
 from densekit.errors import DensekitError
 from densekit.layers import FrozenBatchNorm2d, Norm, conv_norm, init_convs, make_norm
 from densekit.registry import BACKBONES
@@ -245,17 +243,8 @@ class ResNet(nn.Module):
 
     def _through(self, stage: nn.Sequential, x: Tensor) -> Tensor:
         for block in stage:
-            x = self._run(block, x)
+            x = checkpointed(block, block, x) if self.activation_checkpointing else block(x)
         return x
-
-    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
-        if not (self.activation_checkpointing and torch.is_grad_enabled()):
-            return cast(Tensor, block(x))
-        if (
-            torch.compiler.is_compiling()
-        ):  # a graph recomputes values alone, and its statistics count once by themselves
-            return cast(Tensor, checkpoint(block, x, use_reentrant=False))
-        return cast(Tensor, checkpoint(block, x, use_reentrant=False, context_fn=checkpoint_contexts(block)))
 
     def _stages(self) -> list[nn.Sequential]:
         return [cast(nn.Sequential, self.get_submodule(f"layer{n}")) for n in range(1, self.num_stages + 1)]

@@ -26,7 +26,10 @@ from densekit.errors import DensekitError
 from densekit.files import only_process, remove_leftovers, write_text
 from densekit.model import DenseModel
 
-_MAY_CHANGE = ("log.", "data.workers", "evaluation.pictures", "train.max_minutes", "train.save_every")
+_MAY_CHANGE = (
+    *("log.", "data.workers", "evaluation.pictures"),
+    *("train.max_minutes", "train.save_every", "train.checkpoint_backbone"),
+)
 """Config keys that do not change the weights, so a run may go on with other values."""
 
 

@@ -228,7 +228,8 @@ def _running_statistics(model: nn.Module) -> list[Tensor]:
 
 
 def _out_of_memory(batches: Sequence[Batch], device: torch.device) -> DensekitError:
-    remedies = ["lower train.batch_size or raise train.accumulate", "lower the size in data.train_transforms"]
+    remedies = ["raise train.accumulate", "set train.checkpoint_backbone=true", "lower train.batch_size"]
+    remedies.append("lower the size in data.train_transforms")
     remedies += ["set train.precision=bf16"] if why_not("bf16", device) is None else []
     return DensekitError(
         f"out of memory in a training step on a batch of {describe_batch(batches[0])}; {', or '.join(remedies)}"
