@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.densekit-installed
 export NO_ALBUMENTATIONS_UPDATE = 1
+WORKERS = $(shell $(PYTHON) -c 'import os; print(1 + (os.cpu_count() or 1))')  # one more than cores: some tests wait
 UNUSED := [/\\](tests?|testing[/\\]_internal|pip|setuptools|mypy|mypyc|pygments|networkx)[/\\]
 
 .PHONY: help install demo test lint suite bench clean
@@ -41,7 +42,7 @@ suite: install
 	@# else every process that a test starts compiles them for itself
 	$(BIN)/python -m compileall -q densekit tools
 	@# pytest's own compiling of every assertion, in each process, waits until one has failed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder --assert=plain -m "not long" || \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --assert=plain -m "not long" || \
 		{ OMP_NUM_THREADS=1 $(BIN)/python -m pytest --last-failed --last-failed-no-failures=none -m "not long"; exit 1; }
 
 bench: install ## the benchmarks against the peers, in a short form

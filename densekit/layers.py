@@ -301,7 +301,13 @@ class ConvNormAct(nn.Sequential):
 
 
 def init_conv(conv: nn.Conv2d) -> None:
-    """Draw weights for a convolution before a ReLU (He et al. 2015, arXiv 1502.01852, eq. 14: fan out); bias zero."""
+    """Draw weights for a convolution before a ReLU (He et al. 2015, arXiv 1502.01852, eq. 14: fan out); bias zero.
+
+    A convolution without data (on the ``meta`` device) is left alone: drawing would fill nothing, and takes a third
+    of the time in which a network is described.
+    """
+    if conv.weight.is_meta:
+        return
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)

@@ -19,19 +19,30 @@ if "DENSEKIT_DATA" not in os.environ and _SHARED.is_dir():
 SLOW_FILES = (
     "engine/test_host_waits.py",
     "tools/test_train.py",
-    "features/test_export.py",
-    "tools/test_kill.py",
-    "test_configs.py",
+    "backbones/test_contract.py",
+    "features/test_heads.py",
     "heads/test_segmentation_parity.py",
-    "test_packed.py",
     "engine/test_as_on_a_gpu.py",
+    "tools/test_segmentation.py",
+    "tools/test_export_model.py",
+    "backbones/test_resnet_options.py",
+    "backbones/test_resnet_parity.py",
+    "heads/test_faster_rcnn_torchvision.py",
+    "export/test_detectors.py",
+    "heads/test_segmentation.py",
+    "test_configs.py",
+    "test_packed.py",
+    "safety/test_mutations.py",
+    "backbones/test_timm.py",
+    "heads/test_dense_torchvision.py",
+    "tools/test_first_start.py",
+    "tools/test_instances.py",
     "test_ids.py",
-    "test_readme.py",
 )
 
 
 def pytest_collection_modifyitems(items):
-    """Files that wait for other processes first: at the end of a run they would have the cores alone."""
+    """Files that take longest first: at the end of a run they would have a core alone."""
     place = {name: number for number, name in enumerate(SLOW_FILES)}
     root = Path(__file__).parent
     items.sort(key=lambda item: place.get(item.path.relative_to(root).as_posix(), len(place)))
