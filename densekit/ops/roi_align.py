@@ -1,12 +1,13 @@
 """RoIAlign over all levels of a pyramid (He et al. 2017, section 3; Lin et al. 2017, eq. 1), with constant shapes.
 
-Two ways to the same numbers:
+Three ways to the same numbers:
 
 * ``table``: every output bin is a weighted sum of 16 rows (2 x 2 sampling points, 4 corners each) of one table that
   holds the cells of all levels and images, channels last. One call does all levels and images; its backward is the same
   sum over the transposed pairs: sorted by row, no atomics, so it is deterministic. Much the faster on a CPU.
+* ``triton``: our kernels for GPUs (``cuda/roi_align.py``): maps as they lie in any precision, deterministic.
 * ``kernel``: torchvision's kernel once a level over all boxes; boxes of other levels are moved off the map, where the
-  kernel returns zero at once.
+  kernel returns zero at once. For GPUs without Triton.
 
 B images, R boxes an image, C channels, L levels, P output size, S sampling points a bin and direction.
 """
@@ -23,8 +24,9 @@ from torch import Tensor
 
 from densekit.errors import DensekitError
 from densekit.ops import boxes as box_ops
+from densekit.ops.cuda import roi_align as in_triton
 
-Method = Literal["auto", "table", "kernel"]
+Method = Literal["auto", "table", "kernel", "triton"]
 
 _OUTSIDE = -1e6
 """A coordinate that is off every map."""
@@ -73,28 +75,55 @@ def roi_align(
 
     Returns:
         [B * R, C, P, P] (or [R, C, P, P]) in the precision of the maps; coordinates are float32 throughout.
+
+    Raises:
+        DensekitError: a method that the device lacks, or that has no deterministic form where that is asked for.
     """
     if images is None:
         images = torch.arange(boxes.shape[0], device=boxes.device)[:, None].expand(boxes.shape[:2])
     levels = box_levels(boxes, strides)
-    best = best_method(maps[0].device)
-    method = best if method == "auto" else method
-    if method == "kernel" and best == "table" and maps[0].requires_grad and maps[0].device.type != "cpu":
-        raise DensekitError(
-            "roi_align: 'kernel' gives other bits on each run on this device, and train.deterministic is set; use auto"
-        )
+    if method == "auto":
+        method = best_method(maps[0].device)
+    else:
+        _check(method, maps[0])
     boxes, images, levels = boxes.reshape(-1, 4).float(), images.reshape(-1), levels.reshape(-1)
     if torch.compiler.is_exporting():
         run = torch.ops.densekit.roi_align
         return cast(Tensor, run(maps, boxes, images, levels, strides, output_size, sampling_ratio, aligned))
-    pool = _pool_from_table if method == "table" else _pool_by_kernel
+    return _pool_by(method, maps, boxes, images, levels, strides, output_size, sampling_ratio, aligned)
+
+
+def best_method(device: torch.device) -> Literal["table", "kernel", "triton"]:
+    """The faster way on a device; under deterministic algorithms one that has them."""
+    if in_triton.works(device):
+        return "triton"
+    return "table" if device.type == "cpu" or torch.are_deterministic_algorithms_enabled() else "kernel"
+
+
+def _check(method: Method, maps: Tensor) -> None:
+    if method == "triton" and not in_triton.works(maps.device):
+        raise DensekitError(f"roi_align: 'triton' needs a GPU that Triton compiles for, not {maps.device}; use auto")
+    learns = maps.requires_grad and maps.device.type != "cpu"
+    if method == "kernel" and learns and torch.are_deterministic_algorithms_enabled():
+        raise DensekitError(
+            "roi_align: 'kernel' gives other bits on each run on this device, and train.deterministic is set; use auto"
+        )
+
+
+def _pool_by(
+    method: Method,
+    maps: Sequence[Tensor],
+    boxes: Tensor,
+    images: Tensor,
+    levels: Tensor,
+    strides: Sequence[int],
+    output_size: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """[R, 4] boxes, [R] images, [R] levels -> [R, C, P, P]."""
+    pool = {"table": _pool_from_table, "triton": in_triton.pool}.get(method, _pool_by_kernel)
     return pool(maps, boxes, images, levels, strides, output_size, sampling_ratio, aligned)
-
-
-def best_method(device: torch.device) -> Literal["table", "kernel"]:
-    """The faster way on a device; under deterministic algorithms the one that has them."""
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    return "table" if device.type == "cpu" or deterministic else "kernel"
 
 
 def _pool_from_table(
@@ -252,8 +281,8 @@ def _pool(
     aligned: bool,
 ) -> Tensor:
     """[R, 4] boxes, [R] images, [R] levels -> [R, C, P, P]."""
-    pool = _pool_from_table if best_method(boxes.device) == "table" else _pool_by_kernel
-    return pool(maps, boxes, images, levels, strides, output_size, sampling_ratio, aligned)
+    method = best_method(boxes.device)
+    return _pool_by(method, maps, boxes, images, levels, strides, output_size, sampling_ratio, aligned)
 
 
 @torch.library.register_fake("densekit::roi_align")  # type: ignore[untyped-decorator]

@@ -1,0 +1,1 @@
+"""Kernels for GPUs, in Triton, which files called ``kernels`` import: they are loaded only where they run."""
