@@ -124,7 +124,7 @@ def train(name: str, seed: int, given: Sequence[str], steps: int) -> dict[str, A
         numbers = evaluate(
             used,
             build.eval_batches(config, test_set, world),
-            build.metric(config, used, test_set),
+            build.metrics(config, used, test_set),
             world=world,
             precision=step.precision,
         )

@@ -77,7 +77,7 @@ def train(network: str, epochs: int, digits: int) -> list[dict[str, float]]:
             result = step([next(batches).to(world.device)], number)
             losses.append(result.losses["cross_entropy"].detach())
         numbers = evaluate(
-            model, test_batches, build.metric(config, model, test_set), world=world, precision=step.precision
+            model, test_batches, build.metrics(config, model, test_set), world=world, precision=step.precision
         )
         loss = sum(float(loss) for loss in losses) / len(losses)
         history.append({"loss": loss, "top1": 100 * numbers["top1"], "seconds": time.perf_counter() - began})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, cast
 
@@ -144,14 +144,16 @@ def transforms(config: DataConfig, training: bool, channels: int = 3) -> Pipelin
     return pipeline
 
 
-def model(config: Config, classes: Classes, *, measured: bool = False) -> tuple[DenseModel, list[str]]:
+def model(
+    config: Config, classes: Classes | Mapping[str, Classes], *, measured: bool = False
+) -> tuple[DenseModel, list[str]]:
     """The model with its first weights, and lines that say where these came from.
 
     The random numbers of new weights follow from ``config.seed``.
 
     Args:
         config: of the run.
-        classes: of the data set.
+        classes: of the data set; or by head.
         measured: as it is, without a training; then ``model.weights`` must give everything.
     """
     torch.manual_seed(config.seed)
@@ -178,10 +180,10 @@ def from_checkpoint(path: Path, overrides: Sequence[str] = ()) -> tuple[DenseMod
     content = checkpoint.load(path)
     config = override(parse(content["config"], f"the config in {path}"), overrides)
     with enough_memory():
-        classes = checkpoint.classes_of(content, path)
+        classes = checkpoint.classes_by_head(content, config.model.heads, path)
         built = build_model(config.model, classes, channels_last=config.train.channels_last)
     checkpoint.load_weights(built, content["model"], path)
-    built.calibration = Calibration.held_in(content, len(classes), path)
+    built.calibration = Calibration.held_in(content, len(built.classes), path)
     return built.eval(), config
 
 
@@ -303,20 +305,24 @@ def eval_batches(config: Config, val_set: Dataset, world: World) -> loader.EvalL
     )
 
 
-def metric(config: Config, built: DenseModel, data: Dataset) -> Metric:
-    """The empty metric of the model's task."""
-    if built.task == "detection":
+def metrics(config: Config, built: DenseModel, data: Dataset, heads: Iterable[str] | None = None) -> dict[str, Metric]:
+    """An empty metric for each head that a data set measures; None: for all."""
+    return {head: metric(config, built, data, head) for head in (built.heads if heads is None else heads)}
+
+
+def metric(config: Config, built: DenseModel, data: Dataset, head: str | None = None) -> Metric:
+    """The empty metric of a head's task; None: of the first."""
+    task, classes = built.head(head).task, built.classes_of(head)
+    if task == "detection":
         from densekit.metrics.coco import CocoDataset, CocoMetric
 
         if not hasattr(data, "file"):  # not isinstance: since Python 3.12 that does not see what Relabelled passes on
             raise DensekitError("COCO's numbers need a COCO json to compare with; use a COCO data set for a detector")
-        return CocoMetric(
-            cast(CocoDataset, data), classes=built.classes, max_detections=config.evaluation.max_detections
-        )
-    if built.task == "segmentation":
+        return CocoMetric(cast(CocoDataset, data), classes=classes, max_detections=config.evaluation.max_detections)
+    if task == "segmentation":
         from densekit.metrics.segmentation import SegmentationMetric
 
-        return SegmentationMetric(built.classes)
+        return SegmentationMetric(classes)
     from densekit.metrics.accuracy import AccuracyMetric
 
     return AccuracyMetric(data.classes)

@@ -115,6 +115,7 @@ def _part(batch: Batch, rows: Rows, canvas: tuple[int, int], levels: dict[str, L
         truth=None if batch.truth is None else [batch.truth[row] for row in rows],
         maps=None if batch.maps is None else _maps(batch.maps, take, canvas, levels),
         pad_to=batch.pad_to,
+        heads=batch.heads,
         host=host,
     )
 

@@ -104,7 +104,14 @@ def measure(
     batches = build.eval_batches(config, data, world)
     say("\n".join([*notes, *unfit_range(config.data, data), f"{path} on {split}: {len(data)} images, {precision}"]))
     both: Metric = metric if second is None else _Both(metric, second)
-    numbers = evaluate(model.to(world.device), batches, both, world=world, precision=precision, total=len(batches))
+    numbers = evaluate(
+        model.to(world.device),
+        batches,
+        {next(iter(model.heads)): both},
+        world=world,
+        precision=precision,
+        total=len(batches),
+    )
     assert numbers is not None
     return Measured(path, model, config, data, metric, numbers, found, second)
 

@@ -29,11 +29,11 @@ class DenseModel(nn.Module):
 
     Args:
         backbone: a module with ``levels``; torch's own convolutions in it become ``weight_gradients.Conv2d``.
-        heads: heads by name; the losses of several heads are summed.
+        heads: heads by name, in their order; what needs one head takes the first where no other is named.
         mean: per channel on the 0..1 scale; one value stands for all channels.
         std: likewise.
         channels: image channels.
-        classes: the data set's own names and ids.
+        classes: the data sets' own names and ids, by head; one for all heads.
         channels_last: run in the channels-last memory layout, faster on every device that was measured.
 
     Attributes:
@@ -42,7 +42,6 @@ class DenseModel(nn.Module):
 
     mean: Tensor
     std: Tensor
-    class_ids: Tensor
 
     def __init__(
         self,
@@ -51,7 +50,7 @@ class DenseModel(nn.Module):
         *,
         mean: Sequence[float],
         std: Sequence[float],
-        classes: Classes,
+        classes: Classes | Mapping[str, Classes],
         channels: int = 3,
         channels_last: bool = True,
     ) -> None:
@@ -61,8 +60,10 @@ class DenseModel(nn.Module):
             backbone.leave_last_stage()  # type: ignore[operator]  # an nn.Module's method
         use_own_convolutions(backbone)
         self.heads = nn.ModuleDict(heads)
-        self.register_buffer("class_ids", torch.zeros(0, dtype=torch.int64), persistent=False)
-        self.classes = classes
+        self._classes: dict[str, Classes] = {}
+        for head in self.heads:
+            self.register_buffer(f"class_ids_of_{head}", torch.zeros(0, dtype=torch.int64), persistent=False)
+            self.set_classes(head, classes if isinstance(classes, Classes) else classes[head])
         self.calibration: Calibration | None = None
         self.channels = channels
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -79,14 +80,33 @@ class DenseModel(nn.Module):
 
     @property
     def classes(self) -> Classes:
-        """The data set's own names and ids, which predictions come in."""
-        return self._classes
+        """The first head's: the data set's own names and ids, which its predictions come in."""
+        return self.classes_of()
 
     @classes.setter
     def classes(self, classes: Classes) -> None:
-        self._classes = classes
+        self.set_classes(next(iter(self.heads)), classes)
+
+    def classes_of(self, head: str | None = None) -> Classes:
+        """The names and ids that the predictions of a head come in; None: of the first."""
+        return self._classes[head or next(iter(self.heads))]
+
+    @property
+    def classes_by_head(self) -> dict[str, Classes]:
+        """``classes_of`` every head."""
+        return dict(self._classes)
+
+    def set_classes(self, head: str, classes: Classes) -> None:
+        """Let a head's predictions come in these names and ids, in the order of its labels."""
+        self._classes[head] = classes
         # A buffer, so that predictions need no copy to the device.
-        self.class_ids = torch.tensor(classes.ids, dtype=torch.int64, device=self.class_ids.device)
+        before = self.class_ids(head)
+        setattr(self, f"class_ids_of_{head}", torch.tensor(classes.ids, dtype=torch.int64, device=before.device))
+
+    def class_ids(self, head: str | None = None) -> Tensor:
+        """[K] the ids of a head's classes, on the model's device; None: of the first head."""
+        ids: Tensor = getattr(self, f"class_ids_of_{head or next(iter(self.heads))}")
+        return ids
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -134,25 +154,30 @@ class DenseModel(nn.Module):
         maps: list[Tensor] = self.backbone(self.normalize(batch.images, batch.sizes))
         return maps
 
+    def prefix(self, head: str) -> str:
+        """What the names of a head's losses and numbers begin with: ``head.`` where the model has several heads."""
+        return f"{head}." if len(self.heads) > 1 else ""
+
+    def learning(self, batch: Batch) -> list[str]:
+        """The heads that learn from a batch, in their order."""
+        return list(self.heads) if batch.heads is None else [name for name in self.heads if name in batch.heads]
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of every head, each a float32 scalar; named ``head.loss`` where there are several heads.
+        """Losses of the heads that learn from a batch, each a float32 scalar; named ``head.loss`` if there are several.
 
         This is the training step's path: a head that blends images (``mix``, as the classifier's mixup) does so first.
         """
-        for head in self.heads.values():
-            mixed = head.mix(batch) if hasattr(head, "mix") else batch  # type: ignore[operator]  # an nn.Module's method
+        names = self.learning(batch)
+        for head in map(self.head, names):
+            mixed = head.mix(batch) if hasattr(head, "mix") else batch
             if mixed is not batch and batch.maps is not None:
                 raise DensekitError(
                     "mixup blends images before the backbone, so stored features can't follow; set it to 0"
                 )
             batch = mixed
-        losses = {}
         with deterministic_backward(batch.images.device):
             maps = self.features(batch)
-            for name in self.heads:
-                for key, value in self.head(name).losses(maps, batch).items():
-                    losses[key if len(self.heads) == 1 else f"{name}.{key}"] = value
-        return losses
+            return self._named({name: self.head(name).losses(maps, batch) for name in names})
 
     def predict(self, batch: Batch, head: str | None = None, *, padded: bool = False) -> Predictions:
         """Predictions of one head in the pixels of the original images, with the data set's own ids.
@@ -166,39 +191,70 @@ class DenseModel(nn.Module):
             padded: one pass over the batch as it is padded, as torchvision's detectors do it. Then the predictions of
                 an image depend on the size of its neighbours.
         """
-        parts = [(list(range(len(batch.ids))), batch)] if padded else self._by_canvas(batch)
-        return canvases.join([(rows, self._predict(part, head)) for rows, part in parts])
+        name = head or next(iter(self.heads))
+        return self.predict_all(batch, (name,), padded=padded)[name]
 
-    def losses_and_predictions(self, batch: Batch) -> tuple[dict[str, Tensor], Predictions]:
-        """Both of the first head, canvas by canvas as ``predict``; what the head's two methods share is computed once.
+    def predict_all(
+        self, batch: Batch, heads: Sequence[str] | None = None, *, padded: bool = False
+    ) -> dict[str, Predictions]:
+        """As ``predict``, of several heads from one pass of the backbone.
+
+        Args:
+            batch: on the model's device.
+            heads: their names; None: all.
+            padded: see ``predict``.
+        """
+        names = list(self.heads) if heads is None else list(heads)
+        parts = [(list(range(len(batch.ids))), batch)] if padded else self._by_canvas(batch)
+        found = [(rows, self._predict(part, names)) for rows, part in parts]
+        return {name: canvases.join([(rows, one[name]) for rows, one in found]) for name in names}
+
+    def losses_and_predictions(
+        self, batch: Batch, heads: Sequence[str] | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Predictions]]:
+        """Both of several heads, canvas by canvas as ``predict``; what they share is computed once.
 
         The losses are the mean over the canvases, weighted by their images.
+
+        Args:
+            batch: on the model's device.
+            heads: their names; None: all.
         """
-        parts = [(rows, *self._both(part)) for rows, part in self._by_canvas(batch)]
+        names = list(self.heads) if heads is None else list(heads)
+        parts = [(rows, *self._both(part, names)) for rows, part in self._by_canvas(batch)]
         losses = canvases.mean([(rows, losses) for rows, losses, _ in parts])
-        return losses, canvases.join([(rows, predictions) for rows, _, predictions in parts])
+        return losses, {name: canvases.join([(rows, found[name]) for rows, _, found in parts]) for name in names}
 
     def _by_canvas(self, batch: Batch) -> list[tuple[list[int], Batch]]:
         return canvases.split(batch, self.stride, self.levels)
 
-    def _predict(self, batch: Batch, head: str | None) -> Predictions:
-        return self.finish(self.head(head).predict(self.features(batch), batch), batch)
+    def _named(self, losses: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        return {f"{self.prefix(name)}{key}": value for name, own in losses.items() for key, value in own.items()}
 
-    def _both(self, batch: Batch) -> tuple[dict[str, Tensor], Predictions]:
+    def _predict(self, batch: Batch, names: Sequence[str]) -> dict[str, Predictions]:
         maps = self.features(batch)
-        head = self.head()
-        if hasattr(head, "losses_and_predictions"):
-            losses, predictions = head.losses_and_predictions(maps, batch)
-            return losses, self.finish(predictions, batch)
-        return head.losses(maps, batch), self.finish(head.predict(maps, batch), batch)
+        return {name: self.finish(self.head(name).predict(maps, batch), batch, name) for name in names}
 
-    def finish(self, predictions: Predictions, batch: Batch) -> Predictions:
+    def _both(self, batch: Batch, names: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Predictions]]:
+        maps = self.features(batch)
+        losses, predictions = {}, {}
+        for name in names:
+            head = self.head(name)
+            if hasattr(head, "losses_and_predictions"):
+                losses[name], found = head.losses_and_predictions(maps, batch)
+            else:
+                losses[name], found = head.losses(maps, batch), head.predict(maps, batch)
+            predictions[name] = self.finish(found, batch, name)
+        return self._named(losses), predictions
+
+    def finish(self, predictions: Predictions, batch: Batch, head: str | None = None) -> Predictions:
         """From the pixels of the batch to those of the original images, and from labels to the data set's ids."""
+        ids = self.class_ids(head)
         if isinstance(predictions, Detections):
-            return _finish_detections(predictions, batch, self.class_ids)
+            return _finish_detections(predictions, batch, ids)
         if isinstance(predictions, Segmentation):
-            return _finish_segmentation(predictions, batch, self.class_ids)
-        return Classification(predictions.probabilities, self.class_ids[predictions.labels.long()])
+            return _finish_segmentation(predictions, batch, ids)
+        return Classification(predictions.probabilities, ids[predictions.labels.long()])
 
 
 def _stored(maps: Mapping[str, Tensor], levels: Sequence[Level], memory_format: torch.memory_format) -> list[Tensor]:
@@ -253,8 +309,15 @@ def _finish_segmentation(found: Segmentation, batch: Batch, ids: Tensor) -> Segm
     return Segmentation(probabilities, masks)
 
 
-def build_model(config: ModelConfig, classes: Classes, *, channels_last: bool = True) -> DenseModel:
+def build_model(
+    config: ModelConfig, classes: Classes | Mapping[str, Classes], *, channels_last: bool = True
+) -> DenseModel:
     """Build the parts that a config names, with random weights.
+
+    Args:
+        config: names them.
+        classes: of each head; one for all.
+        channels_last: see ``DenseModel``.
 
     Raises:
         DensekitError: unknown part or option, or a value of the wrong type, with its path in the config.
@@ -262,9 +325,10 @@ def build_model(config: ModelConfig, classes: Classes, *, channels_last: bool = 
     backbone = BACKBONES.build(
         config.backbone.name, config.backbone.options, path="model.backbone", in_channels=config.channels
     )
+    own = dict.fromkeys(config.heads, classes) if isinstance(classes, Classes) else classes
     heads = {
         name: HEADS.build(
-            part.name, part.options, backbone.levels, path=f"model.heads.{name}", num_classes=len(classes)
+            part.name, part.options, backbone.levels, path=f"model.heads.{name}", num_classes=len(own[name])
         )
         for name, part in config.heads.items()
     }
@@ -273,7 +337,7 @@ def build_model(config: ModelConfig, classes: Classes, *, channels_last: bool = 
         heads,
         mean=config.normalize.mean,
         std=config.normalize.std,
-        classes=classes,
+        classes=own,
         channels=config.channels,
         channels_last=channels_last,
     )

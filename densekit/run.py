@@ -123,7 +123,14 @@ class Run:
         assert self.val_batches is not None
         metric, precision = build.metric(self.config, used, self.val_set), self.step.precision
         world = self.world
-        numbers = evaluate(used, self.val_batches, metric, world=world, precision=precision, stopping=stop.here)
+        numbers = evaluate(
+            used,
+            self.val_batches,
+            {next(iter(used.heads)): metric},
+            world=world,
+            precision=precision,
+            stopping=stop.here,
+        )
         if numbers is None:
             return False
         state.evaluation_due = False

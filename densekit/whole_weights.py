@@ -56,7 +56,9 @@ def load_whole(
     if translated is None:
         content = checkpoint.load(source)
         translated = content["model"]
-        _check_classes(checkpoint.classes_of(content, source), model.classes, source, match_names)
+        learned = checkpoint.classes_by_head(content, model.heads, source)
+        for head, classes in learned.items():
+            _check_classes(classes, model.classes_of(head), source, match_names)
     checkpoint.load_weights(model, translated, source)
     return [f"all weights from {source}", *([advice(caffe2=False, bgr=bgr)] if detectron2 else [])]
 

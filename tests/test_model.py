@@ -12,6 +12,8 @@ from densekit.registry import BACKBONES, HEADS
 from densekit.types import Batch, BoxTargets, Classes, Targets
 
 CLASSES = Classes(("cat", "dog"), (17, 90))
+TISSUE = Classes(("rest", "gland", "duct"), (3, 5, 200))
+SMALL_DETECTOR = {"name": "faster_rcnn", "channels": 16, "box_head_width": 16}
 
 
 def config(**model):
@@ -91,6 +93,42 @@ def test_several_heads_share_one_backbone_and_their_losses_stand_side_by_side():
     assert {"one.class", "two.class", "one.box", "two.rpn_box"} <= losses.keys()
 
 
+@pytest.fixture
+def two_headed():
+    """A detector and a segmenter of other classes on one backbone."""
+    heads = {"boxes": {**SMALL_DETECTOR, "score_threshold": 0.0}, "masks": {"name": "unet", "norm": "group"}}
+    heads["masks"]["decoder_channels"] = [8, 8, 8, 8]
+    built = config(backbone={"name": "resnet8"}, heads=heads).model
+    torch.manual_seed(0)
+    return build_model(built, {"boxes": CLASSES, "masks": TISSUE}).eval()
+
+
+def test_each_head_predicts_its_own_classes_from_one_pass_of_the_backbone(two_headed):
+    given, passes = batch((64, 64), (64, 64)), []
+    two_headed.backbone.register_forward_hook(lambda *_: passes.append(1))
+    with torch.inference_mode():
+        found = two_headed.predict_all(given)
+        assert len(passes) == 1
+        boxes, masks = two_headed.predict(given), two_headed.predict(given, "masks")
+    assert two_headed.classes == two_headed.classes_of("boxes") == CLASSES
+    assert torch.equal(found["boxes"].boxes, boxes.boxes)
+    assert set(found["boxes"].labels[found["boxes"].valid].tolist()) <= {17, 90}
+    assert all(torch.equal(a, b) for a, b in zip(found["masks"].masks, masks.masks, strict=True))
+    assert {int(i) for mask in masks.masks for i in mask.unique()} <= {3, 5, 200}
+    assert masks.probabilities[0].shape[0] == len(TISSUE)
+
+
+def test_a_batch_trains_the_heads_that_it_names(two_headed):
+    given = dataclasses.replace(batch((64, 64)), heads=("masks",))
+    given.targets.masks = torch.randint(0, 3, (1, 64, 64))
+    losses = two_headed(given)
+    assert {key.partition(".")[0] for key in losses} == {"masks"}
+    sum(losses.values()).backward()
+    assert all(p.grad is None for p in two_headed.heads["boxes"].parameters())
+    assert next(two_headed.backbone.parameters()).grad is not None
+    assert {key.partition(".")[0] for key in two_headed(dataclasses.replace(given, heads=None))} == {"boxes", "masks"}
+
+
 HEADS_THAT_SHARE = [
     ({"name": "faster_rcnn", "channels": 16, "box_head_width": 16, "score_threshold": 0.0}, ("neck", "rpn.head")),
     ({"name": "retinanet", "channels": 16, "score_threshold": 0.0}, ("neck",)),
@@ -110,7 +148,8 @@ def test_losses_and_predictions_are_those_of_two_calls_and_run_shared_parts_once
     for name in shared:
         model.heads["head"].get_submodule(name).register_forward_hook(lambda *_, name=name: calls.append(name))
     with torch.inference_mode():
-        losses, found = model.losses_and_predictions(given)
+        losses, by_head = model.losses_and_predictions(given)
+        found = by_head["head"]
         assert calls == list(shared)
         apart = model(given), model.predict(given)
     assert losses.keys() == apart[0].keys()

@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     numbers = evaluate(
         model.to(world.device),
         batches,
-        metric,
+        {next(iter(model.heads)): metric},
         world=world,
         precision=precision,
         total=len(batches),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import reprlib
 import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -163,13 +164,39 @@ def _verify(path: Path) -> None:
         )
 
 
+def with_classes(classes: Mapping[str, Classes]) -> dict[str, Any]:
+    """The class names and ids of each head as plain types, for a checkpoint; ``classes`` are those of the first."""
+    held = {head: {"names": list(own.names), "ids": list(own.ids)} for head, own in classes.items()}
+    return {"classes": next(iter(held.values())), "classes_by_head": held}
+
+
 def classes_of(content: dict[str, Any], path: str | Path) -> Classes:
-    """The class names and ids that a checkpoint carries.
+    """The class names and ids of the first head that a checkpoint carries.
 
     Raises:
         DensekitError: they are not there or not of the right form.
     """
-    held = content["classes"]
+    return _classes(content["classes"], path)
+
+
+def classes_by_head(content: dict[str, Any], heads: Iterable[str], path: str | Path) -> dict[str, Classes]:
+    """The class names and ids of each head that a checkpoint carries.
+
+    Args:
+        content: of the checkpoint; an older one has one list of classes for all heads.
+        heads: of its config.
+        path: of the checkpoint, for messages.
+
+    Raises:
+        DensekitError: they are not there or not of the right form.
+    """
+    held = content.get("classes_by_head", dict.fromkeys(heads, content["classes"]))
+    if not isinstance(held, dict) or any(head not in held for head in heads):
+        raise DensekitError(f"checkpoint {path} does not hold the classes of each head; train again or mend it")
+    return {head: _classes(held[head], path) for head in heads}
+
+
+def _classes(held: Any, path: str | Path) -> Classes:
     try:
         return Classes(tuple(str(n) for n in held["names"]), tuple(int(i) for i in held["ids"]))
     except (KeyError, TypeError, ValueError, OverflowError) as error:

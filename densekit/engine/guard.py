@@ -97,12 +97,11 @@ def write_bundle(folder: RunFolder, step: TrainStep, result: StepResult, files: 
         files: names of the images of each micro-batch.
     """
     path = folder.path / f"bundle_step{result.step}_rank{step.world.rank}.pt"
-    classes = step.model.classes
     checkpoint.save(
         path,
         {
             "config": folder.config,
-            "classes": {"names": list(classes.names), "ids": list(classes.ids)},
+            **checkpoint.with_classes(step.model.classes_by_head),
             "model": step.model.state_dict(),
             "bundle": {
                 "step": result.step,

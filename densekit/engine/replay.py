@@ -82,7 +82,8 @@ def read_bundle(path: Path) -> Bundle:
     if not isinstance(packed, dict):
         raise DensekitError(f"{path} is a checkpoint, not a bundle; give a bundle_step*.pt of a run folder")
     config = parse(content["config"], f"the config in {path}")
-    model = build_model(config.model, checkpoint.classes_of(content, path), channels_last=config.train.channels_last)
+    classes = checkpoint.classes_by_head(content, config.model.heads, path)
+    model = build_model(config.model, classes, channels_last=config.train.channels_last)
     checkpoint.load_weights(model, content["model"], path)
     try:
         batches = [unpack_batch(batch) for batch in packed["batches"]]

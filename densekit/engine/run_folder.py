@@ -238,7 +238,7 @@ class RunFolder:
     def _content(self, model: DenseModel, state: RunState) -> dict[str, Any]:
         return {
             "config": self.config,
-            "classes": {"names": list(model.classes.names), "ids": list(model.classes.ids)},
+            **checkpoint.with_classes(model.classes_by_head),
             "model": model.state_dict(),
             "made": {
                 "command": shlex.join(sys.argv),

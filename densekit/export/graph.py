@@ -72,7 +72,7 @@ class Graph(nn.Module):
         if isinstance(found, Classification):
             return {"probabilities": found.probabilities}
         assert isinstance(found, Detections)
-        ids = self.model.class_ids[found.labels]
+        ids = self.model.class_ids()[found.labels]
         named = {"boxes": found.boxes, "scores": found.scores, "class_ids": ids, "valid": found.valid}
         return named if found.masks is None else {**named, "masks": found.masks}
 

@@ -108,9 +108,11 @@ class ExportedModel(DenseModel):
             raise DensekitError("an exported model takes images, not stored features; give it a data set of images")
         return [batch.images]
 
-    def losses_and_predictions(self, batch: Batch) -> tuple[dict[str, Tensor], Predictions]:
+    def losses_and_predictions(
+        self, batch: Batch, heads: Sequence[str] | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Predictions]]:
         """The predictions, and no losses."""
-        return {}, self.predict(batch)
+        return {}, self.predict_all(batch, heads)
 
     def _by_canvas(self, batch: Batch) -> list[tuple[list[int], Batch]]:
         """By size: the file pads by itself."""

@@ -106,7 +106,7 @@ def _averaged(
             sums = [s + b for s, b in zip(sums, back)] if sums else back
             multi_label = found.masks[0].dim() == 3
     means = [s / (len(scales) * len(flips)) for s in sums]
-    return Segmentation(means, [classes_of(mean, model.class_ids, multi_label) for mean in means])
+    return Segmentation(means, [classes_of(mean, model.class_ids(head), multi_label) for mean in means])
 
 
 def _predict(model: DenseModel, batch: Batch, head: str | None) -> Segmentation:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,14 +16,14 @@ from densekit.packed import packed
 from densekit.precision import DTYPES, Precision, autocast
 from densekit.types import Batch, Metric, Predictions
 
-Forward = Callable[[Batch], tuple[dict[str, torch.Tensor], Predictions]]
+Forward = Callable[[Batch], tuple[dict[str, torch.Tensor], dict[str, Predictions]]]
 
 
 @torch.inference_mode()
 def evaluate(
     model: DenseModel,
     batches: Iterable[Batch],
-    metric: Metric,
+    metrics: Mapping[str, Metric],
     *,
     world: World,
     precision: Precision = "fp32",
@@ -31,28 +31,29 @@ def evaluate(
     predict: Callable[[DenseModel], Callable[[Batch], Predictions]] | None = None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any] | None:
-    """Measure a model.
+    """Measure heads of a model, all from one pass of the backbone.
 
     Args:
         model: is put into evaluation mode; below fp32 a packed copy of it predicts.
         batches: this rank's share of the data set.
-        metric: empty; collects the predictions.
+        metrics: an empty one for each head that is measured; collects its predictions.
         world: ranks and device.
         precision: of the forward pass.
         total: number of batches, for the progress bar.
-        predict: given the model that predicts, how it does so in another way than ``DenseModel.predict``: on mirrored
-            and scaled copies, or by tiles. Batches come to it on the host, and it moves what it needs. Then there are
-            no losses, for no single pass stands for the predictions.
+        predict: given the model that predicts, how the one head in ``metrics`` does so in another way than by
+            ``DenseModel.predict``: on mirrored and scaled copies, or by tiles. Batches come to it on the host, and it
+            moves what it needs. Then there are no losses, for no single pass stands for the predictions.
         stopping: asked before each batch: whether to leave the evaluation; where one rank says so, all leave it, the
             others after their share.
 
     Returns:
-        The metric's numbers, the losses (``loss`` and each part, averaged over the images), and ``skipped``, a list of
-        the images that could not be read, where there are some. The same on every rank. None where the evaluation was
-        left.
+        The metrics' numbers, the losses (``loss`` and each part, averaged over the images), and ``skipped``, a list of
+        the images that could not be read, where there are some. Names begin with the head's where the model has several
+        (``DenseModel.prefix``). The same on every rank. None where the evaluation was left.
     """
     model = packed(model, DTYPES[precision])
-    forward = _both(model, world.device) if predict is None else _without_losses(predict(model))
+    heads = list(metrics)
+    forward = _both(model, heads, world.device) if predict is None else _without_losses(predict(model), heads)
     terms: dict[str, list[tuple[torch.Tensor, int]]] = {}  # read when all is done: no wait, and no float64 on a device
     images, skipped = 0, []
     for batch in track(batches, "evaluating", total, shown=world.is_first and total > 0):
@@ -63,24 +64,27 @@ def evaluate(
             terms.setdefault(name, []).append((value, len(batch.ids)))
         images += len(batch.ids)
         skipped += batch.skipped
-        metric.update(predictions, batch)
+        for head, metric in metrics.items():
+            metric.update(predictions[head], batch)
     if any_rank(stopping()):
         return None
     sums = {name: sum(float(value) * count for value, count in pairs) for name, pairs in terms.items()}
-    return _together(metric, sums, images, skipped)
+    named = {model.prefix(head): metric for head, metric in metrics.items()}
+    return _together(named, sums, images, skipped)
 
 
-def _both(model: DenseModel, device: torch.device) -> Forward:
-    return lambda batch: model.losses_and_predictions(batch.to(device))
+def _both(model: DenseModel, heads: list[str], device: torch.device) -> Forward:
+    return lambda batch: model.losses_and_predictions(batch.to(device), heads)
 
 
-def _without_losses(predict: Callable[[Batch], Predictions]) -> Forward:
-    return lambda batch: ({}, predict(batch))
+def _without_losses(predict: Callable[[Batch], Predictions], heads: list[str]) -> Forward:
+    (head,) = heads
+    return lambda batch: ({}, {head: predict(batch)})
 
 
 def _forward(
     forward: Forward, batch: Batch, precision: Precision, device: torch.device
-) -> tuple[dict[str, torch.Tensor], Predictions]:
+) -> tuple[dict[str, torch.Tensor], dict[str, Predictions]]:
     try:
         with autocast(precision, device):
             return forward(batch)
@@ -93,10 +97,13 @@ def _forward(
         ) from error
 
 
-def _together(metric: Metric, sums: dict[str, float], images: int, skipped: list[str]) -> dict[str, Any]:
-    states, parts = gather(metric.state()), gather((sums, images, skipped))
-    metric.merge(states)
-    numbers = metric.compute()
+def _together(metrics: Mapping[str, Metric], sums: dict[str, float], images: int, skipped: list[str]) -> dict[str, Any]:
+    """Over all ranks; ``metrics`` by what the names of their numbers begin with."""
+    numbers: dict[str, Any] = {}
+    for prefix, metric in metrics.items():
+        metric.merge(gather(metric.state()))
+        numbers |= {f"{prefix}{name}": value for name, value in metric.compute().items()}
+    parts = gather((sums, images, skipped))
     count = max(1, sum(n for _, n, _ in parts))
     names = dict.fromkeys(name for losses, _, _ in parts for name in losses)
     means = {name: sum(losses.get(name, 0.0) for losses, _, _ in parts) / count for name in names}

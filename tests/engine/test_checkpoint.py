@@ -13,7 +13,16 @@ import pytest
 import torch
 
 from densekit.engine import checkpoint
-from densekit.engine.checkpoint import classes_of, load, load_last, load_weights, previous, save
+from densekit.engine.checkpoint import (
+    classes_by_head,
+    classes_of,
+    load,
+    load_last,
+    load_weights,
+    previous,
+    save,
+    with_classes,
+)
 from densekit.types import Classes, DensekitError
 
 
@@ -148,7 +157,18 @@ def test_other_content_is_refused(tmp_path, change, words):
 def test_a_class_list_that_is_none_is_refused(held):
     with pytest.raises(DensekitError):
         classes_of({"classes": held}, "c.pt")
+    with pytest.raises(DensekitError):
+        classes_by_head({"classes": make()["classes"], "classes_by_head": {"boxes": held}}, ["boxes"], "c.pt")
     assert classes_of(make(), "c.pt") == Classes(("a",), (1,))
+
+
+def test_classes_are_kept_by_head_and_an_older_checkpoint_has_one_list_for_all():
+    own = {"boxes": Classes(("a",), (1,)), "masks": Classes(("b", "c"), (2, 9))}
+    assert classes_by_head(with_classes(own), ["boxes", "masks"], "c.pt") == own
+    assert classes_of(with_classes(own), "c.pt") == own["boxes"]
+    assert classes_by_head(make(), ["boxes", "masks"], "c.pt") == dict.fromkeys(own, own["boxes"])
+    with pytest.raises(DensekitError, match="the classes of each head"):
+        classes_by_head(with_classes(own), ["boxes", "points"], "c.pt")
 
 
 def test_weights_of_another_model_are_refused_with_the_first_differences():
