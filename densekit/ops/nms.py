@@ -1,10 +1,11 @@
 """Non-maximum suppression over a whole batch, with results of constant size.
 
-Greedy suppression has two ways to the same result:
+Greedy suppression has three ways to the same result:
 
 * ``kernel``: torchvision's kernel inside one operator, images and levels side by side on the cores. The right one on a
   CPU: it never compares boxes of different images.
-* ``tiles``: batched products and tables (``tiled_nms.py``), no synchronisation of the host. For GPUs.
+* ``triton``: our kernels for GPUs (``cuda/suppression.py``): who hits whom in bits, then one walk over each run.
+* ``tiles``: batched products and tables (``tiled_nms.py``), no synchronisation of the host. For GPUs without Triton.
 
 B images, n boxes an image, D results an image.
 """
@@ -23,9 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from densekit.ops import boxes as box_ops
+from densekit.ops.cuda import suppression as in_triton
 from densekit.ops.tiled_nms import tiled_nms
 
-Method = Literal["auto", "kernel", "tiles"]
+Method = Literal["auto", "kernel", "tiles", "triton"]
 Decay = Literal["linear", "gaussian"]
 
 
@@ -72,15 +74,20 @@ def greedy_nms(
     """
     boxes = torch.where(valid[..., None], boxes.float(), 0.0)  # an empty box overlaps nothing
     lengths = list(parts or boxes.shape[1:2])
-    if (best_method(boxes.device) if method == "auto" else method) == "kernel":
+    method = best_method(boxes.device) if method == "auto" else method
+    if method == "kernel":
         return cast(Tensor, torch.ops.densekit.greedy_nms(boxes, valid, groups, lengths, threshold))
+    if method == "triton" and max(lengths) <= in_triton.MOST_BOXES:
+        return in_triton.suppress(boxes, valid, groups, lengths, threshold)
     groups = torch.zeros_like(valid, dtype=torch.int64) if groups is None else groups
     return cast(Tensor, torch.ops.densekit.tiled_nms(boxes, valid, groups, lengths, threshold))
 
 
-def best_method(device: torch.device) -> Literal["kernel", "tiles"]:
+def best_method(device: torch.device) -> Literal["kernel", "tiles", "triton"]:
     """The faster way on a device."""
-    return "kernel" if device.type == "cpu" else "tiles"
+    if device.type == "cpu":
+        return "kernel"
+    return "triton" if in_triton.works(device) else "tiles"
 
 
 def _apart(boxes: Tensor, groups: Tensor) -> Tensor:
