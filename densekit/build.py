@@ -166,7 +166,7 @@ def model(
     if config.model.weights is not None:
         match_names = config.data.match_names
         report += load_whole(built, config.model.weights, match_names=match_names, measured=measured, bgr=part.bgr)
-    return built, report + without_effect(config, built.task)
+    return built, report + without_effect(config, built.task, masks=learns_masks(config))
 
 
 def from_checkpoint(path: Path, overrides: Sequence[str] = ()) -> tuple[DenseModel, Config]:
@@ -257,11 +257,18 @@ def plan(config: Config, train_set: Dataset, world: World, built: DenseModel) ->
         steps_per_epoch=per_epoch,
         evaluate_every=max(1, round(config.evaluation.every * per_epoch)),
         metric=choose_metric(
-            built.task, config.evaluation.metric, config.evaluation.max_detections, learns_masks(config)
+            built.task, config.evaluation.metric, config.evaluation.max_detections, _kinds_of_objects(config)
         ),
         save_every=config.train.save_every,
         patience=config.evaluation.patience,
     )
+
+
+def _kinds_of_objects(config: Config) -> list[str]:
+    """What the names of a detector's numbers begin with, beside those of boxes."""
+    if not learns_masks(config):
+        return []
+    return ["mask_", "boundary_"] if config.evaluation.boundary else ["mask_"]
 
 
 def workers(config: Config, world: World) -> int:
@@ -318,7 +325,12 @@ def metric(config: Config, built: DenseModel, data: Dataset, head: str | None = 
 
         if not hasattr(data, "file"):  # not isinstance: since Python 3.12 that does not see what Relabelled passes on
             raise DensekitError("COCO's numbers need a COCO json to compare with; use a COCO data set for a detector")
-        return CocoMetric(cast(CocoDataset, data), classes=classes, max_detections=config.evaluation.max_detections)
+        return CocoMetric(
+            cast(CocoDataset, data),
+            classes=classes,
+            max_detections=config.evaluation.max_detections,
+            boundary=config.evaluation.boundary,
+        )
     if task == "segmentation":
         from densekit.metrics.segmentation import SegmentationMetric
 

@@ -140,6 +140,7 @@ class EvaluationConfig(Strict):
         metric: which number chooses ``best.pt``; null takes AP, mIoU or top1 of the first head.
         batch_size: images per batch on each rank, so that a batch is the same whatever their number.
         max_detections: per image, for COCO's numbers.
+        boundary: count masks of objects by their outlines too, as boundary_AP and so on (Cheng et al. 2021); slow.
         patience: evaluations without a better number before the run stops early; null never does.
         pictures: how many sample predictions to draw at the end.
     """
@@ -148,6 +149,7 @@ class EvaluationConfig(Strict):
     metric: str | None = None
     batch_size: int = Field(default=8, ge=1)
     max_detections: int = Field(default=100, ge=1)
+    boundary: bool = False
     patience: int | None = Field(default=None, ge=1)
     pictures: int = Field(default=8, ge=0)
 

@@ -13,8 +13,14 @@ _USED_BY = {
 """Which optimiser and schedule take an option that not all of them take."""
 
 
-def without_effect(config: Config, task: str) -> list[str]:
-    """A line for each option that was set, and that nothing in a run of this task looks at."""
+def without_effect(config: Config, task: str, *, masks: bool = False) -> list[str]:
+    """A line for each option that was set, and that nothing in a run of this task looks at.
+
+    Args:
+        config: of the run.
+        task: of its first head.
+        masks: whether a head finds masks of objects.
+    """
     found: list[str] = []
     for place, part in (("train.optimizer", config.train.optimizer), ("train.schedule", config.train.schedule)):
         for key in sorted(set().union(*_USED_BY[place].values()) - _USED_BY[place][part.name]):
@@ -27,6 +33,8 @@ def without_effect(config: Config, task: str) -> list[str]:
         found += _if_set(config.train.schedule, "warmup_start", "train.schedule.warmup_start", "warmup is 0")
     if task != "detection":
         found += _if_set(config.evaluation, "max_detections", "evaluation.max_detections", f"the task is {task}")
+    if not masks:
+        found += _if_set(config.evaluation, "boundary", "evaluation.boundary", "no head finds masks of objects")
     if config.data.val is None:
         for key in ("every", "metric", "patience"):
             found += _if_set(config.evaluation, key, f"evaluation.{key}", "there is no data.val to evaluate on")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +22,20 @@ METRICS: dict[Task, tuple[str, ...]] = {
 """The numbers that may choose the best checkpoint, beside ``loss``."""
 
 
-def choose_metric(task: Task, asked: str | None, max_detections: int = 100, masks: bool = False) -> str:
+def choose_metric(task: Task, asked: str | None, max_detections: int = 100, kinds: Sequence[str] = ()) -> str:
     """The number that chooses the best checkpoint, checked before hours of training depend on it.
 
     Args:
         task: of the first head.
         asked: what the config names.
         max_detections: of COCO's numbers.
-        masks: whether the head finds masks of objects too, whose numbers are called ``mask_AP`` and so on.
+        kinds: what the names of other numbers of objects begin with: ``mask_`` where the head finds masks too.
 
     Raises:
         DensekitError: the task has no such number.
     """
     known: tuple[str, ...] = (*METRICS[task], *([f"AR{max_detections}"] if task == "detection" else []))
-    known = (*known, *(f"mask_{name}" for name in known if masks), "loss")
+    known = (*known, *(f"{kind}{name}" for kind in kinds for name in known), "loss")
     if asked is not None and asked not in known:
         raise DensekitError(f"evaluation.metric: {task} has no number {asked!r}; {nearest(asked, known)}")
     return asked or MAIN_METRIC[task]

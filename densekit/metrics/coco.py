@@ -17,9 +17,10 @@ import hotcoco
 import numpy as np
 import numpy.typing as npt
 
+from densekit.metrics.boundary import BoundaryEvaluation
 from densekit.metrics.box_errors import Found, Objects, box_errors
 from densekit.metrics.coco_masks import MaskTruth, Rle, TrueMasks, found_masks, true_masks
-from densekit.metrics.coco_numbers import Floats, IouType, add_masks, category_entries, count, image_entries, match
+from densekit.metrics.coco_numbers import Floats, IouType, add, category_entries, count, image_entries, match
 from densekit.metrics.coco_resampled import CocoResampler
 from densekit.metrics.intervals import in_order
 from densekit.types import Batch, Classes, DensekitError, Detections, nearest
@@ -87,15 +88,24 @@ class CocoMetric:
         classes: of the model, whose ids the predictions have; matched by name with those of the data set, which may
             lack some. None: the data set's own.
         max_detections: best detections of each image and class that count; COCO's own numbers take 100.
+        boundary: count masks by their outlines too; see ``boundary.py``.
     """
 
-    def __init__(self, data: CocoDataset, *, classes: Classes | None = None, max_detections: int = 100) -> None:
+    def __init__(
+        self,
+        data: CocoDataset,
+        *,
+        classes: Classes | None = None,
+        max_detections: int = 100,
+        boundary: bool = False,
+    ) -> None:
         if max_detections < 1:
             raise DensekitError(f"max_detections must be at least 1, not {max_detections}; COCO takes 100")
         self.truth = data.file
         self.classes = classes or self.truth.classes
         self._places = np.array([self.classes.names.index(name) for name in self.truth.classes.names], np.int64)
         self.max_detections = max_detections
+        self.boundary = boundary
         self._positions = {self.truth.image_id(i): i for i in range(len(self.truth))}
         self._found: dict[int | str, OfImage] = {}
 
@@ -145,7 +155,8 @@ class CocoMetric:
             ``AP``, ``AP50``, ``AP75``, ``AP_small``, ``AP_medium``, ``AP_large``, ``AR1``, ``AR10``, ``AR100`` (or
             whatever ``max_detections`` is), ``AR_small``, ``AR_medium``, ``AR_large``; ``per_class``: by name ``AP``,
             ``AP50``, ``AP75``, ``AR`` and ``objects``, the annotations that are no crowd; ``images``: how many. Those
-            of masks beside them as ``mask_AP`` and so on. A number that is not defined is None.
+            of masks beside them as ``mask_AP`` and so on, and those of their outlines, where they are counted, as
+            ``boundary_AP`` and so on. A number that is not defined is None.
 
         Raises:
             DensekitError: there was no image.
@@ -153,10 +164,10 @@ class CocoMetric:
         if not self._found:
             raise DensekitError("there is no image to evaluate; give a data set with images")
         ids = self._ids()
-        boxes, *others = self._matched(ids).values()
-        numbers = count(boxes, self.classes.names)
-        for masks in others:
-            add_masks(numbers, count(masks, self.classes.names))
+        numbers: dict[str, Any] = {}
+        for prefix, matched in self._matched(ids).items():
+            counted = count(matched, self.classes.names)
+            add(numbers, counted, prefix) if prefix else numbers.update(counted)
         chosen = [row for _, row in self._rows(ids)]
         labels = self._places[self.truth.labels[chosen]]
         objects = np.bincount(labels[~self.truth.crowd[chosen]], minlength=len(self.classes))
@@ -185,6 +196,8 @@ class CocoMetric:
         found = self._mask_rows(ids)
         if found is not None and (masks := true_masks(self.truth, rows)) is not None:
             matched["mask_"] = self._match(ids, rows, found, masks)
+            if self.boundary:
+                matched["boundary_"] = self._match_outlines(ids, rows, found, masks)
         return matched
 
     def _match(self, ids: Sequence[int | str], rows: list[tuple[int, int]], found: Any, masks: TrueMasks | None) -> Any:
@@ -204,6 +217,25 @@ class CocoMetric:
         )
         kind: IouType = "bbox" if masks is None else "segm"
         return match(annotated, annotated.load_res(found), kind, self.max_detections)
+
+    def _match_outlines(
+        self, ids: Sequence[int | str], rows: list[tuple[int, int]], found: list[dict[str, Any]], masks: TrueMasks
+    ) -> BoundaryEvaluation:
+        truth, numbers_of = self.truth, {self._positions[image]: number for number, image in enumerate(ids, 1)}
+        objects = [
+            {
+                "image_id": numbers_of[image],
+                "category_id": int(self._places[truth.labels[row]]) + 1,
+                "segmentation": mask,
+                "area": float(truth.areas[row]),
+                "iscrowd": int(truth.crowd[row] or unknown),
+            }
+            for (image, row), mask, unknown in zip(rows, *masks)
+        ]
+        sizes = {"images": len(ids), "classes": len(self.classes), "most": self.max_detections}
+        evaluation = BoundaryEvaluation(objects, found, **sizes)
+        evaluation.evaluate()
+        return evaluation
 
     def _mask_rows(self, ids: Sequence[int | str]) -> list[dict[str, Any]] | None:
         """Rows of a result list, without boxes, so that the areas are those of the masks; None where there are none."""

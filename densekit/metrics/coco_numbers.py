@@ -70,12 +70,12 @@ def count(evaluation: Any, names: Sequence[str]) -> dict[str, Any]:
     return numbers
 
 
-def add_masks(numbers: dict[str, Any], masks: dict[str, Any]) -> None:
-    """Put the numbers of masks beside those of boxes, under names of their own."""
-    per_class = masks.pop("per_class")
-    numbers |= {f"mask_{name}": value for name, value in masks.items()}
+def add(numbers: dict[str, Any], others: dict[str, Any], prefix: str) -> None:
+    """Put the numbers of masks beside those of boxes, under names that begin with ``prefix``."""
+    per_class = others.pop("per_class")
+    numbers |= {f"{prefix}{name}": value for name, value in others.items()}
     for name, row in per_class.items():
-        numbers["per_class"][name] |= {f"mask_{key}": value for key, value in row.items()}
+        numbers["per_class"][name] |= {f"{prefix}{key}": value for key, value in row.items()}
 
 
 def _mean(values: Floats) -> float | None:

@@ -31,7 +31,12 @@ COCO_NUMBERS = {
     "F1_threshold": "score from which on it is reached",
 }
 
-MASK_NUMBERS = {f"mask_{name}": f"masks: {words}" for name, words in COCO_NUMBERS.items() if not name.startswith("F1")}
+MASK_NUMBERS = {
+    f"{prefix}_{name}": f"{what}: {words}"
+    for prefix, what in (("mask", "masks"), ("boundary", "outlines of masks"))
+    for name, words in COCO_NUMBERS.items()
+    if not name.startswith("F1")
+}
 NOTHING = "(nothing)"
 """Where no object is, or none was found."""
 

@@ -194,7 +194,7 @@ def test_a_metric_that_does_not_exist_is_refused():
     assert choose_metric("detection", None) == "AP"
     assert choose_metric("detection", "AR7", 7) == "AR7"
     assert choose_metric("classification", "loss") == "loss"
-    assert choose_metric("detection", "mask_AP50", masks=True) == "mask_AP50"
+    assert choose_metric("detection", "mask_AP50", kinds=["mask_"]) == "mask_AP50"
     with pytest.raises(DensekitError, match="detection has no number 'mask_AP'"):
         choose_metric("detection", "mask_AP")
     with pytest.raises(

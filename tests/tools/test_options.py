@@ -121,6 +121,7 @@ UNUSED = {
     "train.optimizer.nesterov=true": "train.optimizer.nesterov: True has no effect, for adamw has no such option",
     "train.schedule.milestones=[0.5]": "train.schedule.milestones: (0.5,) has no effect, for cosine",
     "train.schedule.power=2.0": "train.schedule.power: 2.0 has no effect, for cosine has no such option",
+    "evaluation.boundary=true": "evaluation.boundary: True has no effect, for no head finds masks of objects",
     "evaluation.max_detections=300": "evaluation.max_detections: 300 has no effect, for the task is segmentation",
 }
 
