@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from densekit.errors import DensekitError
 from densekit.layers import ConvNormAct, Norm
+from densekit.ops.enlarging import nearest
 from densekit.types import Level
 
 Neck = Literal["fpn", "c5", "dc5", "c4"]
@@ -58,7 +59,7 @@ class FPN(nn.Module):
         """The ``pooled`` levels alone: as many as maps are used."""
         inner = [lateral(maps[i]) for lateral, i in zip(self.lateral, self.inputs)]
         for i in range(len(inner) - 2, -1, -1):
-            inner[i] = inner[i] + F.interpolate(inner[i + 1], size=inner[i].shape[-2:], mode="nearest")
+            inner[i] = inner[i] + nearest(inner[i + 1], inner[i].shape[-2:])
         return [output(x) for output, x in zip(self.output, inner)]
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from densekit.heads.segmentation.pyramid import level_named
 from densekit.layers import make_norm
+from densekit.ops.enlarging import nearest_in_own_dtype
 from densekit.ops.segmentation_losses import Losses, Mode, check_losses, default_losses, segmentation_losses
 from densekit.registry import HEADS
 from densekit.types import Batch, DensekitError, Level, Segmentation, Task
@@ -109,7 +110,8 @@ class SegmentationHead(nn.Module):
 
     def logits(self, maps: Sequence[Tensor]) -> Tensor:
         """Backbone maps -> [B, C, H, W] float32."""
-        decoded = self.decoder(self.features(maps))
+        with nearest_in_own_dtype(maps[0].device):
+            decoded = self.decoder(self.features(maps))
         height, width = (side * self.base_stride for side in maps[0].shape[-2:])
         return _upsampled(self.classifier(decoded), self.stride)[..., :height, :width]
 
