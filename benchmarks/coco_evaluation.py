@@ -17,7 +17,7 @@ from common import Row, arguments, check, in_turn, report
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from densekit.metrics.coco import evaluate_coco
+from densekit.metrics.coco_results import evaluate_coco
 
 CLASSES = 80
 NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")

@@ -83,8 +83,8 @@ class BoundaryEvaluation:
         # One by one: of more than 255 masks at once pycocotools 2.0.11 gives no areas with numpy 2.
         areas = [float(coco.area(row["segmentation"])) for row in found]
         self._inner = _Evaluation(
-            [_with_boundary(row, number, ignore=row["iscrowd"]) for number, row in enumerate(objects, 1)],
-            [_with_boundary(row, number, area=area) for number, (row, area) in enumerate(zip(found, areas), 1)],
+            _with_boundaries([{**row, "ignore": row["iscrowd"]} for row in objects]),
+            _with_boundaries([{**row, "area": area} for row, area in zip(found, areas)]),
         )
         settings = self._inner.params
         settings.catIds = list(range(1, classes + 1))
@@ -146,5 +146,5 @@ def _by_place(rows: Sequence[dict[str, Any]]) -> dict[tuple[int, int], list[dict
     return found
 
 
-def _with_boundary(row: dict[str, Any], number: int, **more: Any) -> dict[str, Any]:
-    return {**row, **more, "id": number, "boundary": boundary(row["segmentation"])}
+def _with_boundaries(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**row, "id": number, "boundary": boundary(row["segmentation"])} for number, row in enumerate(rows, 1)]

@@ -16,7 +16,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from densekit.data.formats.coco.file import open_coco
-from densekit.metrics.coco import CocoMetric, detections_to_coco, evaluate_coco
+from densekit.metrics.coco import CocoMetric
+from densekit.metrics.coco_results import detections_to_coco, evaluate_coco
 from densekit.types import Batch, Classes, DensekitError, Detections
 
 TWELVE = ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"]
