@@ -29,7 +29,7 @@ def nearest_in_own_dtype(device: torch.device) -> contextlib.AbstractContextMana
 
     A compiler needs no help: it writes no map in between.
     """
-    widens = device.type != "cpu" and torch.is_autocast_enabled(device.type)
+    widens = device.type == "cuda" and torch.is_autocast_enabled("cuda")
     return _InOwnDtype() if widens and not torch.compiler.is_compiling() else contextlib.nullcontext()
 
 
