@@ -169,12 +169,36 @@ def model(
     return built, report + without_effect(config, built.task, masks=learns_masks(config))
 
 
-def from_checkpoint(path: Path, overrides: Sequence[str] = ()) -> tuple[DenseModel, Config]:
+def from_checkpoint(
+    path: Path, overrides: Sequence[str] = (), heads: Iterable[str] | None = None
+) -> tuple[DenseModel, Config]:
     """The model that a checkpoint or an exported file holds, in evaluation mode, and its config with overrides.
 
+    Args:
+        path: of the file.
+        overrides: of its config.
+        heads: the only ones that the model is to have, and its config to tell of; None: all.
+
     Raises:
-        DensekitError: not a checkpoint, a damaged one, or overrides that do not fit it.
+        DensekitError: not a checkpoint, a damaged one, or overrides that do not fit it; no such head.
     """
+    built, config = _whole(path, overrides)
+    if heads is None:
+        return built, config
+    try:
+        built.keep(heads)
+    except DensekitError as error:
+        raise DensekitError(f"{path}: {error}") from None
+    return built, _of_heads(config, built.heads)
+
+
+def _of_heads(config: Config, heads: Iterable[str]) -> Config:
+    """A run's config, as if its model had these heads alone."""
+    own = {head: config.model.heads[head] for head in heads}
+    return config.model_copy(update={"model": config.model.model_copy(update={"heads": own})})
+
+
+def _whole(path: Path, overrides: Sequence[str]) -> tuple[DenseModel, Config]:
     if is_exported(path):
         return load_exported(path, overrides)
     content = checkpoint.load(path)
@@ -183,7 +207,10 @@ def from_checkpoint(path: Path, overrides: Sequence[str] = ()) -> tuple[DenseMod
         classes = checkpoint.classes_by_head(content, config.model.heads, path)
         built = build_model(config.model, classes, channels_last=config.train.channels_last)
     checkpoint.load_weights(built, content["model"], path)
-    built.calibration = Calibration.held_in(content, len(built.classes), path)
+    held = {next(iter(built.heads)): content.get("calibration"), **content.get("calibration_by_head", {})}
+    for head, one in held.items():
+        if (known := Calibration.held_in({"calibration": one}, len(built.classes_of(head)), path)) is not None:
+            built.calibrations[head] = known
     return built.eval(), config
 
 

@@ -49,6 +49,11 @@ def annotated_files(
     Raises:
         DensekitError: the inputs are not one folder, the json breaks a rule, or a detector's classes have other ids.
     """
+    if len(built.heads) > 1:
+        raise DensekitError(
+            f"--annotations {annotations} gives the ids of one data set, and this checkpoint has the heads "
+            f"{', '.join(built.heads)}: choose one by --heads"
+        )
     if len(inputs) != 1 or not Path(inputs[0]).is_dir():
         raise DensekitError(
             f"--annotations {annotations}: IMAGES must then be one folder, the one that its file names are relative "

@@ -8,7 +8,7 @@ on the predictions by ``Batch.sizes`` and ``Batch.original_sizes``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from densekit import canvases
 from densekit.calibration import Calibration
 from densekit.config import ModelConfig
-from densekit.errors import DensekitError
+from densekit.errors import DensekitError, nearest
 from densekit.ops.deterministic import deterministic_backward
 from densekit.registry import BACKBONES, HEADS
 from densekit.types import Batch, Classes, Classification, Detections, Head, Level, Predictions, Segmentation, Task
@@ -37,7 +37,8 @@ class DenseModel(nn.Module):
         channels_last: run in the channels-last memory layout, faster on every device that was measured.
 
     Attributes:
-        calibration: what its checkpoint knows of its scores; ``Predictor`` reads them so, the model itself never.
+        calibrations: what its checkpoint knows of the scores of some heads; ``Predictor`` reads them so, the model
+            itself never.
     """
 
     mean: Tensor
@@ -64,7 +65,7 @@ class DenseModel(nn.Module):
         for head in self.heads:
             self.register_buffer(f"class_ids_of_{head}", torch.zeros(0, dtype=torch.int64), persistent=False)
             self.set_classes(head, classes if isinstance(classes, Classes) else classes[head])
-        self.calibration: Calibration | None = None
+        self.calibrations: dict[str, Calibration] = {}
         self.channels = channels
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         for name, values in (("mean", mean), ("std", std)):
@@ -122,6 +123,20 @@ class DenseModel(nn.Module):
     def head(self, name: str | None = None) -> Head:
         """The head of a name, or the first."""
         return self.heads[name or next(iter(self.heads))]  # type: ignore[return-value]
+
+    def keep(self, heads: Iterable[str]) -> None:
+        """Forget all heads but these; their order stays.
+
+        Raises:
+            DensekitError: there is no such head.
+        """
+        wanted = set(heads)
+        for name in sorted(wanted - set(self.heads)):
+            raise DensekitError(f"there is no head {name!r}; {nearest(name, self.heads)}")
+        for name in [name for name in self.heads if name not in wanted]:
+            del self.heads[name], self._classes[name]
+            delattr(self, f"class_ids_of_{name}")
+            self.calibrations.pop(name, None)
 
     def normalize(self, images: Tensor, sizes: Tensor | None = None) -> Tensor:
         """Normalise raw images and pad them to the coarsest stride.

@@ -19,14 +19,12 @@ from densekit.data.images.read import ImageReader
 from densekit.data.loading.batching import collate
 from densekit.engine.distributed import find_device
 from densekit.infer.augmented import FLIPS
+from densekit.infer.predict import AnyResult as AnyResult
 from densekit.infer.predict import BatchPredictor, Images, Options, Outcome, Skipped, predict_images
-from densekit.infer.results import BoxResult, ClassResult, MaskResult
 from densekit.infer.writers import Writer
 from densekit.packed import packed
 from densekit.precision import DTYPES, Asked, settle_precision
 from densekit.types import Batch, DensekitError
-
-AnyResult = BoxResult | MaskResult | ClassResult
 
 
 class Predictor:
@@ -35,6 +33,7 @@ class Predictor:
     Args:
         checkpoint: ``best.pt`` or ``last.pt`` of a run.
         overrides: ``key.path=value`` of its config, such as ``data.range=[0,4095]``.
+        heads: names of the only ones that predict, or one name; None: all, from one pass of the backbone.
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; None takes a CUDA GPU where there is one, else the CPU.
         precision: of the arithmetic; None takes that of the checkpoint, or what this device runs.
         batch_size: images at once.
@@ -60,6 +59,7 @@ class Predictor:
         checkpoint: str | os.PathLike[str],
         overrides: Sequence[str] = (),
         *,
+        heads: str | Sequence[str] | None = None,
         device: str | None = None,
         precision: Asked | None = None,
         batch_size: int = 8,
@@ -73,16 +73,18 @@ class Predictor:
         if batch_size < 1:
             raise DensekitError(f"batch_size {batch_size} must be at least 1")
         where = find_device(device)
-        model, self.config = build.from_checkpoint(Path(checkpoint), overrides)
+        wanted = [heads] if isinstance(heads, str) else heads
+        model, self.config = build.from_checkpoint(Path(checkpoint), overrides, wanted)
         asked = precision is not None or is_set("train.precision", overrides)
         chosen, self.notes = settle_precision(precision or self.config.train.precision, where, asked=asked)
         self.options = Options(chosen, window, tiles, overlap, FLIPS if flips else ("none",), tuple(scales))
         self.options.check(model)
         self.model = packed(model.to(where), DTYPES[chosen])
         self.batch_size = batch_size
-        calibration = model.calibration if calibrated else None
-        self.notes += [calibration.told()] if calibration is not None else []
-        self._predict = BatchPredictor(self.model, self.options, self.config.data.pad_to, calibration)
+        known = model.calibrations if calibrated else {}
+        several = len(model.heads) > 1
+        self.notes += [f"{head}: {one.told()}" if several else one.told() for head, one in known.items()]
+        self._predict = BatchPredictor(self.model, self.options, self.config.data.pad_to, known)
         self._transforms = build.transforms(self.config.data, training=False)
 
     @overload
@@ -130,7 +132,8 @@ class Predictor:
 
         Returns:
             The result of one image; of many an iterator with one for each, in their order. Boxes and masks are in
-            the pixels of the image as given, names and ids are the data set's own.
+            the pixels of the image as given, names and ids are the data set's own. Of several heads it is a
+            ``JointResult``, which has each one's by its name.
 
         Raises:
             DensekitError: an image that can't be used; of many when its batch's turn comes.

@@ -11,6 +11,9 @@ and everything comes back in the pixels of the file.
 Video files come out as videos with what was found drawn, and a .jsonl with a line a frame; so does a camera
 (camera:0), until Ctrl-C.
 
+A checkpoint with several heads predicts with all of them from one pass of its backbone: each writes its files into a
+folder of its name, and pictures/ has all in one, boxes over masks. --heads chooses some, or one, which writes as above.
+
 With --annotations a.json the results have that data set's own image ids, so that pycocotools or a test server scores
 predictions.json as it is: all images that the json names are predicted, from the one folder given.
 
@@ -36,6 +39,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "inputs", nargs="+", metavar="IMAGES", help="files, folders, globs, URLs; key.path=value overrides"
     )
+    parser.add_argument("--heads", nargs="+", metavar="HEAD", help="the only ones that predict (default: all)")
     parser.add_argument("--annotations", type=Path, metavar="JSON", help="COCO json of the images: results in its ids")
     parser.add_argument("--out", type=Path, default=Path("predictions"), help="folder to write (default: predictions)")
     parser.add_argument(
@@ -63,8 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from densekit.data.images.video import videos_among
     from densekit.engine import distributed
     from densekit.engine.guard import Stop
+    from densekit.infer.in_vain import refuse_in_vain
+    from densekit.infer.joint_writer import writer_of
     from densekit.infer.video import predict_videos
-    from densekit.infer.writers import make_writer
     from densekit.predictor import Predictor
 
     world = distributed.join(args.device)
@@ -75,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     predictor = Predictor(
         args.checkpoint,
         overrides,
+        heads=args.heads,
         device=str(world.device),
         batch_size=args.batch or 8,
         window=args.window,
@@ -85,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         calibrated=not args.uncalibrated,
     )
     model, config = predictor.model, predictor.config
-    refuse_in_vain(args, model.task, bool(videos))
+    refuse_in_vain(args, model, videos=bool(videos))
     if videos:
         how = {"score": args.score, "pictures": not args.no_pictures}
         with Stop(world) as stop:
@@ -99,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model.classes = images.classes  # the same unless names were matched: then in the ids of the json
     console.say("\n".join([*predictor.notes, *left_out]) or None)
     how = {"score": args.score, "pictures": not args.no_pictures, "probabilities": args.probabilities}
-    writer = make_writer(model.task, model.classes, args.out, formats=args.formats or ("coco", "csv"), **how)
+    writer = writer_of(model, args.out, formats=args.formats or ("coco", "csv"), **how)
     # What the config says of bad images is meant for training; here only a word on the command line stops at one.
     on_bad_image = config.data.on_bad_image if is_set("data.on_bad_image", overrides) else "skip"
     size = 1 if args.window else args.batch or 8
@@ -112,18 +118,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.say(f"stopped: {writer.files.count} of {len(images)} images are done")
         return console.INTERRUPTED
     return console.SKIPPED if writer.files.skipped else 0
-
-
-def refuse_in_vain(args: argparse.Namespace, task: str, videos: bool) -> None:
-    detects, segments, given = task == "detection", task == "segmentation", args.annotations is not None
-    console.refuse_without_effect(
-        ("--score", args.score is not None and not detects, "detectors"),
-        ("--annotations", given and videos, "images"),
-        ("--formats", args.formats is not None and (not detects or videos), "detectors on images"),
-        ("--probabilities", args.probabilities and (not segments or videos), "segmenters on images"),
-        ("--overlap", args.overlap is not None and (args.window or args.tiles) is None, "--window and --tiles"),
-        ("--batch", args.batch is not None and args.window is not None, "images as a whole, not for --window"),
-    )
 
 
 if __name__ == "__main__":

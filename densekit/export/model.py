@@ -96,7 +96,8 @@ class ExportedModel(DenseModel):
             channels=channels,
         )
         self.notes = notes
-        self.calibration = Calibration.held_in(notes, len(self.classes), "that was exported")
+        if (known := Calibration.held_in(notes, len(self.classes), "that was exported")) is not None:
+            self.calibrations["exported"] = known
 
     def features(self, batch: Batch) -> list[Tensor]:
         """The raw images: normalisation and backbone are in the file.
@@ -155,8 +156,8 @@ def notes_of(model: DenseModel, config: Config) -> Notes:
         "transforms": tree["data"]["eval_transforms"],
         "config": tree,
     }
-    if model.calibration is not None:
-        notes["calibration"] = model.calibration.content()
+    for known in model.calibrations.values():
+        notes["calibration"] = known.content()
     head = model.head()
     if head.task == "segmentation":
         notes["multilabel"] = getattr(head, "mode", None) == "multilabel"

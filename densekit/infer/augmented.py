@@ -77,13 +77,38 @@ def predict_augmented(
         raise DensekitError("flips, scales and windows need a segmentation head; this one is for another task")
     if is_plain(flips, scales):
         return _predict(model, batch, head)
-    if batch.maps is not None:
-        raise DensekitError(
-            "stored features can't be flipped or scaled; leave out --flips and --scales, or give the images themselves "
-            "to the checkpoint that tools/join_head.py writes"
-        )
-    parts = [_averaged(model, part, flips, scales, head) for part in without_padding(batch)]
+    check_pixels(batch)
+    return joined([_averaged(model, part, flips, scales, head) for part in without_padding(batch)])
+
+
+def joined(parts: Sequence[Segmentation]) -> Segmentation:
+    """Parts of a batch, one after the other."""
     return Segmentation([p for part in parts for p in part.probabilities], [m for part in parts for m in part.masks])
+
+
+class MeanMasks:
+    """The mean of a segmenter's probabilities over the views of some images.
+
+    Args:
+        ids: [K] of the classes.
+    """
+
+    def __init__(self, ids: Tensor) -> None:
+        self.ids = ids
+        self._sums: list[Tensor] = []
+        self._count, self._multi_label = 0, False
+
+    def add(self, flip: Flip, found: Segmentation) -> None:
+        """Take what was found in a view."""
+        back = [p.flip(FLIPPED_DIMS[flip]) for p in found.probabilities]
+        self._sums = [s + b for s, b in zip(self._sums, back)] if self._sums else back
+        self._multi_label = found.masks[0].dim() == 3
+        self._count += 1
+
+    def result(self) -> Segmentation:
+        """The mean, and the classes that follow from it."""
+        means = [s / self._count for s in self._sums]
+        return Segmentation(means, [classes_of(mean, self.ids, self._multi_label) for mean in means])
 
 
 def classes_of(probabilities: Tensor, ids: Tensor, multi_label: bool) -> Tensor:
@@ -95,24 +120,37 @@ def classes_of(probabilities: Tensor, ids: Tensor, multi_label: bool) -> Tensor:
 def _averaged(
     model: DenseModel, batch: Batch, flips: Sequence[Flip], scales: Sequence[float], head: str | None
 ) -> Segmentation:
-    sums: list[Tensor] = []
-    multi_label = False
-    for scale in scales:
-        larger = scaled(batch, scale)
-        for flip in flips:
-            dims = FLIPPED_DIMS[flip]
-            found = _predict(model, dataclasses.replace(larger, images=larger.images.flip(dims)), head)
-            back = [p.flip(dims) for p in found.probabilities]
-            sums = [s + b for s, b in zip(sums, back)] if sums else back
-            multi_label = found.masks[0].dim() == 3
-    means = [s / (len(scales) * len(flips)) for s in sums]
-    return Segmentation(means, [classes_of(mean, model.class_ids(head), multi_label) for mean in means])
+    mean = MeanMasks(model.class_ids(head))
+    for flip, view in views(batch, flips, scales):
+        mean.add(flip, _predict(model, view, head))
+    return mean.result()
 
 
 def _predict(model: DenseModel, batch: Batch, head: str | None) -> Segmentation:
     found = model.predict(batch, head)
     assert isinstance(found, Segmentation)
     return found
+
+
+def check_pixels(batch: Batch) -> None:
+    """Refuse a batch without images.
+
+    Raises:
+        DensekitError: it brings stored maps.
+    """
+    if batch.maps is not None:
+        raise DensekitError(
+            "stored features can't be flipped or scaled; leave out --flips and --scales, or give the images themselves "
+            "to the checkpoint that tools/join_head.py writes"
+        )
+
+
+def views(batch: Batch, flips: Sequence[Flip], scales: Sequence[float]) -> Iterator[tuple[Flip, Batch]]:
+    """Every flip at every scale of images without padding."""
+    for scale in scales:
+        larger = scaled(batch, scale)
+        for flip in flips:
+            yield flip, dataclasses.replace(larger, images=larger.images.flip(FLIPPED_DIMS[flip]))
 
 
 def without_padding(batch: Batch) -> Iterator[Batch]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from densekit.errors import DensekitError
-from densekit.infer.augmented import FLIPPED_DIMS, Flip, check_augmentation, is_plain, scaled, without_padding
+from densekit.infer.augmented import (
+    FLIPPED_DIMS,
+    Flip,
+    check_augmentation,
+    check_pixels,
+    is_plain,
+    views,
+    without_padding,
+)
 from densekit.infer.merging import Found, merge_views
 from densekit.model import DenseModel
 from densekit.types import Batch, Detections
@@ -37,11 +43,7 @@ def detect_augmented(
     check_augmentation(flips, scales)
     if is_plain(flips, scales):
         return _detect(model, batch)
-    if batch.maps is not None:
-        raise DensekitError(
-            "stored features can't be flipped or scaled; leave out --flips and --scales, or give the images themselves "
-            "to the checkpoint that tools/join_head.py writes"
-        )
+    check_pixels(batch)
     return padded([one for part in without_padding(batch) for one in _merged(model, part, flips, scales)])
 
 
@@ -73,25 +75,43 @@ def padded(images: Sequence[Found]) -> Detections:
     return found
 
 
-def nms_threshold(model: DenseModel) -> float:
-    """IoU above which the model's head takes two boxes for one object; 0.5 where it does not tell."""
-    return float(getattr(model.head(), "nms_threshold", 0.5))
+def nms_threshold(model: DenseModel, head: str | None = None) -> float:
+    """IoU above which a head of the model takes two boxes for one object; 0.5 where it does not tell."""
+    return float(getattr(model.head(head), "nms_threshold", 0.5))
+
+
+class MergedBoxes:
+    """The boxes of some images over their views, as ``merge_views`` joins them.
+
+    Args:
+        sizes: (height, width) of each image, in whose pixels boxes are.
+        threshold: see ``nms_threshold``.
+    """
+
+    def __init__(self, sizes: Sequence[Sequence[int]], threshold: float) -> None:
+        self.sizes, self.threshold = sizes, threshold
+        self._views: list[list[Found]] = [[] for _ in sizes]
+        self._most = 0
+
+    def add(self, flip: Flip, found: Detections) -> None:
+        """Take what was found in a view."""
+        self._most = max(self._most, found.scores.shape[1])
+        for row, size in enumerate(self.sizes):
+            own = found_in(found, row)
+            cells = None if own.cells is None else own.cells.flip(FLIPPED_DIMS[flip])
+            self._views[row].append(own._replace(boxes=_back(own.boxes, size, flip), cells=cells))
+
+    def result(self) -> list[Found]:
+        """Of each image; at most as many as were found in a view."""
+        return [merge_views(one, self.threshold).at(slice(self._most)) for one in self._views]
 
 
 def _merged(model: DenseModel, batch: Batch, flips: Sequence[Flip], scales: Sequence[float]) -> list[Found]:
     """Of images without padding."""
-    views: list[list[Found]] = [[] for _ in batch.ids]
-    most = 0
-    for scale in scales:
-        larger = scaled(batch, scale)
-        for flip in flips:
-            found = _detect(model, dataclasses.replace(larger, images=larger.images.flip(FLIPPED_DIMS[flip])))
-            most = max(most, found.scores.shape[1])
-            for row, size in enumerate(batch.numbers(batch.original_sizes)):
-                own = found_in(found, row)
-                cells = None if own.cells is None else own.cells.flip(FLIPPED_DIMS[flip])
-                views[row].append(own._replace(boxes=_back(own.boxes, size, flip), cells=cells))
-    return [merge_views(one, nms_threshold(model)).at(slice(most)) for one in views]
+    merged = MergedBoxes(batch.numbers(batch.original_sizes), nms_threshold(model))
+    for flip, view in views(batch, flips, scales):
+        merged.add(flip, _detect(model, view))
+    return merged.result()
 
 
 def _back(boxes: Tensor, size: Sequence[int], flip: Flip) -> Tensor:

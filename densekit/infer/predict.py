@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -17,7 +17,9 @@ from densekit.data.transforms.pipeline import Pipeline
 from densekit.errors import DensekitError
 from densekit.infer.augmented import Flip, check_augmentation, is_plain, predict_augmented
 from densekit.infer.augmented_boxes import detect_augmented
+from densekit.infer.averaged import predict_averaged
 from densekit.infer.calibrated import calibrated
+from densekit.infer.joint_result import JointResult
 from densekit.infer.results import BoxResult, ClassResult, MaskResult, Seen, result_of
 from densekit.infer.sliding_window import segment_image
 from densekit.infer.tiles import TileDetector, check_tiles, detect_batch
@@ -73,7 +75,7 @@ class Options:
     scales: tuple[float, ...] = (1.0,)
 
     def check(self, model: DenseModel) -> None:
-        """Refuse what the model's head can't do.
+        """Refuse what one of the model's heads can't do.
 
         Raises:
             DensekitError: windows, tiles, flips or scales for another task, or values out of range.
@@ -87,8 +89,18 @@ class Options:
             (self.tiles is not None, "--tiles is for detectors", ("detection",)),
             (averaged, "--flips and --scales are for detectors and segmenters", ("detection", "segmentation")),
         ):
-            if given and model.task not in tasks:
-                raise DensekitError(f"{names}; this checkpoint's head does {model.task}")
+            unable = [head for head in model.heads if model.head(head).task not in tasks]
+            if given and unable:
+                raise DensekitError(f"{names}; {_unable(model, unable)}")
+
+
+def _unable(model: DenseModel, heads: Sequence[str]) -> str:
+    task = model.head(heads[0]).task
+    if len(model.heads) == 1:
+        return f"this checkpoint's head does {task}"
+    able = [head for head in model.heads if head not in heads]
+    remedy = f": choose others by --heads {' '.join(able)}" if able else ""
+    return f"this checkpoint's head {heads[0]!r} does {task}{remedy}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -104,7 +116,8 @@ class Skipped:
     line: str
 
 
-AnyResult = BoxResult | MaskResult | ClassResult
+OneResult = BoxResult | MaskResult | ClassResult
+AnyResult = OneResult | JointResult
 Outcome = AnyResult | Skipped
 
 
@@ -152,13 +165,13 @@ class BatchPredictor:
         model: in evaluation mode, on its device, packed for the precision.
         options: how to predict.
         pad_to: as in evaluation, for tiles.
-        calibration: how scores are to be read; None: as the head gives them.
+        calibrations: how scores of heads are to be read; those of others: as the head gives them.
     """
 
     model: DenseModel
     options: Options
     pad_to: int = 32
-    calibration: Calibration | None = None
+    calibrations: Mapping[str, Calibration] = dataclasses.field(default_factory=dict)
 
     def __call__(
         self, batch: Batch, images: Images, *, pixels: bool = False, probabilities: bool = False
@@ -190,16 +203,22 @@ class BatchPredictor:
                 yield from self(alone(batch, row), images, pixels=pixels, probabilities=probabilities)
 
     @torch.inference_mode()
-    def _predict(self, batch: Batch) -> Predictions:
+    def _predict(self, batch: Batch) -> dict[str, Predictions]:
         device = self.model.mean.device
         with autocast(self.options.precision, device):
             flips, scales = self.options.flips, self.options.scales
             if is_plain(flips, scales):
-                return self.model.predict(batch.to(device))
-            return _averaged(self.model, batch, flips=flips, scales=scales)
+                return self.model.predict_all(batch.to(device))
+            return predict_averaged(self.model, batch.to(device), flips=flips, scales=scales)
 
     def _outcome(
-        self, batch: Batch, row: int, images: Images, predictions: Predictions, pixels: bool, probabilities: bool
+        self,
+        batch: Batch,
+        row: int,
+        images: Images,
+        predictions: dict[str, Predictions],
+        pixels: bool,
+        probabilities: bool,
     ) -> Outcome:
         seen = _seen(batch, row, images, pixels)
         if isinstance(seen, Skipped):
@@ -207,14 +226,26 @@ class BatchPredictor:
         return self._finite_result(seen, int(batch.ids[row]), predictions, row, probabilities)
 
     def _finite_result(
-        self, seen: Seen, index: int, predictions: Predictions, row: int, probabilities: bool = False
+        self, seen: Seen, index: int, predictions: dict[str, Predictions], row: int, probabilities: bool = False
     ) -> Outcome:
-        if not _finite(predictions, row):
+        if not all(_finite(found, row) for found in predictions.values()):
             return Skipped(index, f"{seen.name}: the model's numbers are not finite; try train.precision=fp32")
-        return self._read(result_of(seen, self.model.classes, predictions, row, probabilities=probabilities))
+        results = {
+            head: self._read(
+                head, result_of(seen, self.model.classes_of(head), found, row, probabilities=probabilities)
+            )
+            for head, found in predictions.items()
+        }
+        return JointResult(seen, results) if len(results) > 1 else next(iter(results.values()))
 
-    def _read(self, result: AnyResult) -> AnyResult:
-        return result if self.calibration is None else calibrated(result, self.calibration)
+    def _read(self, head: str, result: OneResult) -> OneResult:
+        calibration = self.calibrations.get(head)
+        return result if calibration is None else calibrated(result, calibration)
+
+    @property
+    def _head(self) -> str:
+        """The only head: windows and tiles are of one, see ``Options.check``."""
+        return next(iter(self.model.heads))
 
     def _by_window(self, batch: Batch, row: int, images: Images, probabilities: bool) -> Outcome:
         """Segment a file at its own resolution by a sliding window, with bounded memory."""
@@ -236,7 +267,7 @@ class BatchPredictor:
             found = _if_it_fits(segment)
         if found is None:
             return self._too_large(batch, row, images)
-        return self._read(MaskResult(seen, self.model.classes, found.mask, found.probabilities))
+        return self._read(self._head, MaskResult(seen, self.model.classes, found.mask, found.probabilities))
 
     def _by_tiles(self, batch: Batch, row: int, images: Images) -> Outcome:
         """Detect on a file at its own resolution tile by tile, with bounded memory."""
@@ -248,12 +279,12 @@ class BatchPredictor:
             found = _if_it_fits(functools.partial(detect, seen.look()))
         if found is None:
             return self._too_large(batch, row, images)
-        return self._finite_result(seen, int(batch.ids[row]), found, 0)
+        return self._finite_result(seen, int(batch.ids[row]), {self._head: found}, 0)
 
     def _too_large(self, batch: Batch, row: int, images: Images) -> Skipped:
         height, width = batch.original_sizes[row].tolist()
         remedy = {"segmentation": "lower --window, or give one", "detection": "lower --tiles, or give some"}.get(
-            self.model.task, "set a smaller size in data.eval_transforms"
+            self.model.task if len(self.model.heads) == 1 else "", "set a smaller size in data.eval_transforms"
         )
         index = int(batch.ids[row])
         name = _name(images, index)

@@ -27,6 +27,7 @@ from densekit.types import Classes, Classification, Detections, Instance, Predic
 
 Pixels = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
+Legend = list[tuple[str, tuple[int, int, int]]]
 
 DRAWN_FROM = 0.5
 """Lowest score of a box that is drawn where nothing says otherwise."""
@@ -79,6 +80,19 @@ class Result:
 
         Args:
             score: lowest one of boxes that are drawn; None: see ``BoxResult.cuts``.
+        """
+        raise NotImplementedError
+
+    def painted(
+        self, picture: Image, times: int, *, score: float | None = None, first: int = 0
+    ) -> tuple[Image, Legend]:
+        """A picture with what was found painted on it, and the words of its legend with their colours.
+
+        Args:
+            picture: RGB, of the image.
+            times: how many times the image's pixels were enlarged in it.
+            score: see ``frame``.
+            first: number of the first class's colour.
         """
         raise NotImplementedError
 
@@ -167,20 +181,24 @@ class BoxResult(Result):
 
     def picture(self, score: float | None = None) -> Image:
         """As ``draw``, as an RGB array."""
-        words, palette = drawable(self.classes.names), colours(len(self.classes))
-        labels = self.above(score).labels
-        counts = [(f"{words[k]}: {labels.count(k)}", palette[k]) for k in sorted(set(labels))]
-        return with_legend(self.frame(score), counts)
+        return with_legend(*self.painted(*enlarged(self.image.look()), score=score))
 
     def frame(self, score: float | None = None) -> Image:
         """As ``picture``, without the legend."""
+        return self.painted(*enlarged(self.image.look()), score=score)[0]
+
+    def painted(
+        self, picture: Image, times: int, *, score: float | None = None, first: int = 0
+    ) -> tuple[Image, Legend]:
+        """With the boxes of at least this score, and how many of each class there are."""
         shown, words = self.above(score), drawable(self.classes.names)
-        labels = shown.labels
+        labels, palette = shown.labels, colours(first + len(self.classes))
         texts = [f"{words[k]} {s:.2f}" for k, s in zip(labels, shown.scores.tolist())]
-        picture, times = enlarged(self.image.look())
+        kinds = [first + k for k in labels]
         if shown.instances is not None:
-            picture = tinted(picture, shown.instances, labels, scale=times)
-        return draw_boxes(picture, shown.boxes * times, texts, labels)
+            picture = tinted(picture, shown.instances, kinds, scale=times)
+        counts = [(f"{words[k]}: {labels.count(k)}", palette[first + k]) for k in sorted(set(labels))]
+        return draw_boxes(picture, shown.boxes * times, texts, kinds), counts
 
     @property
     def labels(self) -> list[int]:
@@ -233,15 +251,17 @@ class MaskResult(Result):
 
     def picture(self) -> Image:
         """As ``draw``, as an RGB array."""
-        return with_legend(*self._coloured())
+        return with_legend(*self.painted(*enlarged(self.image.look())))
 
     def frame(self, score: float | None = None) -> Image:
         """As ``picture``, without the legend."""
-        return self._coloured()[0]
+        return self.painted(*enlarged(self.image.look()))[0]
 
-    def _coloured(self) -> tuple[Image, list[tuple[str, tuple[int, int, int]]]]:
-        picture, times = enlarged(self.image.look())
-        return coloured(picture, self.masks.repeat(times, -2).repeat(times, -1), self.classes)
+    def painted(
+        self, picture: Image, times: int, *, score: float | None = None, first: int = 0
+    ) -> tuple[Image, Legend]:
+        """Coloured by class, and the classes that are drawn."""
+        return coloured(picture, self.masks.repeat(times, -2).repeat(times, -1), self.classes, first=first)
 
     def to_coco(self) -> list[dict[str, Any]]:
         """``image_id``, ``category_id`` and ``segmentation`` (compressed RLE) of each class that occurs."""
@@ -300,10 +320,16 @@ class ClassResult(Result):
 
     def frame(self, score: float | None = None) -> Image:
         """As ``draw``, as an RGB array."""
-        pixels, label = enlarged(self.image.look())[0], self.classes.ids.index(self.best)
+        return self.painted(*enlarged(self.image.look()))[0]
+
+    def painted(
+        self, picture: Image, times: int, *, score: float | None = None, first: int = 0
+    ) -> tuple[Image, Legend]:
+        """With the class in a corner; there is no legend."""
+        label = self.classes.ids.index(self.best)
         text = f"{drawable(self.classes.names)[label]} {self.probabilities[label]:.2f}"
-        frame = np.array([[0, 0, pixels.shape[1] - 1, pixels.shape[0] - 1]], np.float32)
-        return draw_boxes(pixels, frame, [text], [label])
+        frame = np.array([[0, 0, picture.shape[1] - 1, picture.shape[0] - 1]], np.float32)
+        return draw_boxes(picture, frame, [text], [first + label]), []
 
     def to_coco(self) -> list[dict[str, Any]]:
         """One entry with ``image_id``, ``category_id``, ``name`` and the ``probabilities`` of all classes by name."""

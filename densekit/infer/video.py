@@ -17,12 +17,13 @@ import numpy.typing as npt
 from densekit.data.images.video import Video
 from densekit.errors import DensekitError
 from densekit.files import explain_os_error, only_process, remove_leftovers
+from densekit.infer.joint_result import JointResult
 from densekit.infer.result_files import GrowingFile, unique_stem
 from densekit.infer.results import Result
 
 
 def predict_videos(
-    predict: Callable[[Iterable[npt.NDArray[Any]]], Iterable[Result]],
+    predict: Callable[[Iterable[npt.NDArray[Any]]], Iterable[Result | JointResult]],
     videos: Iterable[Video],
     out: Path,
     *,
@@ -123,6 +124,6 @@ class DrawnVideo:
             self._temporary.unlink(missing_ok=True)
 
 
-def _line(result: Result, frame: int, seconds: float) -> str:
+def _line(result: Result | JointResult, frame: int, seconds: float) -> str:
     found = [{key: value for key, value in entry.items() if key != "image_id"} for entry in result.to_coco()]
     return json.dumps({"frame": frame, "seconds": round(seconds, 3), "found": found}) + "\n"

@@ -105,13 +105,13 @@ class BoxWriter(Writer):
         rows, shown = result.to_coco(), result.above(self.score)
         name = _printed(result)
         table = [[name, kind, r["category_id"], r["score"], *r["bbox"]] for kind, r in zip(result.names, rows)]
-        stem = self.files.stem(_path(result.image))
+        stem = self.files.stem(path_of(result.image))
         if self.pictures:
             write_picture(self.files.out / "pictures" / f"{stem}.jpg", result.picture(self.score))
         for labels in self._labels:
             path = self.files.out / labels.folder / f"{stem}.{labels.ending}"
             write_text(path, labels.text(shown, path))
-        self.files.add(_entry(result.image, stem), rows, table)
+        self.files.add(entry(result.image, stem), rows, table)
         self._found, self._drawn = self._found + len(rows), self._drawn + len(shown)
         if self.score is not None or result.cuts is None:
             self._least = f"at least {DRAWN_FROM if self.score is None else self.score:g}"
@@ -142,7 +142,7 @@ class MaskWriter(Writer):
 
         A multi-label one is a file a class.
         """
-        stem, out = self.files.stem(_path(result.image)), self.files.out
+        stem, out = self.files.stem(path_of(result.image)), self.files.out
         if result.masks.ndim == 2:
             write_mask(out / "masks" / f"{stem}.png", result.masks)
         else:
@@ -153,7 +153,7 @@ class MaskWriter(Writer):
                 np.save(file, result.probabilities.astype(np.float16))
         if self.pictures:
             write_picture(out / "pictures" / f"{stem}.jpg", result.picture())
-        self.files.add(_entry(result.image, stem))
+        self.files.add(entry(result.image, stem))
         return stem
 
     def summary(self) -> str:
@@ -171,8 +171,8 @@ class ClassWriter(Writer):
         """Take the class of one image."""
         (row,) = result.to_coco()
         line = [_printed(result), row["name"], row["category_id"], *row["probabilities"].values()]
-        stem = self.files.stem(_path(result.image))
-        self.files.add(_entry(result.image, stem), [row], [line])
+        stem = self.files.stem(path_of(result.image))
+        self.files.add(entry(result.image, stem), [row], [line])
         return stem
 
     def summary(self) -> str:
@@ -180,21 +180,21 @@ class ClassWriter(Writer):
         return f"classes of {self.files.count} images written to {self.files.out}"
 
 
-def _path(image: Seen) -> Path:
+def path_of(image: Seen) -> Path:
     """Of an image's file; of pixels, what stands for it."""
     return Path(image.name) if image.path is None else image.path
 
 
 def _printed(result: Result) -> str:
-    return printable(address(_path(result.image)))
+    return printable(address(path_of(result.image)))
 
 
-def _entry(image: Seen, stem: str) -> dict[str, Any]:
+def entry(image: Seen, stem: str) -> dict[str, Any]:
     """An image's entry in ``images.json``; ``stem`` is the name of its own files."""
     height, width = image.size
     return {
         "id": image.id,
-        "file_name": printable(address(_path(image))),
+        "file_name": printable(address(path_of(image))),
         "height": height,
         "width": width,
         "output": stem,

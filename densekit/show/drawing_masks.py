@@ -52,7 +52,7 @@ def overlay(image: npt.NDArray[Any], mask: npt.NDArray[Any], classes: Classes, *
 
 
 def coloured(
-    image: npt.NDArray[Any], mask: npt.NDArray[Any], classes: Classes, *, opacity: float = 0.5
+    image: npt.NDArray[Any], mask: npt.NDArray[Any], classes: Classes, *, opacity: float = 0.5, first: int = 0
 ) -> tuple[Image, list[tuple[str, tuple[int, int, int]]]]:
     """Colour an image by class, with a line around each region.
 
@@ -61,13 +61,14 @@ def coloured(
         mask: [H, W] the data set's ids, or [K, H, W] layers of 0 and 1 (the last layer lies on top).
         classes: names and ids; one whose name says that nothing is there (``is_background``) stays without colour.
         opacity: of the colour, 0 to 1.
+        first: number of the first class's colour.
 
     Returns:
         A new RGB picture [H, W, 3], and the names that are drawn with their colours.
     """
     picture = as_rgb(image)
     shown = []
-    words = zip(classes.names, drawable(classes.names), colours(len(classes)))
+    words = zip(classes.names, drawable(classes.names), colours(first + len(classes))[first:])
     for region, (name, word, colour) in zip(_regions(mask, classes), words):
         if (mask.ndim == 2 and is_background(name)) or not region.any():
             continue

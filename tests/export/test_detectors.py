@@ -52,8 +52,8 @@ def test_a_file_gives_what_the_model_gives(graph, files, form, size):
 def test_a_file_keeps_the_calibration_of_its_checkpoint(files):
     held = {"temperatures": [2.0], "cuts": [0.3, 0.4], "rule": "F1", "split": "val", "before": 0.2, "after": 0.1}
     runner, notes = files["onnx"]
-    assert ExportedModel(runner, notes).calibration is None
-    assert ExportedModel(runner, {**notes, "calibration": held}).calibration.cuts == (0.3, 0.4)
+    assert not ExportedModel(runner, notes).calibrations
+    assert ExportedModel(runner, {**notes, "calibration": held}).calibrations["exported"].cuts == (0.3, 0.4)
 
 
 def test_a_file_in_the_place_of_a_model_gives_its_predictions_in_a_batch_of_several_sizes(graph, files):
