@@ -105,16 +105,16 @@ def test_images_too_large_for_memory_together_are_predicted_alone_and_skipped_wh
     checkpoints, photos, tmp_path, monkeypatch
 ):
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(photos / "large.png")
-    real = DenseModel.predict
+    real = DenseModel.predict_all
 
-    def small_memory(self, batch, *arguments):
+    def small_memory(self, batch, *arguments, **options):
         if batch.sizes.prod(1).sum() > 4000:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return real(self, batch, *arguments)
+        return real(self, batch, *arguments, **options)
 
     expected = tmp_path / "expected"
     predicted(checkpoints["classification"], *sorted(photos.glob("?.png")), "--out", expected, "--batch", 1)
-    monkeypatch.setattr(DenseModel, "predict", small_memory)
+    monkeypatch.setattr(DenseModel, "predict_all", small_memory)
     printed = predicted(checkpoints["classification"], photos, "--out", tmp_path / "out", code=console.SKIPPED)
     assert "large.png: out of memory on this image of 64 x 64 alone" in printed
     for row, own in zip(content(tmp_path / "out")[2], content(expected)[2], strict=True):
@@ -123,14 +123,14 @@ def test_images_too_large_for_memory_together_are_predicted_alone_and_skipped_wh
 
 
 def test_numbers_that_are_not_finite_never_reach_the_json(checkpoints, photos, tmp_path, monkeypatch):
-    real = DenseModel.predict
+    real = DenseModel.predict_all
 
-    def with_nan(self, batch, *arguments):
-        found = real(self, batch, *arguments)
+    def with_nan(self, batch, *arguments, **options):
+        (found,) = real(self, batch, *arguments, **options).values()
         found.probabilities[1] = torch.nan
-        return found
+        return {"main": found}
 
-    monkeypatch.setattr(DenseModel, "predict", with_nan)
+    monkeypatch.setattr(DenseModel, "predict_all", with_nan)
     predicted(checkpoints["classification"], photos, "--out", tmp_path / "out", code=console.SKIPPED)
     assert "b.png: the model's numbers are not finite" in (tmp_path / "out/skipped.txt").read_text()
     text = (tmp_path / "out/predictions.json").read_text()
