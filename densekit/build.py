@@ -31,6 +31,7 @@ from densekit.features.heads import check_store, joined_config
 from densekit.memory import enough_memory
 from densekit.model import DenseModel, build_model
 from densekit.registry import DATASETS, HEADS
+from densekit.training import compiling
 from densekit.training import train_step as train_step
 from densekit.types import Batch, Classes, Dataset, Metric
 from densekit.whole_weights import load_whole
@@ -398,7 +399,7 @@ def summary(config: Config, built: DenseModel, data: Dataset, step: TrainStep, t
     return (
         f"{config.model.backbone.name} + {heads}, {parameters:.1f} M parameters ({trained:.1f} M trained), "
         f"{len(data)} images{shown}, {len(data.classes)} classes; {world.size} x {device}, {step.precision}, {layout}, "
-        f"{'compiled' if config.train.compile is True else 'not compiled'}{average}, "
+        f"{compiling(config, built, timetable, world.device)[1]}{average}, "
         f"{workers(config, world)} loader workers; {timetable.steps} steps of {config.train.batch_size} images "
         f"({timetable.steps / timetable.steps_per_epoch:.1f} epochs)"
     )

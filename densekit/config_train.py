@@ -85,7 +85,7 @@ class TrainConfig(Strict):
         swa: the plain mean of weights in the last part of the run takes that place; null keeps none.
         freeze_until: when the backbone begins to learn: a fraction of the run, or epochs from 1 on. Of several that
             rise the first is for its last stage, the next for the stage before, the last for all that are left.
-        compile: ``auto`` compiles where it was measured to pay (see README), true and false decide.
+        compile: ``auto`` compiles where it was measured to pay (see docs/speed.md), true and false decide.
         checkpoint_backbone: the backbone's blocks keep their inputs alone for the backward and compute the rest again:
             less memory, about a third more time in the backbone, the same bits.
         deterministic: same bits on every run on a GPU too, slower there; the CPU always gives the same bits.

@@ -9,6 +9,7 @@ import torch
 from densekit.backbones.checkpointing import checkpoint_blocks
 from densekit.backbones.describe import stages_of
 from densekit.config import Config
+from densekit.engine.compiled import compiles
 from densekit.engine.distributed import World
 from densekit.engine.freezing import Freezing
 from densekit.engine.optim import AveragedModel, Schedule, held, make_optimizer, make_schedule, parameter_groups
@@ -31,8 +32,9 @@ def train_step(
         DensekitError: moments that do not lie in the run, or a backbone to freeze that does not learn anyway.
     """
     t, o = config.train, config.train.optimizer
+    compiled, _ = compiling(config, built, timetable, world.device)
     if t.deterministic or world.device.type == "cpu":
-        _same_bits(compiled=t.compile is True)
+        _same_bits(compiled=compiled)
     stages = stages_of(built.backbone, built.channels) if o.layer_decay < 1 or t.freeze_until is not None else None
     groups = parameter_groups(
         built,
@@ -57,8 +59,20 @@ def train_step(
         clip=t.clip,
         average=average,
         freezing=None if stages is None else _freezing(config, built, timetable, stages),
-        compiled=t.compile is True,
+        compiled=compiled,
         skip_limit=t.skip_non_finite,
+    )
+
+
+def compiling(config: Config, built: DenseModel, timetable: Plan, device: torch.device) -> tuple[bool, str]:
+    """Whether a run compiles its steps, and how its summary says so; see ``engine/compiled.py``."""
+    return compiles(
+        config.train.compile,
+        device,
+        steps=timetable.steps,
+        one_shape=config.data.fixed_size is not None,
+        tasks=[head.task for head in built.heads.values()],  # type: ignore[misc]  # nn.Module types its attributes
+        same_bits=config.train.deterministic,
     )
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from densekit.engine.compiled import Compiled
 from densekit.engine.distributed import World, mean_over_ranks
 from densekit.engine.freezing import Freezing
 from densekit.engine.loss_scale import LossScale
@@ -65,7 +66,7 @@ class TrainStep:
         clip: largest norm of the gradient; None does not clip.
         average: averaged weights to keep, or None.
         freezing: what rests at which step; None lets all learn from the start.
-        compiled: compile forward and losses with ``torch.compile``.
+        compiled: compile forward and losses, see ``compiled.py``.
         skip_limit: how many steps that are not finite may be skipped. From the first one beyond on no update is
             applied, so that the weights stay as they were before it until someone looks at ``StepResult.bad``.
     """
@@ -97,7 +98,7 @@ class TrainStep:
         self.skip_limit = skip_limit
         self.scaler = LossScale(world.device, enabled=precision == "fp16")
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self._alone: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]
+        self._alone: nn.Module = Compiled(model) if compiled else model
         self.runner = _over_ranks(self._alone) if world.size > 1 else self._alone
         self._statistics = _running_statistics(model)
         self._skipped = torch.zeros((), device=world.device)

@@ -1,0 +1,108 @@
+"""Compiled steps: when a run takes them, that they learn the same, how often they compile, and the way back."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+from densekit.engine import step
+from densekit.engine.compiled import LEAST_STEPS, Compiled, compiles
+from densekit.engine.distributed import World
+from densekit.engine.optim import make_optimizer, parameter_groups
+from tests.engine.parts import batch_on, model_on
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+SLOWER = ("aot_eager", "inductor")
+LONG = {"steps": LEAST_STEPS, "one_shape": True, "tasks": ["detection"], "same_bits": False}
+
+
+def test_a_long_run_of_a_detector_on_a_gpu_is_compiled_by_itself():
+    assert compiles("auto", GPU, **LONG) == (True, "compiled (auto: 2,500 steps or more)")
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"steps": LEAST_STEPS - 1}, "under 2,500 steps"),
+        ({"one_shape": False}, "batches of several shapes, see data.fixed_size"),
+        ({"tasks": ["segmentation"]}, "measured for detectors alone"),
+        ({"tasks": ["detection", "segmentation"]}, "measured for detectors alone"),
+        ({"same_bits": True}, "train.deterministic"),
+    ],
+)
+def test_other_runs_are_not_and_say_why(changed, why):
+    assert compiles("auto", GPU, **LONG | changed) == (False, f"not compiled (auto: {why})")
+    assert compiles(True, GPU, **LONG | changed) == (True, "compiled")
+
+
+def test_what_is_asked_for_is_done_and_a_cpu_does_not_compile_by_itself():
+    assert compiles(False, GPU, **LONG) == (False, "not compiled")
+    assert compiles(True, CPU, **LONG) == (True, "compiled")
+    assert compiles("auto", CPU, **LONG) == (False, "not compiled")
+
+
+def losses_of(compiled, steps):
+    model, batch = model_on(CPU, "classifier", {}), batch_on(CPU, "labels")
+    optimizer = make_optimizer("sgd", parameter_groups(model, lr=0.01, weight_decay=0.1))
+    run = step.TrainStep(model, optimizer, lambda _: 1.0, world=World(0, 1, 1, CPU), seed=0, compiled=compiled)
+    return [run([batch], number).losses["cross_entropy"] for number in range(steps)]
+
+
+@pytest.mark.parametrize("backend", ["eager", *(pytest.param(b, marks=pytest.mark.long) for b in SLOWER)])
+def test_compiled_steps_learn_what_plain_ones_do(monkeypatch, backend):
+    monkeypatch.setattr(step, "Compiled", functools.partial(Compiled, backend=backend))
+    compiled, plain = losses_of(True, 50), losses_of(False, 50)
+    assert plain[-1] < 0.9 * plain[0]
+    torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)
+
+
+class Sums(nn.Module):
+    """Looks at what a detector looks at."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, batch):
+        boxes = batch.targets.boxes
+        of_boxes = torch.where(boxes.valid & ~boxes.crowd, boxes.boxes.sum(-1) + boxes.labels, 0.0).sum(1)
+        return {"sum": (self.weight * of_boxes * batch.images.float().mean((1, 2, 3))).sum()}
+
+
+def with_objects(count, side=8):
+    batch = batch_on(CPU, "boxes")
+    boxes = batch.targets.boxes
+    parts = [getattr(boxes, name)[:, :count].clone() for name in ("boxes", "labels", "crowd", "valid")]
+    pixels = batch.images[..., :side, :side].contiguous()
+    targets = dataclasses.replace(batch.targets, boxes=type(boxes)(*parts))
+    return dataclasses.replace(batch, images=pixels, targets=targets, ids=[count, -count])
+
+
+def test_a_shape_is_compiled_once_whatever_the_number_of_objects():
+    compiled_graphs = []
+    model = Sums()
+    compiled = Compiled(model, backend=lambda graph, _: compiled_graphs.append(graph) or graph.forward)
+    for side, graphs in ((8, 1), (16, 2)):
+        for count in (4, 2, 5, 3):
+            batch = with_objects(count, side)
+            torch.testing.assert_close(compiled(batch), model(batch))
+        assert len(compiled_graphs) == graphs
+
+
+def test_what_cannot_be_compiled_runs_plain_and_is_said_once(recwarn):
+    def no_compiler(graph, inputs):
+        raise OSError("no compiler on this machine")
+
+    model = Sums()
+    compiled = Compiled(model, backend=no_compiler)
+    for count in (4, 2):
+        batch = with_objects(count)
+        torch.testing.assert_close(compiled(batch), model(batch))
+    told = [str(w.message) for w in recwarn if "train.compile" in str(w.message)]
+    assert len(told) == 1
+    assert told[0].startswith("train.compile: the step runs without compilation: ")
+    assert "no compiler on this machine" in told[0]
