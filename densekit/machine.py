@@ -8,7 +8,7 @@ import sys
 from multiprocessing.context import BaseContext
 from pathlib import Path
 
-_STATUS = Path("/proc/self/statm")
+_STATUS, _MEMORY, _CONTAINER = Path("/proc/self/statm"), Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 def cores() -> int:
@@ -36,3 +36,15 @@ def memory_in_use() -> float | None:
     except ImportError:
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def free_memory() -> float | None:
+    """Main memory in GiB that a process may still take, by the machine and by its container's limit; None: not told."""
+    if not _MEMORY.exists():
+        return None
+    table = dict(line.split(":", 1) for line in _MEMORY.read_text("ascii").splitlines() if ":" in line)
+    free = int(table["MemAvailable"].split()[0]) / 2**20
+    limit, used = _CONTAINER / "memory.max", _CONTAINER / "memory.current"
+    if limit.exists() and used.exists() and (most := limit.read_text("ascii").strip()).isdigit():
+        free = min(free, (int(most) - int(used.read_text("ascii"))) / 2**30)
+    return free

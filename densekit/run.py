@@ -17,10 +17,12 @@ from densekit.engine import distributed
 from densekit.engine.distributed import World
 from densekit.engine.guard import FiniteGuard, Stop
 from densekit.engine.plan import Plan
-from densekit.engine.record import Record
+from densekit.engine.record import Record, memory_in_use
 from densekit.engine.run_folder import RunFolder, RunState
 from densekit.engine.step import TrainStep
 from densekit.engine.swa import EqualAverage, renew_statistics
+from densekit.forecast.disk import sizes_of
+from densekit.forecast.pace import Pace
 from densekit.infer.evaluate import evaluate
 from densekit.model import DenseModel
 from densekit.show import report
@@ -48,6 +50,7 @@ class Run:
         val_set: what the best weights are chosen by, where there is one.
         val_batches: this rank's share of it.
         guard: looks for losses that are not finite.
+        pace: tells it when its first steps are done.
         unread: images of the steps since the last save that could not be read.
     """
 
@@ -63,10 +66,12 @@ class Run:
     val_set: Dataset | None
     val_batches: EvalLoader | None = dataclasses.field(init=False)
     guard: FiniteGuard = dataclasses.field(init=False)
+    pace: Pace = dataclasses.field(init=False)
     unread: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.guard = FiniteGuard(self.folder, self.step, functools.partial(build.file_names, self.train_set))
+        self.pace = Pace(self.plan.steps, sizes_of(self.step.model, self.config.train).folder)
         self.val_batches = None
         if self.val_set is not None:
             self.val_batches = build.eval_batches(self.config, self.val_set, self.world)
@@ -95,6 +100,8 @@ class Run:
         self.unread += [line for batch in micro_batches for line in batch.skipped]
         state.step += 1
         state.seconds += (seconds := time.perf_counter() - began)
+        if line := self.pace.line(state.step, seconds, memory_in_use(self.world.device)):
+            say(line, self.first)
         self._picture(micro_batches[0], state.step - 1)
         return self.record.step(result, self.step.rate(result.step), seconds, self.config.train.batch_size)
 

@@ -28,8 +28,13 @@ PIXELS = 1 << 22
 
 
 def values_are_known(device: torch.device) -> bool:
-    """Whether the host may look at values without waiting, so that work may follow them; never inside a graph."""
-    return device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether the host may look at values without waiting, so that work may follow them.
+
+    Never inside a graph, nor where tensors have shapes alone.
+    """
+    if torch.compiler.is_compiling() or device.type != "cpu":
+        return False
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is None
 
 
 @torch.no_grad()
