@@ -197,14 +197,22 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def _apply(tree: dict[str, Any], overrides: Sequence[str]) -> None:
     """Apply overrides in their order; the length of a run is given once, so a new one takes the other's place."""
+    batch = _batch_size(tree)
     for text in overrides:
         apply_override(tree, text)
+    if _batch_size(tree) == "auto" and batch is not None:  # the recipe's number, which the learning rate belongs to
+        tree["train"] |= {"batch_size": batch, "fit_memory": True}
     named = {text.partition("=")[0].strip() for text in overrides}
     train = tree.get("train")
     for given, other in (("steps", "epochs"), ("epochs", "steps")):
         replaces = f"train.{given}" in named and f"train.{other}" not in named
         if replaces and isinstance(train, dict) and train.get(given) is not None:
             train[other] = None
+
+
+def _batch_size(tree: dict[str, Any]) -> Any:
+    train = tree.get("train")
+    return train.get("batch_size") if isinstance(train, dict) else None
 
 
 def is_config(path: Path) -> bool:

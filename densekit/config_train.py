@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import pydantic
 from pydantic import Field
@@ -78,7 +78,9 @@ class TrainConfig(Strict):
 
     Attributes:
         epochs, steps: give one of them. A step is one update of the weights.
-        batch_size: images per step over all ranks and accumulated micro-batches.
+        batch_size: images per step over all ranks and accumulated micro-batches. ``auto`` sets ``fit_memory``; as an
+            override it leaves the number of the file.
+        fit_memory: as few micro-batches as fit into the free memory, at least ``accumulate``; the batch stays as large.
         accumulate: micro-batches per step. clip: largest norm of the gradient; null does not clip.
         precision: ``auto`` takes bf16 where the hardware is fast at it, else fp32.
         ema: decay of the averaged weights that are evaluated and saved as best; null keeps none.
@@ -98,6 +100,7 @@ class TrainConfig(Strict):
     steps: int | None = Field(default=None, gt=0)
     batch_size: int = Field(default=8, ge=1)
     accumulate: int = Field(default=1, ge=1)
+    fit_memory: bool = False
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = ScheduleConfig()
     clip: float | None = Field(default=None, gt=0)
@@ -112,6 +115,13 @@ class TrainConfig(Strict):
     save_every: int | None = Field(default=None, ge=1)
     max_minutes: float | None = Field(default=None, gt=0)
     skip_non_finite: int = Field(default=0, ge=0)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _auto(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict) or tree.get("batch_size") != "auto":
+            return tree
+        return {**{key: value for key, value in tree.items() if key != "batch_size"}, "fit_memory": True}
 
     @pydantic.model_validator(mode="after")
     def _one_length(self) -> Self:

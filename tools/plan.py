@@ -47,7 +47,8 @@ def plan(name: str, overrides: Sequence[str], batch: int | None, device: str | N
     config = configs.override(configs.load(name, own), ["model.weights=null", "model.backbone.weights=null"])
     from densekit import build
     from densekit.engine import distributed
-    from densekit.forecast.forecast import forecast, room_on, told
+    from densekit.forecast.forecast import forecast, told
+    from densekit.forecast.room import room_on
     from densekit.precision import Precision, choose_precision
 
     world = distributed.join("cpu" if gpu else device)

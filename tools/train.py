@@ -2,9 +2,8 @@
 
     python tools/train.py configs/detection/faster_rcnn_r18_bccd.yaml --out runs/bccd train.epochs=20
 
-Any key of the config can be overridden as key.path=value. The run folder gets config.yaml, metrics.jsonl, TensorBoard
-events, last.pt, best.pt and sample predictions. A run that was stopped or killed goes on with --resume, as if it had
-not been. On several GPUs or machines: torchrun --nproc-per-node 8 tools/train.py CONFIG ...
+Any key of the config can be overridden as key.path=value. A run that was stopped or killed goes on with --resume, as if
+it had not been. On several GPUs or machines: torchrun --nproc-per-node 8 tools/train.py CONFIG ...
 """
 
 from __future__ import annotations
@@ -56,6 +55,7 @@ def begin(config: Config, args: argparse.Namespace, world: World) -> Run:
     from densekit.doctor.quick import quick_check
     from densekit.engine.record import Record
     from densekit.engine.run_folder import RunFolder, holds_run
+    from densekit.forecast.fit import fitted_plan
     from densekit.precision import settle_precision
     from densekit.run import Run
 
@@ -68,7 +68,7 @@ def begin(config: Config, args: argparse.Namespace, world: World) -> Run:
     config, told = build.settle(config, world, train_set, val_set)
     model, report = build.model(config, train_set.classes)
     build.check_stores(config, model, train_set, val_set, training=True)
-    plan = build.plan(config, train_set, world, model)
+    config, plan, fits = fitted_plan(config, model, train_set, world, precision, out)
     checked = check_files(config, train_set, val_set)
     checked += quick_check(train_set, val=val_set, config=config, saved=out / "config.yaml")
     step = build.train_step(config, model.to(world.device), plan, world, precision)
@@ -82,7 +82,7 @@ def begin(config: Config, args: argparse.Namespace, world: World) -> Run:
     record = Record(out, step=state.step, evaluation_due=state.evaluation_due, **options)
     notes += [f"going on from step {state.step} of {plan.steps}"] if state.step else []
     summary = build.summary(config, model, train_set, step, plan, world)
-    say("\n".join([*told, *report, summary, *checked, *notes]), world.is_first)
+    say("\n".join([*told, *report, *fits, summary, *checked, *notes]), world.is_first)
     return Run(config, world, step, plan, folder, state, record, train_set, batches, val_set)
 
 

@@ -64,14 +64,6 @@ class Forecast:
         return self.room is None or self.memory <= self.room
 
 
-def room_on(device: torch.device) -> int | None:
-    """Bytes that a run may take: free ones of the GPU, or what this process has and what the machine has left."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free, own = machine.free_memory(), machine.memory_in_use()
-    return None if free is None or own is None else round((free + own) * GIB)
-
-
 def forecast(
     config: Config,
     model: DenseModel,
