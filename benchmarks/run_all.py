@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-LONG = ("data_recipes",)
-"""Run where they are named: hours on a CPU."""
+LONG = ("data_recipes", "gpu_table")
+"""Run where they are named: hours on a CPU, or made for a GPU out of parts of the others."""
 
 DATA = {
     "residual_vs_plain": "mnist/t10k-images-idx3-ubyte.gz",

@@ -235,3 +235,26 @@ def test_the_torchvision_peer_drops_images_without_usable_boxes_and_groups_by_sh
     assert data.indices == [0, 1]
     wide, tall = peer.groups(data)
     assert wide > tall
+
+
+def test_a_part_of_the_gpus_table_that_fails_costs_no_other_and_late_ones_are_named(
+    load, monkeypatch, tmp_path, capsys
+):
+    table, file = load("gpu_table"), tmp_path / "table.json"
+
+    def fails(place):
+        raise RuntimeError("no kernel")
+
+    def counts(place):
+        return [table.line("steps", [0.1, 0.2, 0.3], 8, [0.4, 0.4, 0.9], goal="3 x", remark=str(place.gpu))]
+
+    monkeypatch.setattr(table, "PARTS", {"regions": fails, "detectors": counts})
+    monkeypatch.setattr(sys, "argv", ["gpu_table", "--device", "cpu", "--json", str(file)])
+    assert table.main() == 1
+    failed, counted = json.loads(file.read_text())["tables"][0]["rows"]
+    assert failed == ["regions", "", "", "", "", "", "failed: no kernel"]
+    assert counted[0] == "steps"
+    assert counted[1:5] == pytest.approx([200.0, 40.0, 400.0, 3.0])
+    monkeypatch.setattr(sys, "argv", ["gpu_table", "--device", "cpu", "--minutes", "-1"])
+    assert table.main() == 0
+    assert capsys.readouterr().out.count("left out: no time") == 2
