@@ -159,11 +159,13 @@ class LogConfig(Strict):
 
     Attributes:
         every: steps between lines of ``metrics.jsonl``. tensorboard: events beside them. csv: ``metrics.csv`` too.
+        trackers: services that follow the run too, ``wandb`` and ``mlflow``; each is an extra of densekit.
     """
 
     every: int = Field(default=10, ge=1)
     tensorboard: bool = True
     csv: bool = False
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = ()
 
 
 class Config(Strict):

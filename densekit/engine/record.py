@@ -1,4 +1,4 @@
-"""What a run writes down: ``metrics.jsonl``, ``timing.jsonl``, TensorBoard events, optionally ``metrics.csv``.
+"""What a run writes down: ``metrics.jsonl``, ``timing.jsonl``, ``metrics.csv``, TensorBoard and other trackers.
 
 ``metrics.jsonl`` holds only what follows from config and data, so a killed and resumed run leaves the same bytes as
 one left alone; seconds, images/s and memory stand in ``timing.jsonl``.
@@ -12,14 +12,16 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from densekit import machine
+from densekit.config_file import read_yaml
 from densekit.engine.step import StepResult
+from densekit.engine.trackers.tracker import Tracker, open_trackers
 from densekit.errors import DensekitError
 from densekit.files import explain_os_error, whole_file
 
@@ -34,6 +36,7 @@ class Record:
         every: training steps between those that are written down; the first one is too.
         tensorboard: write events too.
         csv: write ``metrics.csv`` when the record is closed.
+        trackers: names of services that follow the run too.
         enabled: False on all ranks but the first.
     """
 
@@ -46,11 +49,13 @@ class Record:
         every: int = 1,
         tensorboard: bool = True,
         csv: bool = False,
+        trackers: Sequence[str] = (),
         enabled: bool = True,
     ) -> None:
         self.folder, self.every, self.enabled, self._csv = folder, every, enabled, csv
         self._seconds, self._images = 0.0, 0
         self._writer: Any = None
+        self._trackers: list[Tracker] = []
         if not enabled:
             return
         again = ("val", step) if evaluation_due else None
@@ -61,6 +66,9 @@ class Record:
 
             with self._explained():
                 self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+        if trackers:
+            with self._explained("trackers"):
+                self._trackers = open_trackers(trackers, folder, read_yaml(folder / "config.yaml"))
 
     def write(self, kind: str, step: int, numbers: dict[str, Any]) -> None:
         """Add a line to ``metrics.jsonl``.
@@ -118,6 +126,8 @@ class Record:
         if self._writer is not None:
             with self._explained():
                 self._writer.close()
+        for tracker in self._trackers:
+            tracker.close()
         if self.enabled and self._csv:
             _to_csv(self.folder)
 
@@ -128,12 +138,14 @@ class Record:
             file.write(json.dumps(finite(numbers)) + "\n")
 
     def _events(self, kind: str, step: int, numbers: dict[str, Any]) -> None:
-        if self._writer is None:
-            return
-        with self._explained():
-            for name, value in numbers.items():
-                if isinstance(value, int | float):
-                    self._writer.add_scalar(f"{kind}/{name}", value, step)
+        plain = {f"{kind}/{name}": value for name, value in numbers.items() if isinstance(value, int | float)}
+        if self._writer is not None:
+            with self._explained():
+                for name, value in plain.items():
+                    self._writer.add_scalar(name, value, step)
+        shown = {name: value for name, value in plain.items() if math.isfinite(value)}
+        for tracker in self._trackers:
+            tracker.write(step, shown)
 
     @contextlib.contextmanager
     def _explained(self, name: str = "TensorBoard events") -> Iterator[None]:

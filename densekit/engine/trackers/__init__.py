@@ -1,0 +1,1 @@
+"""Services that follow a run, each in a file of its own, behind one interface."""
