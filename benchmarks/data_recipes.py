@@ -102,7 +102,7 @@ def train(name: str, seed: int, given: Sequence[str], steps: int) -> dict[str, A
     from densekit import build
     from densekit import config as configs
     from densekit.engine import distributed
-    from densekit.infer.evaluate import evaluate
+    from densekit.infer.evaluate import Measure, evaluate
 
     config = configs.load(QUESTIONS[name].config, given)
     world = distributed.join(None)
@@ -115,7 +115,7 @@ def train(name: str, seed: int, given: Sequence[str], steps: int) -> dict[str, A
         test_set = build.dataset(config, "test", training=False, classes=train_set.classes)
         config, _ = build.settle(config, world, train_set, test_set)
         model, _ = build.model(config, train_set.classes)
-        plan = build.plan(config, train_set, world, model.to(world.device))
+        plan = build.plan(config, [train_set], model.to(world.device))
         step = build.train_step(config, model, plan, world)
         batches = build.train_batches(config, train_set, world, start=0)
         for number in range(steps):
@@ -123,8 +123,7 @@ def train(name: str, seed: int, given: Sequence[str], steps: int) -> dict[str, A
         used = step.model_to_use
         numbers = evaluate(
             used,
-            build.eval_batches(config, test_set, world),
-            build.metrics(config, used, test_set),
+            [Measure(build.eval_batches(config, test_set, world), build.metrics(config, used, test_set))],
             world=world,
             precision=step.precision,
         )

@@ -153,7 +153,7 @@ def seconds_a_step(config: Config, steps: int, world: distributed.World) -> tupl
     data = build.dataset(config, "train", training=True)
     model, _ = build.model(config, data.classes)
     build.check_stores(config, model, data, training=True)
-    step = build.train_step(config, model.to(world.device), build.plan(config, data, world, model), world)
+    step = build.train_step(config, model.to(world.device), build.plan(config, [data], model), world)
     batches = build.train_batches(config, data, world, start=0)
     times, first = [], 0.0
     for number in range(steps + 1):

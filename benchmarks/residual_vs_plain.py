@@ -59,14 +59,14 @@ def train(network: str, epochs: int, digits: int) -> list[dict[str, float]]:
     from densekit import build
     from densekit import config as configs
     from densekit.engine import distributed
-    from densekit.infer.evaluate import evaluate
+    from densekit.infer.evaluate import Measure, evaluate
 
     config = configs.parse(recipe(network, epochs, digits), "the recipe")
     world = distributed.join(None)
     train_set = build.dataset(config, "train", training=True)
     test_set = build.dataset(config, "test", training=False, classes=train_set.classes)
     model, _ = build.model(config, train_set.classes)
-    plan = build.plan(config, train_set, world, model.to(world.device))
+    plan = build.plan(config, [train_set], model.to(world.device))
     step = build.train_step(config, model, plan, world)
     batches = build.train_batches(config, train_set, world, start=0)
     test_batches = build.eval_batches(config, test_set, world)
@@ -77,7 +77,10 @@ def train(network: str, epochs: int, digits: int) -> list[dict[str, float]]:
             result = step([next(batches).to(world.device)], number)
             losses.append(result.losses["cross_entropy"].detach())
         numbers = evaluate(
-            model, test_batches, build.metrics(config, model, test_set), world=world, precision=step.precision
+            model,
+            [Measure(test_batches, build.metrics(config, model, test_set))],
+            world=world,
+            precision=step.precision,
         )
         loss = sum(float(loss) for loss in losses) / len(losses)
         history.append({"loss": loss, "top1": 100 * numbers["top1"], "seconds": time.perf_counter() - began})

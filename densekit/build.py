@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, cast
 
 import torch
 
@@ -12,12 +12,17 @@ from densekit import machine
 from densekit.backbones.weights import load_backbone_weights
 from densekit.calibration import Calibration
 from densekit.class_counts import with_class_counts
-from densekit.config import Config, DataConfig, Part, is_config, load, override, parse
+from densekit.config import Config, is_config, load, override, parse
 from densekit.config_unused import without_effect
+from densekit.data.formats.joint import parts_of
 from densekit.data.images import settings as image_settings
 from densekit.data.loading import loader
-from densekit.data.relabelled import Relabelled
-from densekit.data.transforms.pipeline import Pipeline
+from densekit.data_sets import Split as Split
+from densekit.data_sets import classes_of as classes_of
+from densekit.data_sets import dataset as dataset
+from densekit.data_sets import notes as notes
+from densekit.data_sets import task_of as task_of
+from densekit.data_sets import transforms as transforms
 from densekit.engine import checkpoint
 from densekit.engine.distributed import World, describe, gather
 from densekit.engine.plan import Plan, choose_metric
@@ -30,78 +35,11 @@ from densekit.export.runners import is_exported
 from densekit.features.heads import check_store, joined_config
 from densekit.memory import enough_memory
 from densekit.model import DenseModel, build_model
-from densekit.registry import DATASETS, HEADS
+from densekit.registry import HEADS
 from densekit.training import compiling
 from densekit.training import train_step as train_step
 from densekit.types import Batch, Classes, Dataset, Metric
 from densekit.whole_weights import load_whole
-
-Split = Literal["train", "val", "test"]
-
-
-def dataset(
-    config: Config, split: Split, *, training: bool, classes: Classes | None = None, match_names: bool = False
-) -> Dataset:
-    """The data set of a split.
-
-    Args:
-        config: of the run.
-        split: which of ``data.train``, ``data.val``, ``data.test``.
-        training: with the training transforms; else with those of evaluation, and with what metrics need.
-        classes: what the data set's classes must be, of which it may lack some; None takes whatever it has.
-        match_names: ids and order may differ from ``classes`` where the names are the same; as ``data.match_names``.
-
-    Raises:
-        DensekitError: no such split, bad options, bad annotations, or other classes.
-    """
-    part: Part | None = getattr(config.data, split)
-    if part is None:
-        raise DensekitError(f"data.{split}: the config has no such data set; add it, or choose another --data")
-    instances = learns_masks(config)
-    if instances and "instances" not in DATASETS.options(part.name):
-        raise DensekitError(
-            f"data.{split}: {part.name!r} gives no masks of objects, and a head learns them; use coco, yolo or labelme "
-            f"with polygons or run lengths, or a head that takes boxes alone, such as faster_rcnn"
-        )
-    pipeline = transforms(config.data, training, config.model.channels)
-    built: Dataset = DATASETS.build(
-        part.name,
-        part.options,
-        path=f"data.{split}",
-        transforms=pipeline,
-        seed=config.seed,
-        training=training,
-        channels=config.model.channels,
-        max_pixels=config.data.max_pixels,
-        instances=instances,
-    )
-    if not len(built):
-        raise DensekitError(f"data.{split}: the data set holds no images; check its paths")
-    pipeline.check_data(built.task, built.classes)
-    if not training and built.task != "classification" and transforms(config.data, False).crops:
-        raise DensekitError(
-            "data.eval_transforms: CenterCrop would lose what lies outside; it is for classifiers alone"
-        )
-    image_settings.read_as(config.data, built)
-    match_names |= config.data.match_names
-    if classes is None and match_names and config.model.weights is not None:
-        classes = checkpoint.classes_of(checkpoint.load(config.model.weights), config.model.weights)
-    if classes is None or classes == built.classes:
-        return built
-    if match_names or getattr(built, "ids_are_positions", False) or built.classes.are_among(classes):
-        return Relabelled(built, classes, f"data.{split}")
-    if difference := classes.difference(built.classes):
-        raise DensekitError(
-            f"data.{split}: its classes are not those that the model learned: {difference}; "
-            f"use the same classes, or add data.match_names=true where names are the same and ids or order differ"
-        )
-    return built
-
-
-def learns_masks(config: Config) -> bool:
-    """Whether one of the heads learns the masks of objects: its class says ``learns_masks``."""
-    heads = [(part.name, f"model.heads.{name}") for name, part in config.model.heads.items()]
-    return any(getattr(HEADS.product(*head), "learns_masks", False) for head in heads)
 
 
 def settle(config: Config, world: World, train_set: Dataset, val_set: Dataset | None) -> tuple[Config, list[str]]:
@@ -116,7 +54,7 @@ def settle(config: Config, world: World, train_set: Dataset, val_set: Dataset | 
         image_settings.read_as(data, one)
         lines += image_settings.rounding(data, one, where)
     lines += image_settings.unfit_range(data, val_set)
-    config, counted = with_class_counts(config.model_copy(update={"data": data}), train_set)
+    config, counted = with_class_counts(config.with_data(data), train_set)
     return config, [*notes(train_set, val_set), *lines, *counted]
 
 
@@ -127,22 +65,6 @@ def settle_alone(config: Config, world: World, split: Split | None) -> tuple[Con
     if data is None or not image_settings.leaves_open(config.data, data):
         return config, []
     return settle(config, world, data if split == "train" else dataset(pixels, "train", training=True), None)
-
-
-def notes(*datasets: Dataset | None) -> list[str]:
-    """Lines on what data sets read although it is written otherwise, or leave out."""
-    lines = [line for data in datasets for line in getattr(data, "notes", ())]
-    return [f"data: {line}" for line in dict.fromkeys(lines)]
-
-
-def transforms(config: DataConfig, training: bool, channels: int = 3) -> Pipeline:
-    """The transforms of training or of evaluation, of images with so many channels."""
-    where = "data.train_transforms" if training else "data.eval_transforms"
-    specs = config.train_transforms if training else config.eval_transforms
-    pipeline = Pipeline(specs, training=training, path=where)
-    if channels != 3:
-        pipeline.check_channels(channels)
-    return pipeline
 
 
 def model(
@@ -167,7 +89,9 @@ def model(
     if config.model.weights is not None:
         match_names = config.data.match_names
         report += load_whole(built, config.model.weights, match_names=match_names, measured=measured, bgr=part.bgr)
-    return built, report + without_effect(config, built.task, masks=learns_masks(config))
+    tasks = " and ".join(dict.fromkeys(built.head(head).task for head in built.heads))
+    masks = any(_kinds_of_objects(config, head) for head in built.heads)
+    return built, report + without_effect(config, tasks, masks=masks)
 
 
 def from_checkpoint(
@@ -238,8 +162,10 @@ def to_measure(
             "checkpoint"
         )
     config, told = settle_alone(config, world, split)
-    data = dataset(config, split, training=False)
-    built, report = model(config, data.classes, measured=True)
+    classes: dict[str, Classes] = {}
+    for own in map(config.of_set, config.sets):
+        classes |= classes_of(own, dataset(own, split, training=False))
+    built, report = model(config, classes, measured=True)
     return built.eval(), config, [*told, *report]
 
 
@@ -259,64 +185,78 @@ def check_stores(config: Config, built: DenseModel, *datasets: Dataset | None, t
 
 def with_pixels(config: Config) -> Config:
     """The config with the images themselves wherever it has stored features of them."""
-    return parse(joined_config(config.model_dump(mode="json")), "config")
+    return parse(joined_config(config.model_dump(mode="json")), "config", whole=False)
 
 
-def pictured(config: Config, split: Split, *, classes: Classes, match_names: bool = False) -> Dataset:
+def pictured(
+    config: Config, split: Split, *, classes: Classes | Mapping[str, Classes], match_names: bool = False
+) -> Dataset:
     """A split as evaluation sees it, with its pixels, and with its classes in the order of ``classes``."""
     return dataset(with_pixels(config), split, training=False, classes=classes, match_names=match_names)
 
 
-def plan(config: Config, train_set: Dataset, world: World, built: DenseModel) -> Plan:
-    """The timetable of the run.
-
-    Raises:
-        DensekitError: the batch size can't be shared evenly.
-    """
-    micro = config.train.batch_size // config.train.accumulate
-    if micro % world.size:
-        raise DensekitError(
-            f"train.batch_size / train.accumulate = {micro} images can't be shared by {world.size} ranks; make it a "
-            f"multiple of {world.size}"
-        )
-    per_epoch, steps = run_length(config, train_set)
+def plan(config: Config, train_sets: Sequence[Dataset], built: DenseModel) -> Plan:
+    """The timetable of the run on the data sets of ``config.sets``."""
+    per_epoch, steps = run_length(config, train_sets)
+    e = config.evaluation
+    heads = {built.prefix(name): (built.head(name).task, _kinds_of_objects(config, name)) for name in built.heads}
     return Plan(
         steps=steps,
         steps_per_epoch=per_epoch,
         evaluate_every=max(1, round(config.evaluation.every * per_epoch)),
-        metric=choose_metric(
-            built.task, config.evaluation.metric, config.evaluation.max_detections, _kinds_of_objects(config)
-        ),
+        metric=choose_metric(heads, e.metric, e.max_detections, e.baselines),
+        baselines=e.baselines,
         save_every=config.train.save_every,
         patience=config.evaluation.patience,
     )
 
 
-def _kinds_of_objects(config: Config) -> list[str]:
+def _kinds_of_objects(config: Config, head: str) -> list[str]:
     """What the names of a detector's numbers begin with, beside those of boxes."""
-    if not learns_masks(config):
+    if not getattr(HEADS.product(config.model.heads[head].name), "learns_masks", False):
         return []
     return ["mask_", "boundary_"] if config.evaluation.boundary else ["mask_"]
 
 
-def workers(config: Config, world: World) -> int:
-    """Loader processes of this rank."""
+def workers(config: Config, world: World, sets: int = 1) -> int:
+    """Loader processes of this rank for one of several data sets."""
     if config.data.workers is not None:
         return config.data.workers
-    return max(0, min(8, machine.cores() // world.local - 1))
+    return max(0, min(8, machine.cores() // world.local - 1) // sets)
 
 
-def train_batches(config: Config, train_set: Dataset, world: World, start: int) -> Iterator[Batch]:
-    """This rank's endless micro-batches from update number ``start``."""
+def train_batches(
+    config: Config,
+    train_set: Dataset,
+    world: World,
+    start: int,
+    *,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    sets: int = 1,
+) -> Iterator[Batch]:
+    """This rank's endless micro-batches of a data set from update number ``start``.
+
+    Args:
+        config: of the run, as if there were this set alone.
+        train_set: it.
+        world: ranks.
+        start: of the updates that take images of this set.
+        steps: how many updates of the run do; None: all.
+        batch_size: images that such an update takes of it, over all ranks; None: ``train.batch_size``.
+        sets: data sets of the run, which share the loader's processes.
+    """
+    images = config.train.batch_size if batch_size is None else batch_size
+    updates = run_length(config, [train_set])[1] if steps is None else steps
     return loader.train_loader(
         train_set,
-        batch_size=config.train.batch_size // config.train.accumulate,
+        batch_size=images // config.train.accumulate,
         seed=config.seed,
         rank=world.rank,
         world_size=world.size,
-        workers=workers(config, world),
+        workers=workers(config, world, sets),
         start=start * config.train.accumulate,
-        steps=run_length(config, train_set)[1] * config.train.accumulate,
+        steps=updates * config.train.accumulate,
         repeats=repeats(config, train_set),
         pad_to=config.data.pad_to,
         fixed_size=config.data.fixed_size,
@@ -348,6 +288,7 @@ def metrics(config: Config, built: DenseModel, data: Dataset, heads: Iterable[st
 def metric(config: Config, built: DenseModel, data: Dataset, head: str | None = None) -> Metric:
     """The empty metric of a head's task; None: of the first."""
     task, classes = built.head(head).task, built.classes_of(head)
+    data = parts_of(data).get(task, data)
     if task == "detection":
         from densekit.metrics.coco import CocoDataset, CocoMetric
 
@@ -370,8 +311,8 @@ def metric(config: Config, built: DenseModel, data: Dataset, head: str | None = 
 
 def file_names(data: Dataset, ids: Sequence[int | str]) -> list[str]:
     """The image files behind ids, for messages; the ids themselves where the data set does not tell."""
-    source = getattr(data, "file", None) or getattr(data, "source", None)
-    if source is None or not hasattr(data, "path"):
+    source: Any = getattr(data, "file", None) or getattr(data, "source", data)
+    if not (hasattr(source, "image_id") and hasattr(data, "path")):
         return [str(i) for i in ids]
     wanted, found = set(ids), {}
     for index in range(len(data)):
@@ -381,7 +322,9 @@ def file_names(data: Dataset, ids: Sequence[int | str]) -> list[str]:
     return [found.get(i, str(i)) for i in ids]
 
 
-def summary(config: Config, built: DenseModel, data: Dataset, step: TrainStep, timetable: Plan, world: World) -> str:
+def summary(
+    config: Config, built: DenseModel, sets: Sequence[Dataset], step: TrainStep, timetable: Plan, world: World
+) -> str:
     """One line on what was chosen, at the start of a run."""
     device = describe(world.device)
     parameters = sum(p.numel() for p in built.parameters()) / 1e6
@@ -393,13 +336,20 @@ def summary(config: Config, built: DenseModel, data: Dataset, step: TrainStep, t
         average = f", the mean of weights from step {step.average.start} on, every {step.average.every} steps"
     if step.freezing is not None:
         average += f", backbone frozen until step {' and '.join(map(str, step.freezing.moments))}"
-    shown = (
-        f" ({config.data.sampling.name} shows {epoch_samples(config, data)} an epoch)" if config.data.sampling else ""
-    )
+    loading = sum(workers(config.of_set(name), world, len(sets)) for name in config.sets)
+    data = "; ".join(_shown(config.of_set(name), name, one) for name, one in zip(config.sets, sets, strict=True))
     return (
         f"{config.model.backbone.name} + {heads}, {parameters:.1f} M parameters ({trained:.1f} M trained), "
-        f"{len(data)} images{shown}, {len(data.classes)} classes; {world.size} x {device}, {step.precision}, {layout}, "
+        f"{data}; {world.size} x {device}, {step.precision}, {layout}, "
         f"{compiling(config, built, timetable, world.device)[1]}{average}, "
-        f"{workers(config, world)} loader workers; {timetable.steps} steps of {config.train.batch_size} images "
+        f"{loading} loader workers; {timetable.steps} steps of {config.train.batch_size} images "
         f"({timetable.steps / timetable.steps_per_epoch:.1f} epochs)"
     )
+
+
+def _shown(config: Config, name: str, data: Dataset) -> str:
+    """A data set in a few words."""
+    part, of = config.data.sampling, f"{name} for {' and '.join(config.learning)}: " if name else ""
+    again = f" ({part.name} shows {epoch_samples(config, data)} an epoch)" if part else ""
+    classes = " and ".join(str(len(one.classes)) for one in parts_of(data).values())
+    return f"{of}{len(data)} images{again}, {classes} classes"

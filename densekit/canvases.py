@@ -116,6 +116,7 @@ def _part(batch: Batch, rows: Rows, canvas: tuple[int, int], levels: dict[str, L
         maps=None if batch.maps is None else _maps(batch.maps, take, canvas, levels),
         pad_to=batch.pad_to,
         heads=batch.heads,
+        data_set=batch.data_set,
         host=host,
     )
 

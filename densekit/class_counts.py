@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from densekit.config import Config, Part
+from densekit.data.formats.joint import parts_of
 from densekit.data.sampling.occurrences import occurrences_of
 from densekit.epochs import repeats
 from densekit.registry import HEADS
@@ -23,7 +24,8 @@ def with_class_counts(config: Config, train_set: Dataset) -> tuple[Config, list[
         DensekitError: a data set that doesn't tell its images' classes.
     """
     heads, lines = dict(config.model.heads), []
-    for name, part in config.model.heads.items():
+    for name in config.learning:
+        part = config.model.heads[name]
         kind = part.options.get("class_loss")
         if "class_counts" not in HEADS.options(part.name) or part.options.get("class_counts") or kind not in COUNTED:
             continue
@@ -38,8 +40,9 @@ def with_class_counts(config: Config, train_set: Dataset) -> tuple[Config, list[
 
 def _counts(config: Config, train_set: Dataset, what: str) -> list[int]:
     """[K] images with an object of each class; or objects, as often as an epoch shows them."""
-    found = occurrences_of(train_set, config.data.train.name, "class_loss", "give class_counts")
-    classes, shown = len(train_set.classes), repeats(config, train_set)
+    boxes = parts_of(train_set).get("detection", train_set)
+    found = occurrences_of(boxes, config.data.train.name, "class_loss", "give class_counts")
+    classes, shown = len(boxes.classes), repeats(config, train_set)
     if what == "images":
         return [int(n) for n in np.bincount(found.once().labels, minlength=classes)]
     weights = None if shown is None else shown[found.images]

@@ -12,12 +12,15 @@ import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import pydantic
 import yaml
 from pydantic import Field
 
+from densekit.config_data import DataConfig as DataConfig
+from densekit.config_data import Part as Part
+from densekit.config_data import named_sets
 from densekit.config_file import apply_override, expand, read_yaml
 from densekit.config_train import OptimizerConfig as OptimizerConfig
 from densekit.config_train import ScheduleConfig as ScheduleConfig
@@ -25,19 +28,6 @@ from densekit.config_train import Strict
 from densekit.config_train import TrainConfig as TrainConfig
 from densekit.errors import DensekitError, nearest, plain_words
 from densekit.shipped import configs
-
-
-class Part(pydantic.BaseModel):
-    """A named part and its options, such as ``{name: faster_rcnn, neck: fpn}``."""
-
-    model_config = pydantic.ConfigDict(extra="allow", frozen=True)
-
-    name: str
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """All keys but the name."""
-        return dict(self.model_extra or {})
 
 
 class BackboneConfig(Part):
@@ -86,52 +76,6 @@ class ModelConfig(Strict):
     weights: str | None = None
 
 
-class DataConfig(Strict):
-    """Data sets, transforms and how batches are put together.
-
-    Attributes:
-        train: the data set to learn from; val: chooses the best checkpoint; test: for ``evaluate.py --data test``.
-        train_transforms: list of transforms, in order; eval_transforms: ``Resize`` (it can be undone), transforms of
-            colour alone that draw nothing, ``{name: AutoContrast, p: 1}``, and of a classifier ``CenterCrop``.
-        sampling: how often an epoch shows an image, ``{name: repeat_factor, threshold: 0.001}``; null: once.
-        pad_to: batches are padded to a multiple of this many pixels.
-        aspect_grouping: put images of like shape (wider / higher than square) into one batch.
-        fixed_size: (height, width) to which every training batch is padded: constant shapes, for compiled steps.
-        workers: loader processes; null takes one less than the cores of each rank, at most 8.
-        on_bad_image: ``error`` stops and names the image; ``skip`` takes the next one and lists it at the end.
-        match_names: classes are matched by name with those of ``model.weights`` (fine-tuning) or of the checkpoint
-            (evaluation), whatever their ids and order; false refuses classes that differ in either.
-        max_pixels: a larger image is refused before it is decoded.
-        range: (low, high) values that become black and white in images of more than 8 bits, which are cut off there;
-            null measures it once over ``train``. 8-bit images are 0 to 255 always.
-        orientation: ``exif`` turns images by their EXIF tag, ``stored`` takes them as stored, where the annotated size
-            fits both or there is none; null takes what the sizes of ``train`` show, else ``exif``.
-    """
-
-    train: Part
-    val: Part | None = None
-    test: Part | None = None
-    train_transforms: tuple[dict[str, Any], ...] = ()
-    eval_transforms: tuple[dict[str, Any], ...] = ()
-    sampling: Part | None = None
-    pad_to: int = Field(default=32, ge=1)
-    aspect_grouping: bool = True
-    fixed_size: tuple[int, int] | None = None
-    workers: int | None = Field(default=None, ge=0, le=1024)
-    on_bad_image: Literal["error", "skip"] = "error"
-    match_names: bool = False
-    max_pixels: int = Field(default=2**28, ge=1)
-    range: tuple[float, float] | None = None
-    orientation: Literal["exif", "stored"] | None = None
-
-    @pydantic.field_validator("range")
-    @classmethod
-    def _low_below_high(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
-        if value is not None and not value[0] < value[1]:
-            raise ValueError(f"black lies below white, not {value[0]:g} and {value[1]:g}")
-        return value
-
-
 class EvaluationConfig(Strict):
     """When and how to evaluate on ``data.val``.
 
@@ -139,6 +83,8 @@ class EvaluationConfig(Strict):
         every: epochs between evaluations (the last step always evaluates).
         metric: which number chooses ``best.pt``; null takes AP, mIoU or top1 of the first head.
         batch_size: images per batch on each rank, so that a batch is the same whatever their number.
+        baselines: numbers above 0 by name, such as those of runs with one head each: ``gain``, the mean of the relative
+            gains over them, then chooses ``best.pt`` where ``metric`` is null.
         max_detections: per image, for COCO's numbers.
         boundary: count masks of objects by their outlines too, as boundary_AP and so on (Cheng et al. 2021); slow.
         patience: evaluations without a better number before the run stops early; null never does.
@@ -147,6 +93,7 @@ class EvaluationConfig(Strict):
 
     every: float = Field(default=1.0, gt=0)
     metric: str | None = None
+    baselines: dict[str, Annotated[float, Field(gt=0)]] = Field(default={})
     batch_size: int = Field(default=8, ge=1)
     max_detections: int = Field(default=100, ge=1)
     boundary: bool = False
@@ -169,14 +116,61 @@ class LogConfig(Strict):
 
 
 class Config(Strict):
-    """One run, complete."""
+    """One run, complete.
+
+    Attributes:
+        sets: ``data`` in the file: data sets by a name of your own, or one alone, which has no name here.
+    """
 
     seed: int = Field(default=0, ge=0, lt=2**63)
     model: ModelConfig
-    data: DataConfig
+    sets: dict[str, DataConfig] = Field(alias="data", min_length=1)
     train: TrainConfig
     evaluation: EvaluationConfig = EvaluationConfig()
     log: LogConfig = LogConfig()
+
+    @property
+    def data(self) -> DataConfig:
+        """The data set that the first head learns from."""
+        return self.sets[self.set_of(next(iter(self.model.heads)))]
+
+    @property
+    def place(self) -> str:
+        """Where ``data`` stands, for messages: ``data``, or ``data.NAME``."""
+        return ".".join(filter(None, ("data", self.set_of(next(iter(self.model.heads))))))
+
+    @property
+    def learning(self) -> tuple[str, ...]:
+        """The heads that learn from ``data``."""
+        return self.heads_of(self.set_of(next(iter(self.model.heads))))
+
+    def heads_of(self, name: str) -> tuple[str, ...]:
+        """The heads that learn from a data set, in their order."""
+        given = self.sets[name].heads
+        return tuple(head for head in self.model.heads if given is None or head in given)
+
+    def set_of(self, head: str) -> str:
+        """The name of the first data set that a head learns from; of the first one where it learns from none."""
+        return next((name for name in self.sets if head in self.heads_of(name)), next(iter(self.sets)))
+
+    def of_set(self, name: str) -> Config:
+        """As if there were this data set alone."""
+        return self.model_copy(update={"sets": {name: self.sets[name]}})
+
+    def with_data(self, data: DataConfig) -> Config:
+        """Another ``data``."""
+        return self.model_copy(update={"sets": {**self.sets, self.set_of(next(iter(self.model.heads))): data}})
+
+    @pydantic.field_validator("sets", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return named_sets(value)
+
+    @pydantic.model_serializer(mode="wrap")
+    def _as_written(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        tree: dict[str, Any] = handler(self)
+        data = tree["sets"].get("", tree["sets"])
+        return {("data" if key == "sets" else key): data if key == "sets" else value for key, value in tree.items()}
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -239,14 +233,39 @@ def _is_name(path: Path) -> bool:
     return not (path.suffix or path.parent != Path() or path.exists())
 
 
-def parse(tree: Any, source: str) -> Config:
-    """Check a config that was already read; ``source`` names it in messages."""
+def parse(tree: Any, source: str, *, whole: bool = True) -> Config:
+    """Check a config that was already read.
+
+    Args:
+        tree: the config.
+        source: names it in messages.
+        whole: its heads and its data sets belong together; not so of a part, as ``Config.of_set`` is one.
+    """
     if place := _not_finite(tree):
         raise DensekitError(f"{source}: {place} is not a finite number; write one, or null for none")
     try:
-        return Config.model_validate(tree)
+        config = Config.model_validate(tree)
     except pydantic.ValidationError as error:
         raise DensekitError(f"{source}: {_explain(error, tree)}") from None
+    if whole and (wrong := _wrong_heads(config)):
+        raise DensekitError(f"{source}: {wrong}")
+    return config
+
+
+def _wrong_heads(config: Config) -> str | None:
+    """A name of a head that does not exist, or a head without data."""
+    heads = list(config.model.heads)
+    named = [(f"data.{name}.heads" if name else "data.heads", one.heads or ()) for name, one in config.sets.items()]
+    named += [("train.loss_weights", tuple(config.train.loss_weights))]
+    for place, names in named:
+        for name in names:
+            if name not in heads:
+                return f"{place}: there is no head {name!r}; {nearest(name, heads)}"
+    for head in heads:
+        if not any(head in config.heads_of(name) for name in config.sets):
+            sets = ", ".join(filter(None, config.sets)) or "data"
+            return f"model.heads.{head}: no data set trains it; add {head!r} to the heads of one ({sets}), or remove it"
+    return None
 
 
 def _not_finite(tree: Any, path: str = "") -> str | None:
@@ -267,17 +286,19 @@ def _explain(error: pydantic.ValidationError, tree: Any) -> str:
     problems = error.errors(include_url=False)
     # A misspelt key often makes another one missing: tell the cause first.
     first = min(problems, key=lambda p: p["type"] != "extra_forbidden")
-    path = ".".join(str(p) for p in first["loc"])
+    path = _path(first)
     if first["type"] == "missing":
-        return _missing(
-            [".".join(str(p) for p in problem["loc"]) for problem in problems if problem["type"] == "missing"]
-        )
+        return _missing([_path(problem) for problem in problems if problem["type"] == "missing"])
     if first["type"] == "extra_forbidden":
         return f"{path}: there is no such key; {nearest(str(first['loc'][-1]), _fields(first['loc'][:-1]))}"
     message = plain_words(first["msg"])
     shown = "" if first["type"] == "value_error" else f", not {first['input']!r}"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return f"{path}: {message}{shown}{more}"
+
+
+def _path(problem: Any) -> str:
+    return ".".join(str(p) for p in problem["loc"] if p != "")
 
 
 _LIKE = {
@@ -305,12 +326,18 @@ def _missing(paths: Sequence[str]) -> str:
 def _fields(location: Sequence[str | int]) -> list[str]:
     """The keys that may stand at a place of the schema."""
     model: Any = Config
-    for part in location:
-        annotation = model.model_fields[part].annotation if _is_model(model) and part in model.model_fields else None
+    of_a_set = ("data", *location[2:]) if location[:1] == ("data",) else location
+    for part in of_a_set:
+        fields = _by_key(model)
+        annotation = fields[str(part)].annotation if part in fields else None
         model = next((a for a in _arguments(annotation) if _is_model(a)), None)
         if model is None:
             return []
-    return list(model.model_fields)
+    return list(_by_key(model))
+
+
+def _by_key(model: type[pydantic.BaseModel]) -> dict[str, pydantic.fields.FieldInfo]:
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def _is_model(value: Any) -> bool:
@@ -318,8 +345,8 @@ def _is_model(value: Any) -> bool:
 
 
 def _arguments(annotation: Any) -> tuple[Any, ...]:
-    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    return typing.get_args(annotation) if union else (annotation,)
+    of_several = typing.get_origin(annotation) in (typing.Union, types.UnionType, dict)
+    return typing.get_args(annotation) if of_several else (annotation,)
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:

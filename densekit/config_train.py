@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 from pydantic import Field
@@ -93,6 +93,10 @@ class TrainConfig(Strict):
         deterministic: same bits on every run on a GPU too, slower there; the CPU always gives the same bits.
         save_every: steps between checkpoints; null saves with each evaluation.
         max_minutes: stop training (evaluate and save) after this much time in training steps.
+        mixing: of several data sets: ``share`` takes images of each into every step, in proportion to ``share`` of the
+            sets; ``size`` in proportion to how many images they have; ``turn`` takes a step's images from one set, each
+            set as often as its share says.
+        loss_weights: what the losses of a head are multiplied by; 1 where it is not named.
         skip_non_finite: how many steps with a loss that is not finite are skipped before the run stops.
     """
 
@@ -114,6 +118,8 @@ class TrainConfig(Strict):
     deterministic: bool = False
     save_every: int | None = Field(default=None, ge=1)
     max_minutes: float | None = Field(default=None, gt=0)
+    mixing: Literal["share", "size", "turn"] = "share"
+    loss_weights: dict[str, Annotated[float, Field(ge=0)]] = {}
     skip_non_finite: int = Field(default=0, ge=0)
 
     @pydantic.model_validator(mode="before")

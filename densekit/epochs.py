@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -31,7 +33,8 @@ def epoch_samples(config: Config, train_set: Dataset) -> int:
     return epoch_length(len(train_set), repeats(config, train_set))
 
 
-def run_length(config: Config, train_set: Dataset) -> tuple[int, int]:
-    """Updates of the weights in an epoch and in the run."""
-    per_epoch = max(1, epoch_samples(config, train_set) // config.train.batch_size)
+def run_length(config: Config, train_sets: Sequence[Dataset]) -> tuple[int, int]:
+    """Updates of the weights in an epoch, which takes as many images as the data sets have, and in the run."""
+    samples = sum(epoch_samples(config.of_set(name), data) for name, data in zip(config.sets, train_sets, strict=True))
+    per_epoch = max(1, samples // config.train.batch_size)
     return per_epoch, config.train.steps or max(1, round((config.train.epochs or 0) * per_epoch))

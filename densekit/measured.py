@@ -16,7 +16,7 @@ from densekit.console import say
 from densekit.data.images.settings import unfit_range
 from densekit.engine.distributed import World
 from densekit.errors import DensekitError
-from densekit.infer.evaluate import evaluate
+from densekit.infer.evaluate import Measure, evaluate
 from densekit.metrics.intervals import Resampled, Resampler
 from densekit.model import DenseModel
 from densekit.precision import settle_precision
@@ -106,11 +106,10 @@ def measure(
     both: Metric = metric if second is None else _Both(metric, second)
     numbers = evaluate(
         model.to(world.device),
-        batches,
-        {next(iter(model.heads)): both},
+        [Measure(batches, {next(iter(model.heads)): both})],
         world=world,
         precision=precision,
-        total=len(batches),
+        progress=True,
     )
     assert numbers is not None
     return Measured(path, model, config, data, metric, numbers, found, second)

@@ -6,8 +6,9 @@ import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 from densekit import build
 from densekit.config import Config
@@ -23,7 +24,8 @@ from densekit.engine.step import TrainStep
 from densekit.engine.swa import EqualAverage, renew_statistics
 from densekit.forecast.disk import sizes_of
 from densekit.forecast.pace import Pace
-from densekit.infer.evaluate import evaluate
+from densekit.infer.evaluate import Measure, evaluate
+from densekit.learning_sets import LearningSet, file_names, train_batches
 from densekit.model import DenseModel
 from densekit.show import report
 from densekit.show.batches import draw_batch
@@ -45,10 +47,9 @@ class Run:
         folder: where it is kept.
         state: where it stands.
         record: what it writes down.
-        train_set: what is learned.
-        batches: this rank's micro-batches, without end.
-        val_set: what the best weights are chosen by, where there is one.
-        val_batches: this rank's share of it.
+        sets: what is learned, and what the best weights are chosen by.
+        batches: this rank's micro-batches of each update, without end.
+        measured: the sets that have something to measure on, and this rank's share of that.
         guard: looks for losses that are not finite.
         pace: tells it when its first steps are done.
         unread: images of the steps since the last save that could not be read.
@@ -61,20 +62,19 @@ class Run:
     folder: RunFolder
     state: RunState
     record: Record
-    train_set: Dataset
-    batches: Iterator[Batch]
-    val_set: Dataset | None
-    val_batches: EvalLoader | None = dataclasses.field(init=False)
+    sets: Sequence[LearningSet]
+    batches: Iterator[list[Batch]]
+    measured: list[tuple[LearningSet, EvalLoader]] = dataclasses.field(init=False)
     guard: FiniteGuard = dataclasses.field(init=False)
     pace: Pace = dataclasses.field(init=False)
     unread: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.guard = FiniteGuard(self.folder, self.step, functools.partial(build.file_names, self.train_set))
+        self.guard = FiniteGuard(self.folder, self.step, functools.partial(file_names, self.sets))
         self.pace = Pace(self.plan.steps, sizes_of(self.step.model, self.config.train).folder)
-        self.val_batches = None
-        if self.val_set is not None:
-            self.val_batches = build.eval_batches(self.config, self.val_set, self.world)
+        self.measured = [
+            (one, build.eval_batches(one.config, one.val, self.world)) for one in self.sets if one.val is not None
+        ]
 
     @property
     def first(self) -> bool:
@@ -94,7 +94,7 @@ class Run:
     def advance(self) -> str | None:
         """One update of the weights, written down; a few words on it where it is told."""
         state, began = self.state, time.perf_counter()
-        micro_batches = [next(self.batches) for _ in range(self.config.train.accumulate)]
+        micro_batches = next(self.batches)
         result = self.step([batch.to(self.world.device) for batch in micro_batches], state.step)
         self.guard.check(result, state)
         self.unread += [line for batch in micro_batches for line in batch.skipped]
@@ -102,7 +102,7 @@ class Run:
         state.seconds += (seconds := time.perf_counter() - began)
         if line := self.pace.line(state.step, seconds, memory_in_use(self.world.device)):
             say(line, self.first)
-        self._picture(micro_batches[0], state.step - 1)
+        self._picture(micro_batches, state.step - 1)
         return self.record.step(result, self.step.rate(result.step), seconds, self.config.train.batch_size)
 
     def model_to_use(self) -> DenseModel:
@@ -111,7 +111,7 @@ class Run:
         if swa is not None and isinstance(average, EqualAverage) and average.holds_several(step):
             self.step.begin(step - 1)
             count = min(swa.norm_batches, self.plan.steps_per_epoch * self.config.train.accumulate)
-            batches = build.train_batches(self.config, self.train_set, self.world, start=step)
+            batches = itertools.chain.from_iterable(train_batches(self.config, self.sets, self.world, start=step))
             renew_statistics(
                 average.model,
                 self.step.model,
@@ -126,18 +126,12 @@ class Run:
     def evaluate(self, stop: Stop) -> bool:
         """Measure the weights and keep them where they are the best; False where a signal came before the end."""
         state, used = self.state, self.model_to_use()
-        assert self.val_set is not None
-        assert self.val_batches is not None
-        metric, precision = build.metric(self.config, used, self.val_set), self.step.precision
-        world = self.world
-        numbers = evaluate(
-            used,
-            self.val_batches,
-            {next(iter(used.heads)): metric},
-            world=world,
-            precision=precision,
-            stopping=stop.here,
-        )
+        measures = [
+            Measure(batches, build.metrics(one.config, used, cast(Dataset, one.val), one.heads))
+            for one, batches in self.measured
+        ]
+        precision, world = self.step.precision, self.world
+        numbers = evaluate(used, measures, world=world, precision=precision, stopping=stop.here)
         if numbers is None:
             return False
         state.evaluation_due = False
@@ -148,7 +142,10 @@ class Run:
         if improved:
             self.folder.save_best(used, state, numbers)
             if self.first:
-                report.write_pictures(self.out, {**numbers, **report.details(metric)}, used.classes.names)
+                for head, metric in [pair for measure in measures for pair in measure.metrics.items()]:
+                    prefix, names = used.prefix(head), used.classes_of(head).names
+                    own = {**report.of_head(numbers, prefix), **report.details(metric)}
+                    report.write_pictures(self.out, own, names, prefix)
         self.save()
         return True
 
@@ -161,8 +158,10 @@ class Run:
         self.record.flush()
         self.folder.save_last(self.step, self.state)
 
-    def _picture(self, batch: Batch, step: int) -> None:
-        """What the model sees in its first steps, once: a run that goes on leaves the pictures alone."""
-        path = self.out / f"train_batch_{step}.jpg"
-        if self.first and step < PICTURED and batch.maps is None and not path.exists():
-            draw_batch(batch, self.step.model.classes, path)
+    def _picture(self, batches: Sequence[Batch], step: int) -> None:
+        """What the model sees of each set in its first steps, once: a run that goes on leaves the pictures alone."""
+        for batch in {batch.data_set: batch for batch in reversed(batches)}.values():
+            path = self.out / f"train_batch_{'_'.join(filter(None, (batch.data_set, str(step))))}.jpg"
+            if self.first and step < PICTURED and batch.maps is None and not path.exists():
+                model = self.step.model
+                draw_batch(batch, {model.head(n).task: model.classes_of(n) for n in model.learning(batch)}, path)

@@ -59,6 +59,7 @@ def train_step(
         clip=t.clip,
         average=average,
         freezing=None if stages is None else _freezing(config, built, timetable, stages),
+        weights=t.loss_weights,
         compiled=compiled,
         skip_limit=t.skip_non_finite,
     )

@@ -170,6 +170,7 @@ class Batch:
         skipped: one line for each image that could not be read and was replaced (``data.on_bad_image: skip``).
         pad_to: an image alone would be padded to a multiple of this.
         heads: names of the heads that learn from it; None: all.
+        data_set: the name in the config of where it comes from; empty where there is one data set.
         host: ``sizes`` and ``original_sizes`` with their numbers, see ``numbers``.
     """
 
@@ -184,6 +185,7 @@ class Batch:
     skipped: list[str] = dataclasses.field(default_factory=list)
     pad_to: int = 1
     heads: tuple[str, ...] | None = None
+    data_set: str = ""
     host: tuple[tuple[Tensor, list[list[int]]], ...] = ()
 
     def to(self, device: torch.device, non_blocking: bool = True) -> Batch:
@@ -193,7 +195,7 @@ class Batch:
         """
         moved = dataclasses.replace(self, **{
             f.name: _to(getattr(self, f.name), device, non_blocking)
-            for f in dataclasses.fields(self) if f.name not in ("ids", "truth", "skipped", "heads", "host")
+            for f in dataclasses.fields(self) if f.name not in ("ids", "truth", "skipped", "heads", "data_set", "host")
         })  # fmt: skip
         before, after = (self.sizes, self.original_sizes), (moved.sizes, moved.original_sizes)
         moved.host = tuple((there, self.numbers(here)) for here, there in zip(before, after))

@@ -87,7 +87,8 @@ def test_flips_and_scales_give_an_image_the_same_alone_and_in_any_batch(name):
 def test_the_losses_beside_predictions_are_the_mean_over_canvases(head, options, kind):
     model = spread_out(model_on("cpu", head, options))
     together = [0, 1, 5]
-    losses, found = model.losses_and_predictions(collate([sample(i, kind) for i in together]))
+    losses, by_head = model.losses_and_predictions(collate([sample(i, kind) for i in together]))
+    (found,) = by_head.values()
     parts = [model.losses_and_predictions(collate([sample(i, kind) for i in rows]))[0] for rows in ([0, 5], [1])]
     for name, value in losses.items():
         torch.testing.assert_close(value, (2 * parts[0][name] + parts[1][name]) / 3)

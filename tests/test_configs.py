@@ -27,11 +27,10 @@ def name(path):
 @pytest.mark.parametrize("path", ALL, ids=name)
 def test_a_shipped_config_parses_and_its_parts_and_transforms_exist(path):
     config = configs.load(path)
-    Pipeline(config.data.train_transforms, training=True)
-    Pipeline(config.data.eval_transforms, training=False)
-    for split in ("train", "val", "test"):
-        part = getattr(config.data, split)
-        if part is not None:
+    for data in config.sets.values():
+        Pipeline(data.train_transforms, training=True)
+        Pipeline(data.eval_transforms, training=False)
+        for part in filter(None, (data.train, data.val, data.test)):
             assert part.options.keys() <= DATASETS.options(part.name).keys()
 
 

@@ -14,6 +14,9 @@ counts once.
 Beside each number stands the interval in which 95 % of its values lie when the images are drawn anew (--bootstrap, 0
 for none): how far it would move on other images like these. Losses and F1 have none.
 
+Every head of the checkpoint is measured on the data sets that have labels for it, in one pass of the backbone for those
+of one set; where there are several heads, the names of their numbers begin with theirs (boxes.AP, masks.mIoU).
+
 A segmenter's --json also has the numbers of each image (per_image), and the table names the worst ones. --flips,
 --scales and --tiles measure as tools/predict.py predicts with the same options; then there is no loss, for no single
 pass stands for the predictions.
@@ -26,8 +29,12 @@ import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from densekit.console import DEVICES, at_least, print_table, refuse_without_effect, run, say, share
+
+if TYPE_CHECKING:
+    from densekit.model import DenseModel
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -54,13 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from densekit.data.images.settings import unfit_range
     from densekit.engine import distributed
     from densekit.engine.record import finite
+    from densekit.errors import DensekitError
     from densekit.files import write_text
     from densekit.infer.augmented import FLIPS
-    from densekit.infer.evaluate import evaluate
+    from densekit.infer.evaluate import Measure, evaluate
     from densekit.infer.predict import Options, predicts_with
     from densekit.infer.samples import draw_samples
     from densekit.infer.tiles import untouched
-    from densekit.metrics.intervals import intervals
+    from densekit.learning_sets import open_measured
     from densekit.precision import settle_precision
     from densekit.show import report
 
@@ -72,41 +80,50 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = Options(precision, tiles=args.tiles, overlap=overlap, flips=flips, scales=scales)
     refuse_without_effect(("--overlap", args.overlap is not None and args.tiles is None, "--tiles"))
     options.check(model)
-    data = build.dataset(config, args.data, training=False, classes=model.classes, match_names=args.match_names)
-    model.classes = data.classes  # the same unless names were matched: then predictions come in this data set's ids
-    build.check_stores(config, model, data, training=False)
-    transforms = build.transforms(config.data, training=False)
-    batches = build.eval_batches(config, data if args.tiles is None else untouched(data), world)
-    metric = build.metric(config, model, data)
-    title = f"{args.checkpoint} on {args.data}: {len(data)} images, {len(data.classes)} classes, {precision}"
-    say("\n".join([*made, *unfit_range(config.data, data), *build.notes(data), *notes, title]), world.is_first)
+    sets = open_measured(config, model, args.data, match_names=args.match_names)
+    if options != Options(precision, overlap=overlap) and sum(len(one.heads) for one in sets) > 1:
+        raise DensekitError("--flips, --scales and --tiles are for models with one head; leave them out")
+    transforms = build.transforms(sets[0].config.data, training=False)
+    measures = []
+    for one in sets:
+        batches = build.eval_batches(one.config, one.data if args.tiles is None else untouched(one.data), world)
+        measures.append(Measure(batches, build.metrics(one.config, model, one.data, one.heads)))
+        made += [*unfit_range(one.config.data, one.data), *build.notes(one.data)]
+    titles = [f"{args.checkpoint} on {one.title(args.data)}, {precision}" for one in sets]
+    say("\n".join([*made, *notes, *titles]), world.is_first)
+    predict = predicts_with(options, transforms, sets[0].config.data.pad_to)
     numbers = evaluate(
-        model.to(world.device),
-        batches,
-        {next(iter(model.heads)): metric},
-        world=world,
-        precision=precision,
-        total=len(batches),
-        predict=predicts_with(options, transforms, config.data.pad_to),
+        model.to(world.device), measures, world=world, precision=precision, progress=True, predict=predict
     )
     if world.is_first:
-        if rows := report.per_image(metric, functools.partial(build.file_names, data)):
-            numbers["per_image"] = rows
-        numbers |= report.details(metric)
-        if known := intervals(metric, count=args.bootstrap, seed=config.seed):
-            numbers["intervals"] = known
-        for title, columns, rows in report.tables(model.task, numbers):
-            print_table(title, columns, rows)
-        if line := report.undefined(model.task, numbers):
-            say(line)
+        for one, measure in zip(sets, measures):
+            for head, metric in measure.metrics.items():
+                files = functools.partial(build.file_names, one.data)
+                told = report.all_of(metric, files, draws=args.bootstrap, seed=config.seed)
+                numbers |= {f"{model.prefix(head)}{name}": value for name, value in told.items()}
+                show(model, head, numbers, args.pictures)
+            if args.pictures:
+                classes, match = model.classes_by_head, args.match_names
+                shown = build.pictured(one.config, args.data, classes=classes, match_names=match)
+                draw_samples(model, shown, args.pictures, config.evaluation.pictures, heads=one.heads)
         if args.json:
             write_text(args.json, json.dumps(finite(numbers), indent=1, allow_nan=False) + "\n")
-        if args.pictures:
-            report.write_pictures(args.pictures, numbers, model.classes.names)
-            shown = build.pictured(config, args.data, classes=model.classes, match_names=args.match_names)
-            draw_samples(model, shown, args.pictures, config.evaluation.pictures)
     distributed.leave()
     return 0
+
+
+def show(model: DenseModel, head: str, numbers: dict[str, Any], pictures: Path | None) -> None:
+    """A head's tables, and the pictures of its numbers."""
+    from densekit.show import report
+
+    prefix, task = model.prefix(head), model.head(head).task
+    own = report.of_head(numbers, prefix)
+    for title, columns, rows in report.tables(task, own):
+        print_table(f"{head}: {title}" if prefix else title, columns, rows)
+    if line := report.undefined(task, own):
+        say(f"{prefix}{line}")
+    if pictures:
+        report.write_pictures(pictures, own, model.classes_of(head).names, prefix)
 
 
 if __name__ == "__main__":

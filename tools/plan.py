@@ -51,6 +51,8 @@ def plan(name: str, overrides: Sequence[str], batch: int | None, device: str | N
     from densekit.forecast.room import room_on
     from densekit.precision import Precision, choose_precision
 
+    if len(config.sets) > 1:
+        raise DensekitError(f"{name} has several data sets ({', '.join(config.sets)}); a plan is for one alone")
     world = distributed.join("cpu" if gpu else device)
     train_set = build.dataset(config, "train", training=True)
     val_set = build.dataset(config, "val", training=False, classes=train_set.classes) if config.data.val else None
@@ -64,7 +66,7 @@ def plan(name: str, overrides: Sequence[str], batch: int | None, device: str | N
     room = gpu or room_on(world.device)
     found = forecast(config, model, train_set, val_set, world, precision=precision, room=room, here=not gpu)
     where = f"a GPU of {gpu / 2**30:g} GB" if gpu else distributed.describe(world.device)
-    say("\n".join(told(found, config, build.plan(config, train_set, world, model), precision, where)))
+    say("\n".join(told(found, config, build.plan(config, [train_set], model), precision, where)))
     return found.fits
 
 

@@ -49,10 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def begin(config: Config, args: argparse.Namespace, world: World) -> Run:
     """Everything that the config names is built and checked before the run folder is touched."""
-    from densekit import build
+    from densekit import build, learning_sets
     from densekit import config as configs
-    from densekit.doctor.lost_files import check_files
-    from densekit.doctor.quick import quick_check
     from densekit.engine.record import Record
     from densekit.engine.run_folder import RunFolder, holds_run
     from densekit.forecast.fit import fitted_plan
@@ -63,27 +61,24 @@ def begin(config: Config, args: argparse.Namespace, world: World) -> Run:
     precision, _ = settle_precision(config.train.precision, world.device, asked=not holds_run(out))
 
     # Data and model.
-    train_set = build.dataset(config, "train", training=True)
-    val_set = build.dataset(config, "val", training=False, classes=train_set.classes) if config.data.val else None
-    config, told = build.settle(config, world, train_set, val_set)
-    model, report = build.model(config, train_set.classes)
-    build.check_stores(config, model, train_set, val_set, training=True)
-    config, plan, fits = fitted_plan(config, model, train_set, world, precision, out)
-    checked = check_files(config, train_set, val_set)
-    checked += quick_check(train_set, val=val_set, config=config, saved=out / "config.yaml")
+    sets = learning_sets.open_sets(config)
+    config, told = learning_sets.settle(config, world, sets)
+    model, report = build.model(config, learning_sets.classes_of(sets))
+    config, plan, fits = fitted_plan(config, model, [one.train for one in sets], world, precision, out)
+    checked = learning_sets.check(config, sets, model, world, out / "config.yaml")
     step = build.train_step(config, model.to(world.device), plan, world, precision)
 
     # The run folder, and the state to go on with.
     folder = RunFolder(out, configs.dump(config), resume=args.resume, world=world)
     state, notes = folder.resume(step)
-    state.evaluation_due &= val_set is not None
-    batches = build.train_batches(config, train_set, world, start=state.step)  # from here on workers read ahead
+    state.evaluation_due &= any(one.val is not None for one in sets)
+    batches = learning_sets.train_batches(config, sets, world, start=state.step)  # from here on workers read ahead
     options = {**config.log.model_dump(), "enabled": world.is_first}
     record = Record(out, step=state.step, evaluation_due=state.evaluation_due, **options)
     notes += [f"going on from step {state.step} of {plan.steps}"] if state.step else []
-    summary = build.summary(config, model, train_set, step, plan, world)
+    summary = build.summary(config, model, [one.train for one in sets], step, plan, world)
     say("\n".join([*told, *report, *fits, summary, *checked, *notes]), world.is_first)
-    return Run(config, world, step, plan, folder, state, record, train_set, batches, val_set)
+    return Run(config, world, step, plan, folder, state, record, sets, batches)
 
 
 def loop(training: Run) -> bool:
@@ -98,7 +93,7 @@ def loop(training: Run) -> bool:
             if not state.evaluation_due:  # a run that was left in an evaluation goes on with it
                 bar.advance(training.advance())
                 over = state.step >= plan.steps or training.out_of_time()
-                state.evaluation_due = training.val_set is not None and (plan.evaluates(state.step) or over)
+                state.evaluation_due = bool(training.measured) and (plan.evaluates(state.step) or over)
                 state.finished = over and not state.evaluation_due
                 asked = stop.asked()
                 if plan.saves(state.step) or over or asked:
@@ -115,14 +110,16 @@ def leave_behind(training: Run) -> None:
     from densekit.show.curves import draw_curves
 
     folder, out = training.folder, training.out
-    if training.val_set is None:
+    if not training.measured:
         folder.save_best(training.model_to_use(), training.state, {})
     if training.first:
         training.record.close()
         draw_curves(training.record.lines(), out / "curves.png")
         model, config = build.from_checkpoint(folder.best)
-        shown = build.pictured(config, "val" if training.val_set else "train", classes=model.classes)
-        draw_samples(model, shown, out / "samples", config.evaluation.pictures)
+        for name in config.sets:
+            own = config.of_set(name)
+            shown = build.pictured(own, "val" if own.data.val else "train", classes=model.classes_by_head)
+            draw_samples(model, shown, out / "samples", config.evaluation.pictures, heads=own.learning)
         say(training.plan.farewell(training.state, out))
 
 

@@ -54,7 +54,14 @@ class Relabelled:
 
     def sample(self, epoch: int, index: int) -> Sample:
         """One sample, relabelled."""
-        sample = self.inner.sample(epoch, index)
+        return self._relabelled(self.inner.sample(epoch, index))
+
+    def read(self, index: int) -> Sample:
+        """One image before the transforms, relabelled."""
+        sample: Sample = self.inner.read(index)  # type: ignore[attr-defined]  # of those that can be joined
+        return self._relabelled(sample)
+
+    def _relabelled(self, sample: Sample) -> Sample:
         labels = None if sample.labels is None else self._table[sample.labels]
         target = None if sample.target is None else int(self._table[sample.target])
         mask, truth = self._mask(sample.mask), self._mask(sample.truth)

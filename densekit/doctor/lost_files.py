@@ -30,7 +30,7 @@ def check_files(config: Config, train_set: Dataset, val_set: Dataset | None) -> 
             that they be skipped; or all of a split's are.
     """
     notes = []
-    for name, data in (("data.train", train_set), ("data.val", val_set)):
+    for name, data in ((f"{config.place}.train", train_set), (f"{config.place}.val", val_set)):
         lost = [] if data is None else lost_files(data)
         if data is None or not lost:
             continue
@@ -54,13 +54,14 @@ def _of_test(config: Config) -> list[str]:
     """What of the test set is missing: training goes on without it, but better now than after it."""
     if config.data.test is None:
         return []
+    where = f"{config.place}.test"
     try:
         data = build.dataset(config, "test", training=False)
         lost = lost_files(data)
     except DensekitError as error:
         told = str(error)
-        return [f"{'' if told.startswith('data.') else 'data.test: '}{told} (training does not need it)"]
-    return [f"{_line('data.test', lost, len(data))} (training does not need them)"] if lost else []
+        return [f"{'' if told.startswith('data.') else f'{where}: '}{told} (training does not need it)"]
+    return [f"{_line(where, lost, len(data))} (training does not need them)"] if lost else []
 
 
 def _line(name: str, lost: Sequence[Path], images: int) -> str:

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -34,7 +34,7 @@ class FiniteGuard:
     Args:
         folder: where the bundle goes.
         step: gives the model that the bundle holds, and how many bad steps may be skipped.
-        names: the image files behind a batch's ids, for the message and the bundle; None: the ids.
+        names: the image files of a batch, for the message and the bundle; None: the ids.
         lag: steps between a step and the look at it; None takes 1 on a GPU and 0 on the CPU.
     """
 
@@ -42,7 +42,7 @@ class FiniteGuard:
         self,
         folder: RunFolder,
         step: TrainStep,
-        names: Callable[[Sequence[int | str]], list[str]] | None = None,
+        names: Callable[[Batch], list[str]] | None = None,
         lag: int | None = None,
     ) -> None:
         self.folder, self.step, self.names = folder, step, names or _as_text
@@ -68,7 +68,7 @@ class FiniteGuard:
         if not bool(result.bad):
             return
         state.skipped_steps += 1
-        files = [self.names(batch.ids) for batch in result.batches]
+        files = [self.names(batch) for batch in result.batches]
         if state.skipped_steps <= self.step.skip_limit:
             shown = ", ".join(name for batch in files for name in batch)
             print(f"step {result.step}: the loss was not finite, step skipped (images {shown})", file=sys.stderr)
@@ -83,8 +83,8 @@ class FiniteGuard:
         )
 
 
-def _as_text(ids: Sequence[int | str]) -> list[str]:
-    return [str(i) for i in ids]
+def _as_text(batch: Batch) -> list[str]:
+    return [str(i) for i in batch.ids]
 
 
 def write_bundle(folder: RunFolder, step: TrainStep, result: StepResult, files: list[list[str]]) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +22,42 @@ METRICS: dict[Task, tuple[str, ...]] = {
 """The numbers that may choose the best checkpoint, beside ``loss``."""
 
 
-def choose_metric(task: Task, asked: str | None, max_detections: int = 100, kinds: Sequence[str] = ()) -> str:
+GAIN = "gain"
+"""The mean of the relative gains over the baselines."""
+
+
+def choose_metric(
+    heads: Mapping[str, tuple[Task, Sequence[str]]],
+    asked: str | None,
+    max_detections: int = 100,
+    baselines: Mapping[str, float] | None = None,
+) -> str:
     """The number that chooses the best checkpoint, checked before hours of training depend on it.
 
     Args:
-        task: of the first head.
-        asked: what the config names.
+        heads: by what the names of a head's numbers begin with: its task, and what the names of other numbers of
+            objects begin with, such as ``mask_`` where it finds masks too.
+        asked: what the config names; None: of baselines the gain over them, else the main number of the first head.
         max_detections: of COCO's numbers.
-        kinds: what the names of other numbers of objects begin with: ``mask_`` where the head finds masks too.
+        baselines: numbers that gains are measured from.
 
     Raises:
-        DensekitError: the task has no such number.
+        DensekitError: no head has such a number.
     """
-    known: tuple[str, ...] = (*METRICS[task], *([f"AR{max_detections}"] if task == "detection" else []))
-    known = (*known, *(f"{kind}{name}" for kind in kinds for name in known), "loss")
-    if asked is not None and asked not in known:
-        raise DensekitError(f"evaluation.metric: {task} has no number {asked!r}; {nearest(asked, known)}")
-    return asked or MAIN_METRIC[task]
+    known = [f"{prefix}{name}" for prefix, own in heads.items() for name in _numbers(*own, max_detections)]
+    known = [*known, "loss", *([GAIN] if baselines else [])]
+    tasks = " and ".join(dict.fromkeys(task for task, _ in heads.values()))
+    named = [("evaluation.metric", asked)] if asked is not None else []
+    for place, name in [*named, *(("evaluation.baselines", name) for name in baselines or ())]:
+        if name not in known:
+            raise DensekitError(f"{place}: {tasks} has no number {name!r}; {nearest(name, known)}")
+    prefix, (task, _) = next(iter(heads.items()))
+    return asked or (GAIN if baselines else f"{prefix}{MAIN_METRIC[task]}")
+
+
+def _numbers(task: Task, kinds: Sequence[str], max_detections: int) -> list[str]:
+    known = [*METRICS[task], *([f"AR{max_detections}"] if task == "detection" else [])]
+    return [*known, *(f"{kind}{name}" for kind in kinds for name in known)]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,6 +70,7 @@ class Plan:
         evaluate_every: updates between evaluations.
         save_every: updates between checkpoints beside those before and after evaluations; None: those alone.
         metric: number that chooses the best checkpoint; ``loss`` is better when lower, all others when higher.
+        baselines: numbers above 0 by name, from which the mean relative gain is measured.
         patience: evaluations without a better one before the run stops; None never stops. Evaluations in which the
             number is not defined do not count.
     """
@@ -61,6 +81,7 @@ class Plan:
     metric: str
     save_every: int | None = None
     patience: int | None = None
+    baselines: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def moment(self, when: float, key: str) -> int:
         """The update at which a moment of the run lies: a fraction of it, or epochs from 1 on.
@@ -118,12 +139,17 @@ class Plan:
 
     def value(self, numbers: dict[str, Any]) -> float | None:
         """The number to choose by; None where it is not defined (nothing to measure it on, or not finite)."""
-        if self.metric not in numbers:
+        if self.metric == GAIN:
+            gains = [self._defined(numbers, name) for name in self.baselines]
+            known_gains = [v / base - 1 for v, base in zip(gains, self.baselines.values()) if v is not None]
+            return sum(known_gains) / len(known_gains) if len(known_gains) == len(gains) else None
+        return self._defined(numbers, self.metric)
+
+    def _defined(self, numbers: dict[str, Any], name: str) -> float | None:
+        if name not in numbers:
             known = [k for k, v in numbers.items() if isinstance(v, int | float | None)]
-            raise DensekitError(
-                f"evaluation.metric: the evaluation gives no number {self.metric!r}; {nearest(self.metric, known)}"
-            )
-        value = numbers[self.metric]
+            raise DensekitError(f"evaluation.metric: the evaluation gives no number {name!r}; {nearest(name, known)}")
+        value = numbers[name]
         return float(value) if value is not None and math.isfinite(value) else None
 
     def verdict(self, numbers: dict[str, Any], state: RunState, chosen: bool) -> str:

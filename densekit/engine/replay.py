@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from densekit.config import Config, parse
 from densekit.engine import checkpoint
 from densekit.engine.guard import unpack_batch
-from densekit.engine.step import seed_step
+from densekit.engine.step import head_shares, seed_step, total_loss
 from densekit.errors import DensekitError
 from densekit.model import DenseModel, build_model
 from densekit.precision import Precision, autocast
@@ -101,10 +101,15 @@ def replay(bundle: Bundle, device: torch.device) -> list[MicroReplay]:
     model = bundle.model.to(device).train()
     for name in bundle.resting:
         model.get_submodule(name).train(False).requires_grad_(False)
-    return [_replay(model, batch.to(device), bundle, micro, device) for micro, batch in enumerate(bundle.batches)]
+    shares = head_shares(model, bundle.batches)
+    return [
+        _replay(model, batch.to(device), bundle, micro, device, shares) for micro, batch in enumerate(bundle.batches)
+    ]
 
 
-def _replay(model: DenseModel, batch: Batch, bundle: Bundle, micro: int, device: torch.device) -> MicroReplay:
+def _replay(
+    model: DenseModel, batch: Batch, bundle: Bundle, micro: int, device: torch.device, shares: dict[str, int]
+) -> MicroReplay:
     model.zero_grad(set_to_none=True)
     watch = _Watch(model)
     watch.look_at_the_input(batch)
@@ -113,7 +118,7 @@ def _replay(model: DenseModel, batch: Batch, bundle: Bundle, micro: int, device:
         with autocast(bundle.precision, device):
             losses: dict[str, Tensor] = model(batch)
         watch.look_at_the_losses(losses)
-        total = torch.stack([v.float() for v in losses.values()]).sum() / len(bundle.batches)
+        total = total_loss(model, losses, shares, bundle.config.train.loss_weights)
         total.backward()  # type: ignore[no-untyped-call]
     watch.look_at_the_gradients()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]

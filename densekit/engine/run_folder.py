@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import platform
+import re
 import shlex
 import sys
 import time
@@ -141,7 +142,7 @@ class RunFolder:
             raise DensekitError(f"{saved} is not a config any more; restore it or give another --out")
         with contextlib.suppress(DensekitError):  # keys that came later have their defaults
             before = parse(before, str(saved)).model_dump(mode="json")
-        changed = [k for k in _differences(before, self.config) if not k.startswith(_MAY_CHANGE)]
+        changed = [k for k in _differences(before, self.config) if not _may_change(k)]
         if changed:
             key = changed[0]
             raise DensekitError(
@@ -252,6 +253,11 @@ class RunFolder:
                 "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             },
         }
+
+
+def _may_change(key: str) -> bool:
+    """Whether a run may go on with another value."""
+    return key.startswith(_MAY_CHANGE) or re.fullmatch(r"data\.[^.]+\.workers", key) is not None
 
 
 def _precision(content: dict[str, Any]) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -66,6 +66,7 @@ class TrainStep:
         clip: largest norm of the gradient; None does not clip.
         average: averaged weights to keep, or None.
         freezing: what rests at which step; None lets all learn from the start.
+        weights: what the losses of a head are multiplied by; 1 where it is not named.
         compiled: compile forward and losses, see ``compiled.py``.
         skip_limit: how many steps that are not finite may be skipped. From the first one beyond on no update is
             applied, so that the weights stay as they were before it until someone looks at ``StepResult.bad``.
@@ -83,6 +84,7 @@ class TrainStep:
         clip: float | None = None,
         average: AveragedModel | None = None,
         freezing: Freezing | None = None,
+        weights: Mapping[str, float] | None = None,
         compiled: bool = False,
         skip_limit: int = 0,
     ) -> None:
@@ -95,6 +97,7 @@ class TrainStep:
         self.clip = clip
         self.average = average
         self.freezing = freezing
+        self.weights = weights or {}
         self.skip_limit = skip_limit
         self.scaler = LossScale(world.device, enabled=precision == "fp16")
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -148,6 +151,7 @@ class TrainStep:
 
     def _backward(self, batches: Sequence[Batch], step: int) -> dict[str, Tensor]:
         sums: dict[str, Tensor] = {}
+        shares = head_shares(self.model, batches)
         for micro, batch in enumerate(batches):
             seed_step(self.seed, step, micro, self.world.rank)
             last = micro == len(batches) - 1
@@ -155,13 +159,23 @@ class TrainStep:
             with self.runner.no_sync() if ddp and not last else contextlib.nullcontext():  # type: ignore[operator]
                 with autocast(self.precision, self.world.device):
                     losses: dict[str, Tensor] = self.runner(batch)
-                total = torch.stack([v.float() for v in losses.values()]).sum() / len(batches)
+                total = total_loss(self.model, losses, shares, self.weights)
+                if ddp and last:
+                    total = total + _nothing_of(self.model, batch)
                 self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
             for name, value in losses.items():
-                part = value.detach().float() / len(batches)
+                part = value.detach().float() / _of_head(self.model, name, shares)
                 sums[name] = sums[name] + part if name in sums else part
+        self._let_rest(shares)
         # A loss that is not finite on one rank is so in the mean: all ranks judge alike.
         return dict(zip(sums, mean_over_ranks(torch.stack(list(sums.values()))).unbind()))
+
+    def _let_rest(self, shares: Mapping[str, int]) -> None:
+        """A head that no micro-batch trained stays as it is, whatever decay and momentum it has."""
+        for name, count in shares.items():
+            if not count:
+                for parameter in self.model.heads[name].parameters():
+                    parameter.grad = None
 
     def _gradient_norm(self) -> Tensor:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
@@ -208,6 +222,41 @@ class TrainStep:
         settled = torch.where(stay > 0, before, mean_over_ranks(self._flat_statistics()))
         parts = torch.split(settled, [buffer.numel() for buffer in self._statistics])
         torch._foreach_copy_(self._statistics, list(parts))
+
+
+def head_shares(model: DenseModel, batches: Sequence[Batch]) -> dict[str, int]:
+    """How many of the micro-batches each head learns from."""
+    learning = [model.learning(batch) for batch in batches]
+    return {name: sum(name in names for names in learning) for name in model.heads}
+
+
+def total_loss(
+    model: DenseModel, losses: Mapping[str, Tensor], shares: Mapping[str, int], weights: Mapping[str, float]
+) -> Tensor:
+    """What a micro-batch adds to the loss of a step: of each head the mean over the micro-batches that train it.
+
+    Args:
+        model: names the losses.
+        losses: of the micro-batch.
+        shares: micro-batches of the step that each head learns from.
+        weights: of the heads; 1 where one is not named.
+    """
+    parts = []
+    for head in model.heads:
+        own = [value.float() for name, value in losses.items() if name.startswith(model.prefix(head))]
+        if own:
+            parts.append(torch.stack(own).sum() / shares[head] * weights.get(head, 1.0))
+    return torch.stack(parts).sum()
+
+
+def _of_head(model: DenseModel, loss: str, values: Mapping[str, int]) -> int:
+    return next(value for head, value in values.items() if loss.startswith(model.prefix(head)))
+
+
+def _nothing_of(model: DenseModel, batch: Batch) -> Tensor | float:
+    """0, as a function of the weights of the heads that do not learn from a batch: DDP waits for every gradient."""
+    resting = [head for name, head in model.heads.items() if name not in model.learning(batch)]
+    return sum((p.float().sum() * 0 for head in resting for p in head.parameters() if p.requires_grad), 0.0)
 
 
 def _over_ranks(runner: nn.Module) -> nn.Module:

@@ -82,14 +82,15 @@ class ExportedModel(DenseModel):
     Args:
         runner: of the file.
         notes: the file's.
+        head: its name.
     """
 
-    def __init__(self, runner: Runner, notes: Notes) -> None:
+    def __init__(self, runner: Runner, notes: Notes, head: str = "exported") -> None:
         held = notes["classes"]
         channels = notes["channels"]
         super().__init__(
             RawImages(channels),
-            {"exported": ExportedHead(runner, notes)},
+            {head: ExportedHead(runner, notes)},
             mean=notes["normalize"]["mean"],
             std=notes["normalize"]["std"],
             classes=Classes(tuple(held["names"]), tuple(held["ids"])),
@@ -97,7 +98,7 @@ class ExportedModel(DenseModel):
         )
         self.notes = notes
         if (known := Calibration.held_in(notes, len(self.classes), "that was exported")) is not None:
-            self.calibrations["exported"] = known
+            self.calibrations[head] = known
 
     def features(self, batch: Batch) -> list[Tensor]:
         """The raw images: normalisation and backbone are in the file.
@@ -135,7 +136,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> tuple[ExportedModel, Conf
     if notes["task"] == "features":
         raise DensekitError(f"{path} holds a backbone alone, which predicts nothing; export the whole checkpoint")
     config = override(parse(notes["config"], f"the config in {path}"), overrides)
-    return ExportedModel(runner, notes), config
+    return ExportedModel(runner, notes, next(iter(config.model.heads))), config
 
 
 def notes_of(model: DenseModel, config: Config) -> Notes:

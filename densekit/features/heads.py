@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from densekit.backbones.describe import stages_of
+from densekit.config_data import named_sets
 from densekit.data.formats.feature_set import pixels_of, store_of
 from densekit.data.loading.batching import collate
 from densekit.errors import DensekitError
@@ -121,8 +122,11 @@ def _check_levels(model: DenseModel, dataset: Dataset, stored: list[str]) -> Non
 
 def joined_config(config: dict[str, Any]) -> dict[str, Any]:
     """A run's config with every ``features`` data set replaced by the one whose images were exported."""
-    data = {key: _unwrapped(value) for key, value in config["data"].items()}
-    return {**config, "data": data}
+    sets = {
+        name: {key: _unwrapped(value) for key, value in data.items()}
+        for name, data in named_sets(config["data"]).items()
+    }
+    return {**config, "data": sets.get("", sets)}
 
 
 def _unwrapped(part: Any) -> Any:

@@ -144,7 +144,7 @@ def split_to_export(config: Config | None, split: Split, specs: Specs) -> tuple[
     whole = joined_config(config.model_dump(mode="json"))
     part = whole["data"][split]
     data = config.data.model_copy(update={name: tuple(resize), split: None if part is None else Part(**part)})
-    return config.model_copy(update={"data": data}), views
+    return config.with_data(data), views
 
 
 def views_of(flips: Sequence[str]) -> list[str]:

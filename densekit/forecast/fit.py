@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from densekit import build
@@ -24,7 +25,7 @@ SPARED = 0.9
 
 
 def fitted_plan(
-    config: Config, model: DenseModel, train_set: Dataset, world: World, precision: Precision, out: Path
+    config: Config, model: DenseModel, train_sets: Sequence[Dataset], world: World, precision: Precision, out: Path
 ) -> tuple[Config, Plan, list[str]]:
     """The config with micro-batches that fit, its timetable, and a line on what was chosen.
 
@@ -33,26 +34,28 @@ def fitted_plan(
     Args:
         config: settled, of the run.
         model: as it was built.
-        train_set: with the training transforms.
+        train_sets: of the config, with the training transforms.
         world: ranks; the first one chooses.
         precision: of the forward pass.
         out: run folder.
 
     Raises:
-        DensekitError: not even one image of each rank fits, or a batch that the ranks can't share.
+        DensekitError: not even one image of each rank fits, or several data sets.
     """
     if not config.train.fit_memory:
-        return config, build.plan(config, train_set, world, model), []
+        return config, build.plan(config, train_sets, model), []
+    if len(train_sets) > 1:
+        raise DensekitError("train.batch_size=auto is for one data set; give a number, and train.accumulate")
     if holds_run(out):
         parts: int | str = load(out / "config.yaml").train.accumulate
     else:
-        parts = gather(_chosen(config, model, train_set, world, precision) if world.is_first else "")[0]
+        parts = gather(_chosen(config, model, train_sets[0], world, precision) if world.is_first else "")[0]
     if isinstance(parts, str):
         raise DensekitError(parts)
     config = override(config, [f"train.accumulate={parts}"])
     images = config.train.batch_size // parts
     line = f"train.batch_size: {config.train.batch_size} images a step, in {parts} parts of {images} each"
-    return config, build.plan(config, train_set, world, model), [line]
+    return config, build.plan(config, train_sets, model), [line]
 
 
 def _chosen(config: Config, model: DenseModel, train_set: Dataset, world: World, precision: Precision) -> int | str:

@@ -90,7 +90,7 @@ def forecast(
     Raises:
         DensekitError: images that can't be read, or a batch that the ranks can't share.
     """
-    timetable = build.plan(config, train_set, world, model)
+    timetable = build.plan(config, [train_set], model)
     look = look_at(train_set)
     known = study(config, model, look, world, precision, elsewhere=not here)
     traced = known.trace(config)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+import functools
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,15 +21,26 @@ from densekit.types import Batch, Metric, Predictions
 Forward = Callable[[Batch], tuple[dict[str, torch.Tensor], dict[str, Predictions]]]
 
 
+class Measure(NamedTuple):
+    """Heads that are measured on a data set.
+
+    Attributes:
+        batches: this rank's share of the data set.
+        metrics: an empty one for each head; collects its predictions.
+    """
+
+    batches: Iterable[Batch]
+    metrics: Mapping[str, Metric]
+
+
 @torch.inference_mode()
 def evaluate(
     model: DenseModel,
-    batches: Iterable[Batch],
-    metrics: Mapping[str, Metric],
+    measures: Sequence[Measure],
     *,
     world: World,
     precision: Precision = "fp32",
-    total: int = 0,
+    progress: bool = False,
     predict: Callable[[DenseModel], Callable[[Batch], Predictions]] | None = None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any] | None:
@@ -35,12 +48,11 @@ def evaluate(
 
     Args:
         model: is put into evaluation mode; below fp32 a packed copy of it predicts.
-        batches: this rank's share of the data set.
-        metrics: an empty one for each head that is measured; collects its predictions.
+        measures: what is measured on which data sets.
         world: ranks and device.
         precision: of the forward pass.
-        total: number of batches, for the progress bar.
-        predict: given the model that predicts, how the one head in ``metrics`` does so in another way than by
+        progress: show how far it is.
+        predict: given the model that predicts, how the one head in ``measures`` does so in another way than by
             ``DenseModel.predict``: on mirrored and scaled copies, or by tiles. Batches come to it on the host, and it
             moves what it needs. Then there are no losses, for no single pass stands for the predictions.
         stopping: asked before each batch: whether to leave the evaluation; where one rank says so, all leave it, the
@@ -52,25 +64,36 @@ def evaluate(
         (``DenseModel.prefix``). The same on every rank. None where the evaluation was left.
     """
     model = packed(model, DTYPES[precision])
-    heads = list(metrics)
-    forward = _both(model, heads, world.device) if predict is None else _without_losses(predict(model), heads)
+    sums = []
+    for measure in measures:
+        heads = list(measure.metrics)
+        forward = _both(model, heads, world.device) if predict is None else _without_losses(predict(model), heads)
+        count = operator.length_hint(measure.batches)
+        shown = track(measure.batches, "evaluating", count, shown=world.is_first and progress)
+        guarded = functools.partial(_forward, forward, precision=precision, device=world.device)
+        sums.append(_collect(measure, shown, guarded, stopping))
+        if any_rank(stopping()):
+            return None
+    return _together(model, measures, sums)
+
+
+def _collect(
+    measure: Measure, batches: Iterable[Batch], forward: Forward, stopping: Callable[[], bool]
+) -> tuple[dict[str, float], int, list[str]]:
+    """Losses summed over the images, their number, and lines on images that could not be read."""
     terms: dict[str, list[tuple[torch.Tensor, int]]] = {}  # read when all is done: no wait, and no float64 on a device
     images, skipped = 0, []
-    for batch in track(batches, "evaluating", total, shown=world.is_first and total > 0):
+    for batch in batches:
         if stopping():
             break
-        losses, predictions = _forward(forward, batch, precision, world.device)
+        losses, predictions = forward(batch)
         for name, value in losses.items():
             terms.setdefault(name, []).append((value, len(batch.ids)))
         images += len(batch.ids)
         skipped += batch.skipped
-        for head, metric in metrics.items():
+        for head, metric in measure.metrics.items():
             metric.update(predictions[head], batch)
-    if any_rank(stopping()):
-        return None
-    sums = {name: sum(float(value) * count for value, count in pairs) for name, pairs in terms.items()}
-    named = {model.prefix(head): metric for head, metric in metrics.items()}
-    return _together(named, sums, images, skipped)
+    return {name: sum(float(value) * count for value, count in pairs) for name, pairs in terms.items()}, images, skipped
 
 
 def _both(model: DenseModel, heads: list[str], device: torch.device) -> Forward:
@@ -83,7 +106,7 @@ def _without_losses(predict: Callable[[Batch], Predictions], heads: list[str]) -
 
 
 def _forward(
-    forward: Forward, batch: Batch, precision: Precision, device: torch.device
+    forward: Forward, batch: Batch, *, precision: Precision, device: torch.device
 ) -> tuple[dict[str, torch.Tensor], dict[str, Predictions]]:
     try:
         with autocast(precision, device):
@@ -97,17 +120,22 @@ def _forward(
         ) from error
 
 
-def _together(metrics: Mapping[str, Metric], sums: dict[str, float], images: int, skipped: list[str]) -> dict[str, Any]:
-    """Over all ranks; ``metrics`` by what the names of their numbers begin with."""
+def _together(
+    model: DenseModel, measures: Sequence[Measure], collected: Sequence[tuple[dict[str, float], int, list[str]]]
+) -> dict[str, Any]:
+    """Over all ranks and data sets."""
     numbers: dict[str, Any] = {}
-    for prefix, metric in metrics.items():
-        metric.merge(gather(metric.state()))
-        numbers |= {f"{prefix}{name}": value for name, value in metric.compute().items()}
-    parts = gather((sums, images, skipped))
-    count = max(1, sum(n for _, n, _ in parts))
-    names = dict.fromkeys(name for losses, _, _ in parts for name in losses)
-    means = {name: sum(losses.get(name, 0.0) for losses, _, _ in parts) / count for name in names}
+    means: dict[str, float] = {}
+    missing: list[str] = []
+    for measure, own in zip(measures, collected, strict=True):
+        for head, metric in measure.metrics.items():
+            metric.merge(gather(metric.state()))
+            numbers |= {f"{model.prefix(head)}{name}": value for name, value in metric.compute().items()}
+        parts = gather(own)
+        count = max(1, sum(n for _, n, _ in parts))
+        names = dict.fromkeys(name for losses, _, _ in parts for name in losses)
+        means |= {name: sum(losses.get(name, 0.0) for losses, _, _ in parts) / count for name in names}
+        missing += [line for _, _, lines in parts for line in lines]
     if means:
         numbers |= {"loss": sum(means.values()), "losses": means}
-    missing = [line for _, _, lines in parts for line in lines]
     return {**numbers, "skipped": missing} if missing else numbers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ BEST = 3
 
 
 @torch.inference_mode()
-def draw_samples(model: DenseModel, data: Dataset, out: Path, count: int) -> None:
+def draw_samples(model: DenseModel, data: Dataset, out: Path, count: int, heads: Sequence[str] | None = None) -> None:
     """Predict ``count`` images, evenly spread over the data set; numbers as ``tools/predict.py`` writes, and pictures.
 
     Args:
@@ -36,21 +37,30 @@ def draw_samples(model: DenseModel, data: Dataset, out: Path, count: int) -> Non
             classes stand in the model's order.
         out: folder to write.
         count: how many; 0 writes nothing.
+        heads: what predicts, each into a folder of its name where the model has several; None: the first.
     """
     count = min(count, len(data))
     if count == 0:
         return
     model.eval()
     device = model.mean.device
-    with make_writer(model.task, model.classes, out, pictures=False) as writer:
+    names = [next(iter(model.heads))] if heads is None else list(heads)
+    folders = {name: out / model.prefix(name).removesuffix(".") for name in names}
+    with contextlib.ExitStack() as stack:
+        writers = {
+            name: stack.enter_context(
+                make_writer(model.head(name).task, model.classes_of(name), folders[name], pictures=False)
+            )
+            for name in names
+        }
         for index in np.linspace(0, len(data) - 1, count).round().astype(int).tolist():
             sample = data.sample(0, index)
             batch = collate([sample])
             batch = dataclasses.replace(batch, original_sizes=batch.sizes)
-            predictions = model.predict(batch.to(device))
-            result = result_of(seen(sample), model.classes, predictions, 0)
-            stem = writer.add(result)
-            write_picture(out / "pictures" / f"{stem}.jpg", side_by_side(panels(sample, result)))
+            for name, predictions in model.predict_all(batch.to(device), names).items():
+                result = result_of(seen(sample), model.classes_of(name), predictions, 0)
+                picture = folders[name] / "pictures" / f"{writers[name].add(result)}.jpg"
+                write_picture(picture, side_by_side(panels(sample, result)))
 
 
 def seen(sample: Sample) -> Seen:

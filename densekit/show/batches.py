@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -11,19 +11,19 @@ import numpy.typing as npt
 
 from densekit.show.drawing import Image, as_rgb, draw_boxes, drawable, side_by_side, write_picture
 from densekit.show.drawing_masks import overlay, tinted
-from densekit.types import Batch, BoxTargets, Classes, Instance, InstanceMasks
+from densekit.types import Batch, BoxTargets, Classes, Instance, InstanceMasks, Task
 
 _MOST, _COLUMNS = 16, 4
 _SIDE = 400  # pixels that a panel's long side has at most, and small images are enlarged to half of it
 _GAP = 8
 
 
-def draw_batch(batch: Batch, classes: Classes, path: Path) -> None:
+def draw_batch(batch: Batch, classes: Mapping[Task, Classes], path: Path) -> None:
     """Write a picture of up to 16 of a batch's images.
 
     Args:
         batch: on the host, with its targets.
-        classes: of the model.
+        classes: of the model's heads, by their task.
         path: a .jpg or .png.
     """
     panels = [side_by_side([_panel(batch, classes, i)]) for i in range(min(_MOST, len(batch.ids)))]
@@ -36,23 +36,23 @@ def draw_batch(batch: Batch, classes: Classes, path: Path) -> None:
     write_picture(path, whole)
 
 
-def _panel(batch: Batch, classes: Classes, index: int) -> tuple[str, Image]:
+def _panel(batch: Batch, classes: Mapping[Task, Classes], index: int) -> tuple[str, Image]:
     height, width = batch.numbers(batch.sizes)[index]
     image = batch.images[index, :, :height, :width].permute(1, 2, 0).numpy()
     picture, scale = _scaled(image)
     caption, targets = str(batch.ids[index]), batch.targets
     if targets is None:
         return caption, picture
-    if targets.boxes is not None:
-        return caption, _with_boxes(picture, targets.boxes, classes, index, scale)
-    if targets.masks is not None:
+    if targets.masks is not None and (own := classes.get("segmentation")) is not None:
         mask = targets.masks[index, ..., :height, :width].numpy()
-        labels = Classes(classes.names, tuple(range(len(classes))))
-        return caption, overlay(picture, _resized(mask, picture.shape[:2]), labels)
-    if targets.labels is not None:
+        labels = Classes(own.names, tuple(range(len(own))))
+        picture = overlay(picture, _resized(mask, picture.shape[:2]), labels)
+    if targets.boxes is not None and (own := classes.get("detection")) is not None:
+        picture = _with_boxes(picture, targets.boxes, own, index, scale)
+    if targets.labels is not None and (own := classes.get("classification")) is not None:
         label = targets.labels[index]
         weights = {int(label): 1.0} if label.dim() == 0 else dict(enumerate(label.tolist()))
-        caption += ": " + _words(weights, drawable(classes.names))
+        caption += ": " + _words(weights, drawable(own.names))
     return caption, picture
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from densekit.metrics import MAIN_METRIC
-from densekit.metrics.intervals import SHARE
+from densekit.metrics.intervals import SHARE, intervals
 from densekit.show.drawing import write_picture
 from densekit.types import Metric, Task
 
@@ -127,7 +127,35 @@ def details(metric: Metric) -> dict[str, Any]:
     return found
 
 
-def write_pictures(folder: Path, numbers: dict[str, Any], names: Sequence[str]) -> list[Path]:
+def all_of(
+    metric: Metric, file_names: Callable[[Sequence[int | str]], Sequence[str]], *, draws: int, seed: int
+) -> dict[str, Any]:
+    """What stands beside a metric's numbers: those of each image, what they are made of, and intervals.
+
+    Args:
+        metric: after ``evaluate``.
+        file_names: see ``per_image``.
+        draws: for the intervals; 0: none.
+        seed: of the draws.
+    """
+    rows = per_image(metric, file_names)
+    known = intervals(metric, count=draws, seed=seed)
+    return {
+        **({"per_image": rows} if rows else {}),
+        **details(metric),
+        **({"intervals": known} if known else {}),
+    }
+
+
+def of_head(numbers: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """A head's own among the numbers of an evaluation, without what their names begin with (``DenseModel.prefix``)."""
+    own = {name.removeprefix(prefix): value for name, value in numbers.items() if name.startswith(prefix)}
+    losses = {n.removeprefix(prefix): v for n, v in numbers.get("losses", {}).items() if n.startswith(prefix)}
+    of_losses = {"loss": sum(losses.values()), "losses": losses} if losses else {}
+    return {**own, **of_losses, **({"skipped": numbers["skipped"]} if "skipped" in numbers else {})}
+
+
+def write_pictures(folder: Path, numbers: dict[str, Any], names: Sequence[str], prefix: str = "") -> list[Path]:
     """Draw what can be drawn of an evaluation.
 
     Args:
@@ -135,6 +163,7 @@ def write_pictures(folder: Path, numbers: dict[str, Any], names: Sequence[str]) 
         numbers: what ``evaluate`` gave, with ``details``.
         names: of the classes. A detector's confusion has a row for what was found where nothing is, and a column for
             what was not found.
+        prefix: of the files' names.
     """
     pictures = {}
     if "confusion" in numbers:
@@ -147,5 +176,5 @@ def write_pictures(folder: Path, numbers: dict[str, Any], names: Sequence[str]) 
 
         pictures["precision_recall"] = draw_precision(numbers["curves"]["recall"], numbers["curves"]["precision"])
     for name, picture in pictures.items():
-        write_picture(folder / f"{name}.png", picture)
-    return [folder / f"{name}.png" for name in pictures]
+        write_picture(folder / f"{prefix}{name}.png", picture)
+    return [folder / f"{prefix}{name}.png" for name in pictures]

@@ -130,7 +130,7 @@ def test_a_run_takes_its_length_and_its_batches_from_the_repeats(shapes):
     steps = int(repeats.sum()) // 4
     world = join("cpu")
     model, _ = build.model(settings, data.classes)
-    assert build.plan(settings, data, world, model).steps == 3 * steps
+    assert build.plan(settings, [data], model).steps == 3 * steps
     batches = build.train_batches(settings, data, world, start=0)
     seen = Counter(i for _ in range(steps) for i in next(batches).ids)
     assert max(seen.values()) > 1

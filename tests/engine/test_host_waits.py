@@ -109,7 +109,8 @@ def test_images_of_several_canvases_are_split_and_joined_without_a_wait(no_value
     batch.sizes[1, 0] = 30  # between two of another canvas
     model, batch = model_on(META, head, options).eval(), batch.to(META)
     with torch.no_grad(), Copies() as copies:
-        losses, found = model.losses_and_predictions(batch)
+        losses, by_head = model.losses_and_predictions(batch)
+        found = by_head["head"]
     results = [*losses.values(), *tree_leaves(dataclasses.asdict(found))]
     assert {t.device for t in results if isinstance(t, torch.Tensor)} == {META}
     assert copies.found == []

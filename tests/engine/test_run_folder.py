@@ -33,7 +33,7 @@ def open_folder(path, config=CONFIG, resume=False):
 
 def make_step(average=True, momentum=0.9):
     model = nn.Linear(3, 2)
-    model.classes = Classes(("a", "b"), (1, 2))
+    model.classes_by_head = {"head": Classes(("a", "b"), (1, 2))}
     groups = [{"params": list(model.parameters()), "lr": 0.1, "base_lr": 0.1}]
     optimizer = make_optimizer("sgd", groups, momentum=momentum)
     for parameter in model.parameters():
@@ -190,17 +190,20 @@ def test_patience_ends_the_run():
     assert plan.is_over(RunState(step=10))
 
 
+DETECTOR = {"": ("detection", ())}
+
+
 def test_a_metric_that_does_not_exist_is_refused():
-    assert choose_metric("detection", None) == "AP"
-    assert choose_metric("detection", "AR7", 7) == "AR7"
-    assert choose_metric("classification", "loss") == "loss"
-    assert choose_metric("detection", "mask_AP50", kinds=["mask_"]) == "mask_AP50"
+    assert choose_metric(DETECTOR, None) == "AP"
+    assert choose_metric(DETECTOR, "AR7", 7) == "AR7"
+    assert choose_metric({"": ("classification", ())}, "loss") == "loss"
+    assert choose_metric({"": ("detection", ["mask_"])}, "mask_AP50") == "mask_AP50"
     with pytest.raises(DensekitError, match="detection has no number 'mask_AP'"):
-        choose_metric("detection", "mask_AP")
+        choose_metric(DETECTOR, "mask_AP")
     with pytest.raises(
         DensekitError, match=r"evaluation\.metric: segmentation has no number 'miou'; did you mean 'mIoU"
     ):
-        choose_metric("segmentation", "miou")
+        choose_metric({"": ("segmentation", ())}, "miou")
     with pytest.raises(DensekitError, match="gives no number 'AP'"):
         make_plan().value({"mIoU": 0.5})
 

@@ -28,7 +28,14 @@ class Tiny(nn.Module):
         super().__init__()
         self.backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
         self.head = nn.Linear(4, 1)
-        self.classes = Classes(("a",), (1,))
+        self.heads = {"head": self.head}
+        self.classes_by_head = {"head": Classes(("a",), (1,))}
+
+    def prefix(self, head):
+        return ""
+
+    def learning(self, batch):
+        return ["head"]
 
     def forward(self, batch):
         images = batch.images.float()
@@ -126,7 +133,7 @@ def folder(tmp_path):
 @pytest.mark.parametrize("limit", [0, 2])
 def test_the_guard_counts_each_bad_step_once_and_keeps_the_weights_before_the_last(folder, lag, limit):
     step, state = make_step(skip_limit=limit), RunState()
-    guard = FiniteGuard(folder, step, lambda ids: [f"{i}.jpg" for i in ids], lag=lag)
+    guard = FiniteGuard(folder, step, lambda batch: [f"{i}.jpg" for i in batch.ids], lag=lag)
     bad_steps = [1, 3, 4][: limit + 1]
     before = {}
 

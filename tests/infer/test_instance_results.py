@@ -172,7 +172,7 @@ def test_results_samples_and_batches_are_drawn_with_their_masks(tmp_path):
     scale = (truth.shape[1]) // SIZE[1]
     caption = truth.shape[0] - SIZE[0] * scale
     assert (truth[caption + 20 * scale :, 26 * scale][0] != 100).any()
-    draw_batch(collate([sample]), CLASSES, tmp_path / "batch.png")
+    draw_batch(collate([sample]), {"detection": CLASSES}, tmp_path / "batch.png")
     dataless = collate([Sample(image, "a", SIZE, 0, sample.boxes, sample.labels, sample.crowd)])
-    draw_batch(dataless, CLASSES, tmp_path / "plain.png")
+    draw_batch(dataless, {"detection": CLASSES}, tmp_path / "plain.png")
     assert (tmp_path / "batch.png").read_bytes() != (tmp_path / "plain.png").read_bytes()

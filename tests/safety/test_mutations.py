@@ -84,7 +84,7 @@ def _write_run(out: Path) -> None:
     config = configs.parse(tree, "test")
     data = build.dataset(config, "train", training=True)
     model, _ = build.model(config, data.classes)
-    step = build.train_step(config, model, build.plan(config, data, uses.WORLD, model), uses.WORLD)
+    step = build.train_step(config, model, build.plan(config, [data], model), uses.WORLD)
     batch = next(iter(build.train_batches(config, data, uses.WORLD, start=0)))
     step([batch, batch], 0)
     run = RunFolder(out / "run", configs.dump(config), resume=False, world=uses.WORLD)
@@ -200,7 +200,7 @@ def _stopped_run(folder):
     config = configs.load(folder / "classify.yaml")
     data = build.dataset(config, "train", training=True)
     model, _ = build.model(config, data.classes)
-    step = build.train_step(config, model, build.plan(config, data, uses.WORLD, model), uses.WORLD)
+    step = build.train_step(config, model, build.plan(config, [data], model), uses.WORLD)
     batch = next(iter(build.train_batches(config, data, uses.WORLD, start=0)))
     return configs.dump(config), step, [batch, batch]
 

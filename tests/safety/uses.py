@@ -197,7 +197,7 @@ def start_run(path: Path) -> None:
     if config.data.val:
         sets.append(build.dataset(config, "val", training=False, classes=train_set.classes))
     model, _ = build.model(config, train_set.classes)
-    timetable = build.plan(config, train_set, WORLD, model)
+    timetable = build.plan(config, [train_set], model)
     build.train_step(config, model, timetable, WORLD)
     for data in sets:
         sample = data.sample(0, 0)

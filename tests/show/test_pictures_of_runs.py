@@ -11,6 +11,7 @@ from densekit.show.curves import draw_curves
 from densekit.types import Batch, BoxTargets, Classes, Targets
 
 CLASSES = Classes(("cat", "dog"), (3, 5))
+BY_TASK = dict.fromkeys(("detection", "segmentation", "classification"), CLASSES)
 
 
 def batch(targets, channels=3):
@@ -27,7 +28,7 @@ def test_boxes_are_drawn_where_they_are_and_padding_is_not(tmp_path):
     boxes = torch.tensor([[[10.0, 10, 30, 30], [0, 0, 0, 0]], [[0, 0, 0, 0], [0, 0, 0, 0]]])
     no = torch.zeros(2, 2, dtype=torch.int64)
     valid = torch.tensor([[True, False], [False, False]])
-    draw_batch(batch({"boxes": BoxTargets(boxes, no, no.bool(), valid)}), CLASSES, tmp_path / "a.png")
+    draw_batch(batch({"boxes": BoxTargets(boxes, no, no.bool(), valid)}), BY_TASK, tmp_path / "a.png")
     picture = cv2.imread(str(tmp_path / "a.png"))
     width = picture.shape[1] // 2
     assert has_colour(picture[:, :width])
@@ -45,7 +46,7 @@ def test_masks_layers_and_classes_of_any_number_of_channels_are_drawn(tmp_path):
     ):
         for channels in (1, 3, 5):
             path = tmp_path / f"{i}_{channels}.png"
-            draw_batch(batch(targets, channels), CLASSES, path)
+            draw_batch(batch(targets, channels), BY_TASK, path)
             assert has_colour(cv2.imread(str(path))) == ("masks" in targets)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import yaml
 
+from densekit.config_data import named_sets
 from densekit.errors import DensekitError
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
@@ -47,17 +48,23 @@ def config_of(task: str, data: Path, **train: Any) -> dict[str, Any]:
     """A run's config for a task of ``_HEADS`` on the data that ``make_data`` made."""
     tree = json.loads(json.dumps(_COMMON))
     tree["train"].update(train)
+    heads = {"boxes": "detection", "masks": "segmentation"} if task == "joint" else {"main": task}
     tree["model"] = {
         "backbone": {"name": "resnet8", "drop_path": 0.2},
-        "heads": {"main": _HEADS[task]},
+        "heads": {head: _HEADS[own] for head, own in heads.items()},
     }
-    tree["data"] = {
+    sets = {head: _set(own, data) for head, own in heads.items()}
+    tree["data"] = sets.get("main", {f"of_{head}": {**one, "heads": [head]} for head, one in sets.items()})
+    return json.loads(json.dumps(tree))  # nothing stands in it twice
+
+
+def _set(task: str, data: Path) -> dict[str, Any]:
+    return {
         **{split: _data(task, data, split) for split in ("train", "val")},
         "train_transforms": [*_TRANSFORMS, *_MIXED.get(task, ())],
         "workers": 0,
         **({"sampling": {"name": "class_balanced"}} if task == "instances" else {}),
     }
-    return tree
 
 
 _BOXES = {
@@ -285,7 +292,8 @@ def assert_same_run(one: Path, other: Path) -> None:
             for its_own in ("seconds", "time", "command"):
                 del content["made"][its_own]
             content.get("training", {}).get("state", {}).pop("seconds", None)
-            del content["config"]["data"]["workers"]
+            for data in named_sets(content["config"]["data"]).values():
+                del data["workers"]
         _assert_same(first, second, name)
 
 

@@ -23,7 +23,9 @@ FINE_TUNING = {
     "ema": None,
     "swa": {"start": 0.6, "every": 0.5, "lr": 0.5, "norm_batches": 2},
 }
-TASKS = ("detection", "instances", "segmentation", "classification")
+# One of the two sets a step, so that a head has steps in which it rests.
+IN_TURN = {"mixing": "turn", "loss_weights": {"masks": 0.5}}
+TASKS = ("detection", "instances", "segmentation", "classification", "joint")
 
 
 class Bench:
@@ -34,7 +36,7 @@ class Bench:
 
     @functools.cache  # noqa: B019  # lives as long as the session
     def config(self, task: str) -> str:
-        changes = FINE_TUNING if task == "classification" else {}
+        changes = {"classification": FINE_TUNING, "joint": IN_TURN}.get(task, {})
         return runs.write_config(self.folder / f"{task}.yaml", runs.config_of(task, self.data, **changes))
 
     @functools.cache  # noqa: B019
@@ -44,7 +46,16 @@ class Bench:
         return out
 
     def start(self, task: str, out: Path, *, workers: int = 0, ranks: int = 1, die_at: int | None = None):
-        arguments = [self.config(task), f"data.workers={workers}", "--out", out, "--resume", "--device", "cpu"]
+        sets = ("data.of_boxes", "data.of_masks") if task == "joint" else ("data",)
+        arguments = [
+            self.config(task),
+            *(f"{one}.workers={workers}" for one in sets),
+            "--out",
+            out,
+            "--resume",
+            "--device",
+            "cpu",
+        ]
         return runs.start("train", arguments, out.with_suffix(".log"), ranks=ranks, die_at=die_at)
 
     def printed(self, out: Path) -> str:
@@ -98,7 +109,7 @@ def survive(bench, task, *, kills, seed, workers=0, ranks=1) -> int:
 
 @pytest.mark.parametrize(
     ("task", "workers", "ranks"),
-    [("detection", 0, 1), ("segmentation", 2, 1), ("classification", 2, 1), ("instances", 0, 2)],
+    [("detection", 0, 1), ("segmentation", 2, 1), ("classification", 2, 1), ("instances", 0, 2), ("joint", 0, 2)],
 )
 def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(bench, task, workers, ranks):
     assert survive(bench, task, kills=4, seed=1, workers=workers, ranks=ranks) >= 2

@@ -120,11 +120,11 @@ def interrupt(monkeypatch, at):
     """A Ctrl-C during the evaluation batch of that number; the list of the batches that were evaluated."""
     real, seen = DenseModel.losses_and_predictions, []
 
-    def interrupted(model, batch):
+    def interrupted(model, batch, heads):
         seen.append(batch)
         if len(seen) == at:
             os.kill(os.getpid(), signal.SIGINT)
-        return real(model, batch)
+        return real(model, batch, heads)
 
     monkeypatch.setattr(DenseModel, "losses_and_predictions", interrupted)
     return seen
@@ -165,10 +165,10 @@ def test_an_evaluation_that_fails_loses_no_step_and_is_made_anew(tmp_path, shape
     undisturbed = alone("classification", save_every=None)
     real, calls = DenseModel.losses_and_predictions, iter(range(1, 100))
 
-    def fails(model, batch):
+    def fails(model, batch, heads):
         if next(calls) == at:
             raise RuntimeError("an operator that this machine lacks")
-        return real(model, batch)
+        return real(model, batch, heads)
 
     monkeypatch.setattr(DenseModel, "losses_and_predictions", fails)
     with pytest.raises(RuntimeError, match="this machine lacks"):
@@ -335,7 +335,7 @@ def test_one_step_too_many_that_is_not_finite_stops_the_run(tmp_path, config, mo
 
 
 def test_out_of_memory_says_what_was_in_the_batch_and_what_to_change(tmp_path, config, monkeypatch):
-    def hungry(model, batch):
+    def hungry(model, batch, heads=None):
         torch.empty(2**50, dtype=torch.uint8)
 
     monkeypatch.setattr(DenseModel, "forward", hungry)

@@ -106,10 +106,11 @@ class SegmentationDataset:
             DensekitError: a file is missing or damaged, the two differ in size, or the mask holds a value of no class.
         """
         random = sample_random(self.seed, epoch, index)
-        sample = dataclasses.replace(self._read(index), seed=draw_seed(random))
-        return self.transforms(sample, random, Pool(len(self), epoch, self.classes, self._read))
+        sample = dataclasses.replace(self.read(index), seed=draw_seed(random))
+        return self.transforms(sample, random, Pool(len(self), epoch, self.classes, self.read))
 
-    def _read(self, index: int) -> Sample:
+    def read(self, index: int) -> Sample:
+        """One image with its annotations, before the transforms."""
         mask = self.source.mask(index)
         size = (int(mask.shape[-2]), int(mask.shape[-1]))
         return Sample(

@@ -191,6 +191,11 @@ class Pipeline:
                 stage.check_channels(channels)
 
     @property
+    def mixes(self) -> list[str]:
+        """Names of its transforms that mix images."""
+        return [type(stage).__name__ for stage in self._places]
+
+    @property
     def pastes_masks(self) -> bool:
         """Whether it needs the masks of objects, of data with boxes."""
         return any(stage.pastes_masks for stage in self._places)

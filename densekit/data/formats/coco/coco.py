@@ -111,8 +111,8 @@ class CocoDataset:
             DensekitError: the image is missing, damaged, too large or of another size than the json says.
         """
         random = sample_random(self.seed, epoch, index)
-        sample = dataclasses.replace(self._read(index), seed=draw_seed(random))
-        sample = self.transforms(sample, random, Pool(len(self), epoch, self.classes, self._read))
+        sample = dataclasses.replace(self.read(index), seed=draw_seed(random))
+        sample = self.transforms(sample, random, Pool(len(self), epoch, self.classes, self.read))
         if self.boxes == "from_masks":
             sample = boxes_from_masks(sample)
         return sample if self.instances else dataclasses.replace(sample, instances=None)
@@ -134,7 +134,8 @@ class CocoDataset:
         """[len, 2] (height, width) of each image after the transforms, if these draw nothing."""
         return self.transforms.sizes(self.file.sizes)
 
-    def _read(self, index: int) -> Sample:
+    def read(self, index: int) -> Sample:
+        """One image with its annotations, before the transforms."""
         size = self.annotated_size(index)
         rows = self.file.annotations(index)
         return Sample(
