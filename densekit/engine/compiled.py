@@ -77,10 +77,17 @@ class Compiled(nn.Module):
             try:
                 return self._compiled(batch)
             except torch._dynamo.exc.TorchDynamoException as error:
-                self.failed = True
-                why = " ".join(str(error).split())[:300]
-                warnings.warn(f"train.compile: the step runs without compilation: {why}", RuntimeWarning, stacklevel=2)
+                self.give_way(error)
         return cast("dict[str, Tensor]", self.model(batch))
+
+    def give_way(self, error: BaseException) -> bool:
+        """Run plain from here on if the compiler failed, which it may do in a backward pass too; whether it did."""
+        if self.failed or not isinstance(error, torch._dynamo.exc.TorchDynamoException):
+            return False
+        self.failed = True
+        why = " ".join(str(error).split())[:300]
+        warnings.warn(f"train.compile: the step runs without compilation: {why}", RuntimeWarning, stacklevel=2)
+        return True
 
 
 def _leave_objects_open(batch: Batch) -> None:

@@ -117,7 +117,7 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         before = self._flat_statistics()
         try:
-            losses = self._backward(batches, step)
+            losses = self._learn(batches, step, before)
             norm = self._gradient_norm()
             bad, stay = self._judge(losses, norm)
             self._update(norm, stay)
@@ -148,6 +148,17 @@ class TrainStep:
     def resume_skipped(self, count: int) -> None:
         """Take over how many steps were skipped before this process began."""
         self._skipped.fill_(float(count))
+
+    def _learn(self, batches: Sequence[Batch], step: int, before: Tensor) -> dict[str, Tensor]:
+        """Losses and gradients; anew and plain where the compiler fails at the backward pass, which it meets last."""
+        try:
+            return self._backward(batches, step)
+        except RuntimeError as error:
+            if not (isinstance(self._alone, Compiled) and self._alone.give_way(error)):
+                raise
+        self.optimizer.zero_grad(set_to_none=True)
+        self._settle_statistics(before, torch.ones_like(self._skipped))
+        return self._backward(batches, step)
 
     def _backward(self, batches: Sequence[Batch], step: int) -> dict[str, Tensor]:
         sums: dict[str, Tensor] = {}

@@ -45,10 +45,14 @@ def test_what_is_asked_for_is_done_and_a_cpu_does_not_compile_by_itself():
     assert compiles("auto", CPU, **LONG) == (False, "not compiled")
 
 
-def losses_of(compiled, steps):
-    model, batch = model_on(CPU, "classifier", {}), batch_on(CPU, "labels")
+def step_of(compiled, backbone=None):
+    model = model_on(CPU, "classifier", {}, backbone)
     optimizer = make_optimizer("sgd", parameter_groups(model, lr=0.01, weight_decay=0.1))
-    run = step.TrainStep(model, optimizer, lambda _: 1.0, world=World(0, 1, 1, CPU), seed=0, compiled=compiled)
+    return step.TrainStep(model, optimizer, lambda _: 1.0, world=World(0, 1, 1, CPU), seed=0, compiled=compiled)
+
+
+def losses_of(compiled, steps):
+    run, batch = step_of(compiled), batch_on(CPU, "labels")
     return [run([batch], number).losses["cross_entropy"] for number in range(steps)]
 
 
@@ -106,3 +110,40 @@ def test_what_cannot_be_compiled_runs_plain_and_is_said_once(recwarn):
     assert len(told) == 1
     assert told[0].startswith("train.compile: the step runs without compilation: ")
     assert "no compiler on this machine" in told[0]
+
+
+class FailsLater(torch.autograd.Function):
+    """A compiler that meets the backward pass only when it is asked for."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise torch._dynamo.exc.InternalTorchDynamoError("no kernel for the backward")
+
+
+def test_a_step_whose_backward_cannot_be_compiled_is_made_anew_and_plain():
+    run, plain, batch = step_of(True, "resnet8"), step_of(False, "resnet8"), batch_on(CPU, "labels")
+    model, learned = run.model, run._alone
+    learned._compiled = lambda batch: {name: FailsLater.apply(loss) for name, loss in model(batch).items()}
+    with pytest.warns(RuntimeWarning, match="train.compile: .* no kernel for the backward"):
+        found = run([batch], 0)
+    expected = plain([batch], 0)
+    torch.testing.assert_close(found.losses, expected.losses)
+    for name, value in plain.model.state_dict().items():
+        if value.is_floating_point():  # batches are counted each time that they are seen
+            torch.testing.assert_close(run.model.state_dict()[name], value)
+    run([batch], 1)
+
+
+def test_other_faults_of_a_compiled_step_are_told_as_they_are():
+    run, batch = step_of(True), batch_on(CPU, "labels")
+
+    def breaks(batch):
+        raise RuntimeError("a fault of the model")
+
+    run._alone._compiled = breaks
+    with pytest.raises(RuntimeError, match=r"^a fault of the model$"):
+        run([batch], 0)

@@ -39,9 +39,9 @@ def pool(
     Returns:
         [R, C, P, P], channels last, in the dtype of the maps.
     """
-    lying = [m.permute(0, 2, 3, 1).contiguous() for m in maps]
+    lying = [m.permute(0, 2, 3, 1) for m in maps]
     place = (tuple(strides), output_size, sampling_ratio, aligned)
-    return cast(Tensor, _Pool.apply(boxes.contiguous(), images, levels, place, *lying)).permute(0, 3, 1, 2)
+    return cast(Tensor, _Pool.apply(boxes, images, levels, place, *lying)).permute(0, 3, 1, 2)
 
 
 def works(device: torch.device) -> bool:
@@ -112,7 +112,7 @@ class _Pool(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         strides, _, samples, aligned = ctx.place
         back = torch.ops.densekit.pool_patches_backward
-        maps = back(gradients[0].contiguous(), *ctx.saved_tensors, *ctx.sizes, strides, samples, aligned)
+        maps = back(gradients[0], *ctx.saved_tensors, *ctx.sizes, strides, samples, aligned)
         return None, None, None, None, *maps
 
 

@@ -182,7 +182,11 @@ def pool(
     samples: int,
     aligned: bool,
 ) -> Tensor:
-    """Maps [B, H, W, C], contiguous, of any floating dtype -> patches [R, P, P, C] of it; see ``roi_align.py``."""
+    """Maps [B, H, W, C] of any floating dtype -> patches [R, P, P, C] of it; see ``roi_align.py``."""
+    maps = [
+        m.contiguous() for m in maps
+    ]  # nothing is copied where they lie so; a compiler may have laid them otherwise
+    boxes, images, levels = boxes.contiguous(), images.contiguous(), levels.contiguous()
     channels = maps[0].shape[3]
     pooled = maps[0].new_empty(len(boxes), size, size, channels)
     if not pooled.numel():
@@ -210,7 +214,8 @@ def gradients(
     samples: int,
     aligned: bool,
 ) -> list[Tensor]:
-    """Gradient [R, P, P, C] of the patches, contiguous -> those of the maps, of ``shapes`` [B, H, W] and its dtype."""
+    """Gradient [R, P, P, C] of the patches -> those of the maps, of ``shapes`` [B, H, W] and its dtype."""
+    gradient = gradient.contiguous()
     size, channels = gradient.shape[1], gradient.shape[3]
     keys, order = torch.sort(images * len(shapes) + levels, stable=True)
     runs = torch.arange(shapes[0][0] * len(shapes) + 1, device=keys.device)
@@ -225,7 +230,7 @@ def gradients(
             tuple(shape[2] for shape in shapes),
             tuple(1.0 / stride for stride in strides),
             tuple(sum(tiles[:level]) for level in range(len(tiles))),
-            boxes[order], order, starts, gradient, channels,
+            boxes.contiguous()[order], order, starts, gradient, channels,
             SIZE=size, SAMPLES=samples, ALIGNED=aligned, TILE=TILE, CHUNK=CHUNK, BLOCK=block,
             BINS=max(16, min(64, triton.next_power_of_2(size * size))), enable_fp_fusion=True,
         )  # fmt: skip
