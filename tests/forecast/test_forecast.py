@@ -11,11 +11,13 @@ from densekit.engine.distributed import World
 from densekit.engine.plan import Plan
 from densekit.forecast.disk import sizes_of
 from densekit.forecast.loading import Look, batch_of, share_of_largest
-from densekit.forecast.memory import study
+from densekit.forecast.memory import Study, study
 from densekit.forecast.pace import WATCHED, Pace
 from densekit.forecast.remedies import least_accumulate, remedies
 from densekit.forecast.replay import _multiply_adds, seconds_of
+from densekit.forecast.words import GIB
 from densekit.ops.instance_masks import values_are_known
+from densekit.precision import why_not
 from densekit.training import train_step
 from densekit.types import Sample
 from tests.engine.parts import model_on as stages_on
@@ -92,13 +94,29 @@ def test_heads_take_the_path_without_values_where_there_are_none():
     assert values_are_known(CPU)
 
 
-def test_the_fewest_parts_that_fit_are_taken_and_told(known, traced):
-    whole, half = known.at_peak(traced), known.memory(config(accumulate=2))
-    assert least_accumulate(known, config(), whole, whole) == (1, whole)
-    assert least_accumulate(known, config(), known.fixed(config()) - 1, whole) is None
-    lines = remedies(known, config(), half, whole)
-    assert any(line.startswith("train.accumulate=2: ") for line in lines)
-    assert half < whole
+def test_smaller_parts_and_checkpointing_take_less(known, traced):
+    saving = known.trace(config(accumulate=2, checkpoint_backbone=True))
+    assert saving.peak < 0.7 * traced.peak
+
+
+def test_the_fewest_parts_that_fit_are_taken_and_told(known, monkeypatch):
+    def memory(self, config):
+        return GIB * (8 // config.train.accumulate - 3 * config.train.checkpoint_backbone)
+
+    monkeypatch.setattr(Study, "memory", memory)
+    monkeypatch.setattr(Study, "fixed", lambda self, config: 0)
+    assert [least_accumulate(known, config(), room * GIB) for room in (8, 7, 1)] == [
+        (1, 8 * GIB),
+        (2, 4 * GIB),
+        (8, GIB),
+    ]
+    assert least_accumulate(known, config(), GIB - 1) is None
+    assert remedies(known, config(), 5 * GIB, 8 * GIB) == [
+        "train.checkpoint_backbone=true: 5.0 GiB, the same bits, the backbone a third slower",
+        "train.accumulate=2: 4.0 GiB, the same batch in 2 parts",
+        *(["train.precision=bf16: about two thirds of it"] if why_not("bf16", CPU) is None else []),
+        "images of 79% of their sides, in data.train_transforms",
+    ]
 
 
 def test_a_batch_has_the_largest_images_and_the_average_is_smaller():
