@@ -1,0 +1,106 @@
+"""Two heads from two data sets that never met, in one run, through the tools."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from densekit import build
+from densekit.config import parse
+from tests.tools import runs
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, shapes):
+    """A run of two steps, chosen by the mean gain over baselines."""
+    folder = tmp_path_factory.mktemp("joint")
+    tree = runs.config_of("joint", shapes, steps=2, loss_weights={"masks": 0.5})
+    tree["evaluation"] |= {"baselines": {"masks.mIoU": 0.5, "masks.dice": 0.25}, "pictures": 1}
+    config = runs.write_config(folder / "run.yaml", tree)
+    code, printed = runs.call("train", config, "--out", folder / "run")
+    assert code == 0, printed
+    return folder / "run", printed
+
+
+def test_each_head_has_its_losses_its_numbers_and_its_classes(trained):
+    out, printed = trained
+    train, *_, val = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert {"boxes.class", "masks.dice"} <= train.keys()
+    assert train["loss"] == pytest.approx(sum(v for k, v in train.items() if k.startswith(("boxes.", "masks."))))
+    assert {"boxes.AP", "masks.mIoU", "masks.per_class"} <= val.keys()
+    gain = ((val["masks.mIoU"] / 0.5 - 1) + (val["masks.dice"] / 0.25 - 1)) / 2
+    assert torch.load(out / "best.pt", weights_only=True)["numbers"]["masks.mIoU"] == val["masks.mIoU"]
+    assert f"gain {gain:.4f} (the best so far)" in printed
+    model, _ = build.from_checkpoint(out / "best.pt")
+    assert model.classes_of("boxes").ids == (2, 5, 7, 11)
+    assert model.classes_of("masks").names[0] == "background"
+    for name in ("train_batch_of_boxes_0.jpg", "train_batch_of_masks_0.jpg", "masks.confusion.png"):
+        assert (out / name).is_file(), name
+    assert {path.name for path in (out / "samples").iterdir()} == {"boxes", "masks"}
+
+
+def test_evaluation_gives_the_numbers_of_the_run_for_every_head(trained, tmp_path):
+    out, _ = trained
+    code, printed = runs.call("evaluate", out / "best.pt", "--json", tmp_path / "n.json", "--bootstrap", 0)
+    assert code == 0, printed
+    found = json.loads((tmp_path / "n.json").read_text())
+    held = torch.load(out / "best.pt", weights_only=True)["numbers"]
+    for name in ("boxes.AP50", "masks.mIoU", "masks.pixel_accuracy", "loss"):
+        assert found[name] == pytest.approx(held[name], nan_ok=True), name
+    assert "boxes: all classes" in printed
+    assert "masks: per class" in printed
+
+
+def change(tree, key, value):
+    *parents, last = key.split("/")
+    for part in parents:
+        tree = tree[part]
+    tree[last] = value
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("data/of_boxes/heads", ["boxs"], "data.of_boxes.heads: there is no head 'boxs'; did you mean 'boxes'"),
+        ("data/of_masks/heads", ["boxes"], "model.heads.masks: no data set trains it; add 'masks' to the heads of one"),
+        (
+            "data/of_masks/heads",
+            ["boxes", "masks"],
+            "data.of_masks.train: it has labels for segmentation, and the head",
+        ),
+        ("train/loss_weights", {"mask": 1.0}, "train.loss_weights: there is no head 'mask'; did you mean 'masks'"),
+        ("train/batch_size", 2, "= 1 images can't be taken from 2 data sets; make it at least 2, or set train.mixing"),
+        ("evaluation/metric", "AP", "evaluation.metric: detection and segmentation has no number 'AP'; "),
+        ("evaluation/baselines", {"masks.miou": 1}, "evaluation.baselines: .* no number 'masks.miou'; did you mean"),
+        ("data/of_boxes/trian", {}, "data.of_boxes.trian: there is no such key; did you mean 'train'"),
+    ],
+)
+def test_what_does_not_fit_together_is_told_in_one_line(tmp_path, shapes, key, value, words):
+    tree = runs.config_of("joint", shapes)
+    change(tree, key, value)
+    line = runs.refused("train", runs.write_config(tmp_path / "run.yaml", tree), "--out", tmp_path / "run")
+    assert all(part in line for part in words.split(" .* "))
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_sets_of_one_head_need_the_same_classes_and_one_measure(tmp_path, shapes):
+    tree = runs.config_of("detection", shapes)
+    one = tree["data"]
+    fewer = {**one, "train": {**one["train"], "classes": ["circle"]}, "val": None}
+    tree["data"] = json.loads(json.dumps({"first": fewer, "second": {**one, "val": None}}))
+    line = runs.refused("train", runs.write_config(tmp_path / "a.yaml", tree), "--out", tmp_path / "run")
+    assert "data.second.train: its classes are not those that the model learned: not known 'square', 'triangle'" in line
+    tree["data"] = {"first": one, "second": json.loads(json.dumps(one))}
+    line = runs.refused("train", runs.write_config(tmp_path / "b.yaml", tree), "--out", tmp_path / "run")
+    assert "model.heads.main: first and second both have a val that measures it" in line
+
+
+def test_a_config_of_several_sets_is_written_as_it_was_read(shapes):
+    config = parse(runs.config_of("joint", shapes), "test")
+    tree = config.model_dump(mode="json")
+    assert list(tree["data"]) == ["of_boxes", "of_masks"]
+    assert parse(tree, "test") == config
+    assert config.of_set("of_masks").data.train.name == "masks"
+    assert config.of_set("of_masks").learning == ("masks",)
