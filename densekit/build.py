@@ -29,7 +29,7 @@ from densekit.engine.plan import Plan, choose_metric
 from densekit.engine.step import TrainStep
 from densekit.engine.swa import EqualAverage
 from densekit.epochs import epoch_samples, repeats, run_length
-from densekit.errors import DensekitError
+from densekit.errors import DensekitError, nearest
 from densekit.export.model import load as load_exported
 from densekit.export.runners import is_exported
 from densekit.features.heads import check_store, joined_config
@@ -81,7 +81,8 @@ def model(
     """
     torch.manual_seed(config.seed)
     with enough_memory():
-        built = build_model(config.model, classes, channels_last=config.train.channels_last)
+        built = build_model(config.model, _all_classes(config, classes), channels_last=config.train.channels_last)
+    built.freeze(config.model.frozen_heads)
     report = []
     part = config.model.backbone
     if part.weights is not None:
@@ -92,6 +93,29 @@ def model(
     tasks = " and ".join(dict.fromkeys(built.head(head).task for head in built.heads))
     masks = any(_kinds_of_objects(config, head) for head in built.heads)
     return built, report + without_effect(config, tasks, masks=masks)
+
+
+def _all_classes(config: Config, classes: Classes | Mapping[str, Classes]) -> dict[str, Classes]:
+    """The classes of every head: frozen ones keep those that they have learned."""
+    frozen, weights = config.model.frozen_heads, config.model.weights
+    given = dict.fromkeys(config.model.heads, classes) if isinstance(classes, Classes) else dict(classes)
+    if not frozen:
+        return given
+    for name in frozen:
+        if name not in config.model.heads:
+            raise DensekitError(f"model.frozen_heads: there is no head {name!r}; {nearest(name, config.model.heads)}")
+    if len(set(frozen)) == len(config.model.heads):
+        raise DensekitError("model.frozen_heads: all heads are frozen, so nothing would learn; leave one out")
+    if weights is None:
+        raise DensekitError(
+            f"model.frozen_heads: {frozen[0]!r} would stay random; set model.weights to the checkpoint that it is in"
+        )
+    held = checkpoint.load(weights)
+    known = held["config"]["model"]["heads"]
+    for name in frozen:
+        if name not in known:
+            raise DensekitError(f"model.frozen_heads: {weights} has no head {name!r}; {nearest(name, known)}")
+    return {**given, **checkpoint.classes_by_head(held, frozen, weights)}
 
 
 def from_checkpoint(

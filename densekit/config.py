@@ -66,7 +66,10 @@ class ModelConfig(Strict):
     Attributes:
         channels: image channels that the model takes (1 grey, 3 RGB, more for TIFF and npy).
         heads: heads by a name of your own.
-        weights: a densekit checkpoint or a state dict of torchvision, timm or smp to start the whole model from.
+        weights: a densekit checkpoint or a state dict of torchvision, timm or smp to start the whole model from. Heads
+            that the checkpoint lacks start anew.
+        frozen_heads: heads that stay as ``weights`` gives them: they do not learn, nor do the statistics of their
+            norms. Their predictions stay the same to the bit where the backbone is frozen too.
     """
 
     backbone: BackboneConfig
@@ -74,6 +77,7 @@ class ModelConfig(Strict):
     channels: int = Field(default=3, ge=1)
     normalize: NormalizeConfig = NormalizeConfig()
     weights: str | None = None
+    frozen_heads: tuple[str, ...] = ()
 
 
 class EvaluationConfig(Strict):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,7 @@ class DenseModel(nn.Module):
         channels_last: run in the channels-last memory layout, faster on every device that was measured.
 
     Attributes:
+        frozen: the heads that do not learn, see ``freeze``.
         calibrations: what its checkpoint knows of the scores of some heads; ``Predictor`` reads them so, the model
             itself never.
     """
@@ -65,6 +67,7 @@ class DenseModel(nn.Module):
         for head in self.heads:
             self.register_buffer(f"class_ids_of_{head}", torch.zeros(0, dtype=torch.int64), persistent=False)
             self.set_classes(head, classes if isinstance(classes, Classes) else classes[head])
+        self.frozen: tuple[str, ...] = ()
         self.calibrations: dict[str, Calibration] = {}
         self.channels = channels
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -124,6 +127,20 @@ class DenseModel(nn.Module):
         """The head of a name, or the first."""
         return self.heads[name or next(iter(self.heads))]  # type: ignore[return-value]
 
+    def freeze(self, heads: Iterable[str]) -> None:
+        """Let heads rest: they learn from no batch, and in training too their norms keep their statistics."""
+        self.frozen = tuple(heads)
+        for name in self.frozen:
+            self.heads[name].requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training or evaluation; frozen heads stay in evaluation."""
+        super().train(mode)
+        for name in self.frozen:
+            self.heads[name].train(False)
+        return self
+
     def keep(self, heads: Iterable[str]) -> None:
         """Forget all heads but these; their order stays.
 
@@ -133,6 +150,7 @@ class DenseModel(nn.Module):
         wanted = set(heads)
         for name in sorted(wanted - set(self.heads)):
             raise DensekitError(f"there is no head {name!r}; {nearest(name, self.heads)}")
+        self.frozen = tuple(name for name in self.frozen if name in wanted)
         for name in [name for name in self.heads if name not in wanted]:
             del self.heads[name], self._classes[name]
             delattr(self, f"class_ids_of_{name}")
@@ -175,7 +193,8 @@ class DenseModel(nn.Module):
 
     def learning(self, batch: Batch) -> list[str]:
         """The heads that learn from a batch, in their order."""
-        return list(self.heads) if batch.heads is None else [name for name in self.heads if name in batch.heads]
+        wanted = self.heads if batch.heads is None else batch.heads
+        return [name for name in self.heads if name in wanted and name not in self.frozen]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Losses of the heads that learn from a batch, each a float32 scalar; named ``head.loss`` if there are several.

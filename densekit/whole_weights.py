@@ -35,8 +35,9 @@ def load_whole(
 ) -> list[str]:
     """Start a model from a file; lines that say what was taken from it.
 
-    Every weight must fit, but for a classifier of torchvision or timm: there the backbone takes what fits, and the
-    head starts anew where the file's last layer is of other classes.
+    Every weight must fit, but for whole heads that a densekit checkpoint lacks, which start anew, and for a classifier
+    of torchvision or timm: there the backbone takes what fits, and the head starts anew where the file's last layer is
+    of other classes.
 
     Args:
         model: newly built.
@@ -53,14 +54,24 @@ def load_whole(
         return _load_classifier(model, source, state, measured)
     detectron2 = is_detectron2_detector(state)
     translated = _of_detectron2(model, state, bgr=bool(bgr)) if detectron2 else _translated(model, state)
+    told = f"all weights from {source}"
     if translated is None:
         content = checkpoint.load(source)
-        translated = content["model"]
-        learned = checkpoint.classes_by_head(content, model.heads, source)
-        for head, classes in learned.items():
+        known = [head for head in model.heads if any(key.startswith(f"heads.{head}.") for key in state)]
+        new = [] if measured or not known else [head for head in model.heads if head not in known]
+        for head, classes in checkpoint.classes_by_head(content, known or model.heads, source).items():
             _check_classes(classes, model.classes_of(head), source, match_names)
+        translated = {**content["model"], **_started(model, new)}
+        if new:
+            told = f"backbone, {', '.join(known)} from {source}; new: {', '.join(new)}"
     checkpoint.load_weights(model, translated, source)
-    return [f"all weights from {source}", *([advice(caffe2=False, bgr=bgr)] if detectron2 else [])]
+    return [told, *([advice(caffe2=False, bgr=bgr)] if detectron2 else [])]
+
+
+def _started(model: DenseModel, heads: Sequence[str]) -> dict[str, Tensor]:
+    """The first weights of new heads, which follow from the seed."""
+    own = tuple(f"heads.{head}." for head in heads)
+    return {key: value for key, value in model.state_dict().items() if key.startswith(own)}
 
 
 def _check_classes(learned: Classes, own: Classes, source: str, match_names: bool) -> None:
