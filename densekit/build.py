@@ -141,10 +141,32 @@ def from_checkpoint(
     return built, _of_heads(config, built.heads)
 
 
+def of_one_head(built: DenseModel, config: Config, head: str | None) -> tuple[Config, list[str]]:
+    """Let a model have one head, for what looks at one.
+
+    Args:
+        built: loses its other heads.
+        config: of its run.
+        head: its name; None: the first.
+
+    Returns:
+        The config as if there were this head alone, and a line that says which it is where nobody chose.
+
+    Raises:
+        DensekitError: there is no such head.
+    """
+    names = list(built.heads)
+    built.keep([head or names[0]])
+    told = [] if head or len(names) == 1 else [f"of the heads {', '.join(names)} this is {names[0]}; --head chooses"]
+    return _of_heads(config, built.heads), told
+
+
 def _of_heads(config: Config, heads: Iterable[str]) -> Config:
     """A run's config, as if its model had these heads alone."""
     own = {head: config.model.heads[head] for head in heads}
-    return config.model_copy(update={"model": config.model.model_copy(update={"heads": own})})
+    frozen = tuple(head for head in config.model.frozen_heads if head in own)
+    model = config.model.model_copy(update={"heads": own, "frozen_heads": frozen})
+    return config.model_copy(update={"model": model})
 
 
 def _whole(path: Path, overrides: Sequence[str]) -> tuple[DenseModel, Config]:

@@ -53,6 +53,7 @@ def calibrate(
     *,
     precision: float | None = None,
     recall: float | None = None,
+    head: str | None = None,
 ) -> Calibrated:
     """Fit temperatures, and of a detector choose the score of each class to cut at.
 
@@ -63,6 +64,7 @@ def calibrate(
         world: one rank.
         precision: that the boxes of each class are to have; see ``choose_cut``.
         recall: that they are to have; neither: the best F1.
+        head: whose scores; None: those of the first.
 
     Raises:
         DensekitError: precision or recall for another task.
@@ -73,7 +75,7 @@ def calibrate(
             raise DensekitError(f"--precision and --recall are for detectors; this head does {model.task}")
         return chance_metric(model, data)
 
-    measured = measure(run, overrides, split, world, beside)
+    measured = measure(run, overrides, split, world, beside, head=head)
     return calibration_of(measured, split, precision=precision, recall=recall)
 
 
@@ -117,4 +119,10 @@ def store(found: Calibrated) -> None:
     content = checkpoint.load(path)
     if digest(path) != found.run.digest:
         raise DensekitError(f"{path} was replaced while it was measured; let its run end, and calibrate again")
-    checkpoint.save(path, {**content, "calibration": found.calibration.content()})
+    (head,) = found.run.model.heads
+    if head == next(iter(content["config"]["model"]["heads"])):
+        content["calibration"] = found.calibration.content()
+    else:
+        held = content.get("calibration_by_head", {})
+        content["calibration_by_head"] = {**held, head: found.calibration.content()}
+    checkpoint.save(path, content)

@@ -83,6 +83,8 @@ def measure(
     split: Split,
     world: World,
     beside: Callable[[DenseModel, Dataset], Metric | None] = lambda model, data: None,
+    *,
+    head: str | None = None,
 ) -> Measured:
     """Evaluate a checkpoint as ``tools/evaluate.py`` does, and keep what its numbers are made of.
 
@@ -92,11 +94,14 @@ def measure(
         split: the data set.
         world: one rank.
         beside: makes a second metric that sees the same predictions, or None.
+        head: the one that is measured; None: the first.
     """
     path = checkpoint_of(run)
     found = digest(path)
     model, config = build.from_checkpoint(path, overrides)
+    config, told = build.of_one_head(model, config, head)
     precision, notes = settle_precision(config.train.precision, world.device, asked=False)
+    notes += told
     data = build.dataset(config, split, training=False, classes=model.classes)
     model.classes = data.classes
     build.check_stores(config, model, data, training=False)

@@ -25,6 +25,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("run", type=Path, help="run folder or checkpoint")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace the checkpoint's")
     parser.add_argument("--data", choices=("train", "val", "test"), default="val", help="split (default: val)")
+    parser.add_argument("--head", help="whose scores, of a checkpoint with several heads (default: the first)")
     wanted = parser.add_mutually_exclusive_group()
     wanted.add_argument("--precision", type=share, help="detection: share of the boxes of a class that are to be right")
     wanted.add_argument("--recall", type=share, help="detection: share of the objects of a class that are to be found")
@@ -40,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     world = distributed.join(args.device)
     if world.size > 1:
         raise DensekitError("calibrate.py is one process: leave torchrun out")
-    found = calibrate(args.run, args.overrides, args.data, world, precision=args.precision, recall=args.recall)
+    wanted = {"precision": args.precision, "recall": args.recall}
+    found = calibrate(args.run, args.overrides, args.data, world, **wanted, head=args.head)
     calibration, classes = found.calibration, found.run.data.classes
     if found.cuts:
         rows = [

@@ -6,7 +6,7 @@
 The file takes raw images [B, C, H, W], any number of any size, and gives boxes, scores, class ids and which of them are
 valid (and masks), or probabilities: normalisation, padding and suppression are inside. Names, ids, normalisation and
 transforms are in its metadata; resizing is not part of it, as everywhere in densekit. --backbone exports the backbone
-alone, which gives its maps.
+alone, which gives its maps. A file holds one head: of a checkpoint with several, --head chooses.
 
 The file gets its name when it has been run on the whole split, on odd sizes and batches, and its AP (mIoU, top-1) is
 that of the model: --tolerance says how far both may be apart. tools/predict.py, tools/evaluate.py and Predictor take
@@ -30,6 +30,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace the checkpoint's")
     parser.add_argument("--format", choices=("onnx", "torch"), help="default: by the suffix of --out, else onnx")
     parser.add_argument("--out", type=Path, help="file to write (default: beside the checkpoint, .onnx or .pt2)")
+    parser.add_argument("--head", help="of a checkpoint with several heads, the one to export")
     parser.add_argument("--backbone", action="store_true", help="the backbone alone: its maps")
     parser.add_argument("--data", choices=("train", "val", "test"), default="val", help="split of the check")
     parser.add_argument("--tolerance", type=float, default=0.001, help="most that AP, mIoU or top-1 may differ")
@@ -57,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise DensekitError(f"{args.checkpoint} is exported already; give the checkpoint that it was made of")
     world = distributed.join("cpu")
     model, config, _ = build.to_measure(args.checkpoint, args.overrides, args.data, world)
+    if args.head is None and len(model.heads) > 1 and not args.backbone:
+        raise DensekitError(f"{args.checkpoint} has the heads {', '.join(model.heads)}; export one by --head")
+    config, _ = build.of_one_head(model, config, args.head)
     data = build.dataset(config, args.data, training=False, classes=model.classes)
     build.check_stores(config, model, data, training=False)
     batches = build.eval_batches(config, data, world)

@@ -25,6 +25,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders or checkpoints; key.path=value overrides")
     parser.add_argument("--data", choices=("train", "val", "test"), default="val", help="split (default: val)")
+    parser.add_argument("--head", help="of runs with several heads, the one to tell of (default: the first)")
     parser.add_argument("--out", type=Path, help="file to write (default: report.html in the run folder)")
     parser.add_argument("--pictures", type=at_least(0), default=8, help="worst images, and as many others (default: 8)")
     parser.add_argument("--device", choices=DEVICES, help="default: cuda where there is one, else cpu")
@@ -50,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if world.size > 1:
         raise DensekitError("report.py is one process: leave torchrun out")
     out = args.out or checkpoint_of(Path(names[0])).parent / "report.html"
-    stories = [gather(Path(name), overrides, args.data, world, shown=args.pictures) for name in names]
+    how = {"shown": args.pictures, "head": args.head}
+    stories = [gather(Path(name), overrides, args.data, world, **how) for name in names]
     if len(stories) > 1:
         write_side_by_side(stories, out)
     else:

@@ -72,7 +72,9 @@ class Story:
     pictures: list[Picture]
 
 
-def gather(run: Path, overrides: Sequence[str], split: Split, world: World, *, shown: int = 8) -> Story:
+def gather(
+    run: Path, overrides: Sequence[str], split: Split, world: World, *, shown: int = 8, head: str | None = None
+) -> Story:
     """Measure a run and look at what it does.
 
     Args:
@@ -81,8 +83,9 @@ def gather(run: Path, overrides: Sequence[str], split: Split, world: World, *, s
         split: the data set.
         world: one rank.
         shown: worst images that are drawn, and as many at random.
+        head: that it is told of; None: the first.
     """
-    measured = measure(run, overrides, split, world, chance_metric)
+    measured = measure(run, overrides, split, world, chance_metric, head=head)
     content = checkpoint.load(measured.path)
     numbers = {**measured.numbers, **report.details(measured.metric)}
     numbers["intervals"] = intervals_of(measured.resampler, count=DRAWS, seed=measured.config.seed)

@@ -24,11 +24,11 @@ def two_heads(data: Path) -> dict[str, Any]:
     return tree
 
 
-def write_joint(path: Path, tree: dict[str, Any], **content: Any) -> DenseModel:
+def write_joint(path: Path, tree: dict[str, Any], classes: dict[str, Classes] = CLASSES, **content: Any) -> DenseModel:
     """A checkpoint with new weights of a config with the heads ``boxes`` and ``masks``."""
     config = configs.parse(tree, "test")
     torch.manual_seed(5)
-    model = build_model(config.model, CLASSES)
+    model = build_model(config.model, classes)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     save(path, model, config, list(model.heads), **content)

@@ -1,0 +1,49 @@
+"""Tools that look at one head of a checkpoint with several: by name, or they say which."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from densekit import Predictor, build
+from densekit import config as configs
+from tests.tools import joint, runs
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory, shapes):
+    """Of both heads, in the classes of the shapes, and of the segmenter alone."""
+    folder = tmp_path_factory.mktemp("joint")
+    tree = joint.two_heads(shapes)
+    tree["data"] = {**runs.config_of("segmentation", shapes)["data"], "train_transforms": []}
+    config = configs.parse(tree, "test")
+    masks = build.dataset(config, "train", training=False).classes
+    model = joint.write_joint(folder / "both.pt", tree, {**joint.CLASSES, "masks": masks})
+    alone = joint.write_alone(folder / "masks.pt", model, tree, "masks")
+    return {"both": folder / "both.pt", "masks": alone}
+
+
+def test_scores_of_a_head_are_calibrated_by_its_name_and_the_others_stay(checkpoints, tmp_path):
+    both = tmp_path / "both.pt"
+    both.write_bytes(checkpoints["both"].read_bytes())
+    code, printed = runs.call("calibrate", both, "--head", "masks")
+    assert code == 0, printed
+    (tmp_path / "masks.pt").write_bytes(checkpoints["masks"].read_bytes())
+    assert runs.call("calibrate", tmp_path / "masks.pt")[0] == 0
+    alone = torch.load(tmp_path / "masks.pt", weights_only=True)["calibration"]
+    content = torch.load(both, weights_only=True)
+    assert content["calibration_by_head"] == {"masks": alone}
+    assert "calibration" not in content
+    assert Predictor(both).model.calibrations.keys() == {"masks"}
+
+
+def test_a_tool_for_one_head_takes_the_named_one_or_says_what_to_do(checkpoints, tmp_path):
+    out = tmp_path / "both.pt2"
+    assert "has the heads boxes, masks; export one by --head" in runs.refused(
+        "export_model", checkpoints["both"], "--out", out
+    )
+    line = runs.refused("report", checkpoints["both"], "--head", "mask", "--out", tmp_path / "report.html")
+    assert "there is no head 'mask'; did you mean 'masks'" in line
+    code, printed = runs.call("export_model", checkpoints["both"], "--head", "masks", "--out", out)
+    assert code == 0, printed
+    assert "mIoU" in printed
