@@ -90,6 +90,9 @@ def model(
     if config.model.weights is not None:
         match_names = config.data.match_names
         report += load_whole(built, config.model.weights, match_names=match_names, measured=measured, bgr=part.bgr)
+    if built.frozen and any(p.requires_grad for p in built.backbone.parameters()):
+        changing = ", ".join(built.frozen)
+        report.append(f"model.frozen_heads: the backbone learns, so the predictions of {changing} will change")
     tasks = " and ".join(dict.fromkeys(built.head(head).task for head in built.heads))
     masks = any(_kinds_of_objects(config, head) for head in built.heads)
     return built, report + without_effect(config, tasks, masks=masks)
