@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,4 +43,32 @@ def add_head(checkpoint: Path, source: str | Path, overrides: Sequence[str] = ()
         "weights": str(checkpoint),
         "frozen_heads": list(old["heads"]),
     }
-    return override(parse({**tree, "model": made}, f"{source} on {checkpoint}"), overrides)
+    data = together(sets_by_name(new), sets_by_name(build.with_pixels(learned)))
+    evaluation = {**tree["evaluation"], "metric": main_number(new)}
+    config = parse({**tree, "model": made, "data": data, "evaluation": evaluation}, f"{source} on {checkpoint}")
+    return override(config, overrides)
+
+
+def sets_by_name(config: Config, names: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The data sets of a config with the heads that they have labels for; one without a name gets its first head's.
+
+    Args:
+        config: of a run.
+        names: new ones of its heads.
+    """
+    data, sets = config.model_dump(mode="json")["data"], {}
+    for name in config.sets:
+        heads = [(names or {}).get(head, head) for head in config.heads_of(name)]
+        sets[name or heads[0]] = {**(data[name] if name else data), "heads": heads}
+    return sets
+
+
+def together(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Data sets of two runs; one of the second whose name is taken gets that of its first head behind it."""
+    return {**first, **{f"{name}_{one['heads'][0]}" if name in first else name: one for name, one in second.items()}}
+
+
+def main_number(config: Config) -> str | None:
+    """The number that chooses the best checkpoint, as it is called where there are several heads."""
+    metric, heads = config.evaluation.metric, list(config.model.heads)
+    return metric if metric in (None, "loss") or len(heads) > 1 else f"{heads[0]}.{metric}"

@@ -29,10 +29,11 @@ from densekit.engine.plan import Plan, choose_metric
 from densekit.engine.step import TrainStep
 from densekit.engine.swa import EqualAverage
 from densekit.epochs import epoch_samples, repeats, run_length
-from densekit.errors import DensekitError, nearest
+from densekit.errors import DensekitError
 from densekit.export.model import load as load_exported
 from densekit.export.runners import is_exported
 from densekit.features.heads import check_store, joined_config
+from densekit.frozen_heads import all_classes, changing
 from densekit.memory import enough_memory
 from densekit.model import DenseModel, build_model
 from densekit.registry import HEADS
@@ -81,7 +82,7 @@ def model(
     """
     torch.manual_seed(config.seed)
     with enough_memory():
-        built = build_model(config.model, _all_classes(config, classes), channels_last=config.train.channels_last)
+        built = build_model(config.model, all_classes(config, classes), channels_last=config.train.channels_last)
     built.freeze(config.model.frozen_heads)
     report = []
     part = config.model.backbone
@@ -90,35 +91,10 @@ def model(
     if config.model.weights is not None:
         match_names = config.data.match_names
         report += load_whole(built, config.model.weights, match_names=match_names, measured=measured, bgr=part.bgr)
-    if built.frozen and any(p.requires_grad for p in built.backbone.parameters()):
-        changing = ", ".join(built.frozen)
-        report.append(f"model.frozen_heads: the backbone learns, so the predictions of {changing} will change")
+    report += changing(built)
     tasks = " and ".join(dict.fromkeys(built.head(head).task for head in built.heads))
     masks = any(_kinds_of_objects(config, head) for head in built.heads)
     return built, report + without_effect(config, tasks, masks=masks)
-
-
-def _all_classes(config: Config, classes: Classes | Mapping[str, Classes]) -> dict[str, Classes]:
-    """The classes of every head: frozen ones keep those that they have learned."""
-    frozen, weights = config.model.frozen_heads, config.model.weights
-    given = dict.fromkeys(config.model.heads, classes) if isinstance(classes, Classes) else dict(classes)
-    if not frozen:
-        return given
-    for name in frozen:
-        if name not in config.model.heads:
-            raise DensekitError(f"model.frozen_heads: there is no head {name!r}; {nearest(name, config.model.heads)}")
-    if len(set(frozen)) == len(config.model.heads):
-        raise DensekitError("model.frozen_heads: all heads are frozen, so nothing would learn; leave one out")
-    if weights is None:
-        raise DensekitError(
-            f"model.frozen_heads: {frozen[0]!r} would stay random; set model.weights to the checkpoint that it is in"
-        )
-    held = checkpoint.load(weights)
-    known = held["config"]["model"]["heads"]
-    for name in frozen:
-        if name not in known:
-            raise DensekitError(f"model.frozen_heads: {weights} has no head {name!r}; {nearest(name, known)}")
-    return {**given, **checkpoint.classes_by_head(held, frozen, weights)}
 
 
 def from_checkpoint(
@@ -141,7 +117,7 @@ def from_checkpoint(
         built.keep(heads)
     except DensekitError as error:
         raise DensekitError(f"{path}: {error}") from None
-    return built, _of_heads(config, built.heads)
+    return built, config.of_heads(built.heads)
 
 
 def of_one_head(built: DenseModel, config: Config, head: str | None) -> tuple[Config, list[str]]:
@@ -161,15 +137,7 @@ def of_one_head(built: DenseModel, config: Config, head: str | None) -> tuple[Co
     names = list(built.heads)
     built.keep([head or names[0]])
     told = [] if head or len(names) == 1 else [f"of the heads {', '.join(names)} this is {names[0]}; --head chooses"]
-    return _of_heads(config, built.heads), told
-
-
-def _of_heads(config: Config, heads: Iterable[str]) -> Config:
-    """A run's config, as if its model had these heads alone."""
-    own = {head: config.model.heads[head] for head in heads}
-    frozen = tuple(head for head in config.model.frozen_heads if head in own)
-    model = config.model.model_copy(update={"heads": own, "frozen_heads": frozen})
-    return config.model_copy(update={"model": model})
+    return config.of_heads(built.heads), told
 
 
 def _whole(path: Path, overrides: Sequence[str]) -> tuple[DenseModel, Config]:
@@ -245,7 +213,7 @@ def pictured(
 
 
 def plan(config: Config, train_sets: Sequence[Dataset], built: DenseModel) -> Plan:
-    """The timetable of the run on the data sets of ``config.sets``."""
+    """The timetable of the run on the data sets of ``config.taught``."""
     per_epoch, steps = run_length(config, train_sets)
     e = config.evaluation
     heads = {built.prefix(name): (built.head(name).task, _kinds_of_objects(config, name)) for name in built.heads}
@@ -385,8 +353,8 @@ def summary(
         average = f", the mean of weights from step {step.average.start} on, every {step.average.every} steps"
     if step.freezing is not None:
         average += f", backbone frozen until step {' and '.join(map(str, step.freezing.moments))}"
-    loading = sum(workers(config.of_set(name), world, len(sets)) for name in config.sets)
-    data = "; ".join(_shown(config.of_set(name), name, one) for name, one in zip(config.sets, sets, strict=True))
+    loading = sum(workers(config.of_set(name), world, len(sets)) for name in config.taught)
+    data = "; ".join(_shown(config.of_set(name), name, one) for name, one in zip(config.taught, sets, strict=True))
     return (
         f"{config.model.backbone.name} + {heads}, {parameters:.1f} M parameters ({trained:.1f} M trained), "
         f"{data}; {world.size} x {device}, {step.precision}, {layout}, "

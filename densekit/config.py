@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -148,6 +148,18 @@ class Config(Strict):
         """The heads that learn from ``data``."""
         return self.heads_of(self.set_of(next(iter(self.model.heads))))
 
+    @property
+    def taught(self) -> list[str]:
+        """The names of the data sets that a head learns from; others belong to frozen heads alone."""
+        frozen = self.model.frozen_heads
+        return [name for name in self.sets if not set(self.heads_of(name)) <= set(frozen)]
+
+    def of_heads(self, heads: Iterable[str]) -> Config:
+        """As if the model had these heads alone, in their order."""
+        own = {head: self.model.heads[head] for head in heads}
+        frozen = tuple(head for head in self.model.frozen_heads if head in own)
+        return self.model_copy(update={"model": self.model.model_copy(update={"heads": own, "frozen_heads": frozen})})
+
     def heads_of(self, name: str) -> tuple[str, ...]:
         """The heads that learn from a data set, in their order."""
         given = self.sets[name].heads
@@ -266,7 +278,7 @@ def _wrong_heads(config: Config) -> str | None:
             if name not in heads:
                 return f"{place}: there is no head {name!r}; {nearest(name, heads)}"
     for head in heads:
-        if not any(head in config.heads_of(name) for name in config.sets):
+        if not any(head in config.heads_of(name) for name in config.sets) and head not in config.model.frozen_heads:
             sets = ", ".join(filter(None, config.sets)) or "data"
             return f"model.heads.{head}: no data set trains it; add {head!r} to the heads of one ({sets}), or remove it"
     return None

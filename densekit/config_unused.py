@@ -35,13 +35,14 @@ def without_effect(config: Config, task: str, *, masks: bool = False) -> list[st
         found += _if_set(config.evaluation, "max_detections", "evaluation.max_detections", f"the task is {task}")
     if not masks:
         found += _if_set(config.evaluation, "boundary", "evaluation.boundary", "no head finds masks of objects")
-    if len(config.sets) == 1:
+    if len(config.taught) == 1:
         found += _if_set(config.train, "mixing", "train.mixing", "there is one data set")
-    for name, data in config.sets.items():
-        if len(config.sets) == 1 or config.train.mixing == "size":
-            why = "there is one data set" if len(config.sets) == 1 else "train.mixing is size"
+    for name in config.taught:
+        data = config.sets[name]
+        if len(config.taught) == 1 or config.train.mixing == "size":
+            why = "there is one data set" if len(config.taught) == 1 else "train.mixing is size"
             found += _if_set(data, "share", ".".join(filter(None, ("data", name, "share"))), why)
-    if all(data.val is None for data in config.sets.values()):
+    if all(config.sets[name].val is None for name in config.taught):
         for key in ("every", "metric", "patience", "baselines"):
             found += _if_set(config.evaluation, key, f"evaluation.{key}", "there is no data.val to evaluate on")
     return found

@@ -35,6 +35,8 @@ def epoch_samples(config: Config, train_set: Dataset) -> int:
 
 def run_length(config: Config, train_sets: Sequence[Dataset]) -> tuple[int, int]:
     """Updates of the weights in an epoch, which takes as many images as the data sets have, and in the run."""
-    samples = sum(epoch_samples(config.of_set(name), data) for name, data in zip(config.sets, train_sets, strict=True))
+    samples = sum(
+        epoch_samples(config.of_set(name), data) for name, data in zip(config.taught, train_sets, strict=True)
+    )
     per_epoch = max(1, samples // config.train.batch_size)
     return per_epoch, config.train.steps or max(1, round((config.train.epochs or 0) * per_epoch))

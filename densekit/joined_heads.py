@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from densekit.added_head import main_number, sets_by_name, together
 from densekit.build import with_pixels
 from densekit.config import Config, parse
 from densekit.engine import checkpoint
@@ -85,20 +86,7 @@ def _check_backbones(own: dict[str, Any], theirs: dict[str, Any], path: Path, to
 def _config(own: Config, theirs: Config, names: dict[str, str], source: str) -> Config:
     added, tree = own.model_dump(mode="json"), theirs.model_dump(mode="json")
     heads = {names[head]: part for head, part in added["model"]["heads"].items()}
-    sets = _by_name(theirs, tree, {})
-    for name, one in _by_name(own, added, names).items():
-        sets[name if name not in sets else f"{name}_{next(iter(heads))}"] = one
-    evaluation = dict(tree["evaluation"])
-    if len(theirs.model.heads) == 1 and evaluation["metric"] not in (None, "loss"):
-        evaluation["metric"] = f"{next(iter(theirs.model.heads))}.{evaluation['metric']}"
+    sets = together(sets_by_name(theirs), sets_by_name(own, names))
     model = {**tree["model"], "heads": {**tree["model"]["heads"], **heads}}
+    evaluation = {**tree["evaluation"], "metric": main_number(theirs)}
     return parse({**tree, "model": model, "data": sets, "evaluation": evaluation}, source)
-
-
-def _by_name(config: Config, tree: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """The data sets of a config with the heads that they have labels for, under the heads' new names."""
-    sets = {}
-    for name in config.sets:
-        heads = [names.get(head, head) for head in config.heads_of(name)]
-        sets[name or heads[0]] = {**(tree["data"][name] if name else tree["data"]), "heads": heads}
-    return sets

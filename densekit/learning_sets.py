@@ -48,7 +48,7 @@ def open_sets(config: Config) -> list[LearningSet]:
         DensekitError: see ``build.dataset``; a head that two sets train with other classes, or that two measure.
     """
     opened: list[LearningSet] = []
-    for name in config.sets:
+    for name in config.taught:
         own = config.of_set(name)
         known = {head: classes for head, classes in classes_of(opened).items() if head in own.learning}
         train = build.dataset(own, "train", training=True, classes=known or None)

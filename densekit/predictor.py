@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 
 from densekit import build
-from densekit.config import is_set
+from densekit.config import Config, is_set
 from densekit.data.images import settings as image_settings
 from densekit.data.images.given import GivenImage, GivenImages
 from densekit.data.images.read import ImageReader
@@ -75,6 +75,7 @@ class Predictor:
         where = find_device(device)
         wanted = [heads] if isinstance(heads, str) else heads
         model, self.config = build.from_checkpoint(Path(checkpoint), overrides, wanted)
+        _check_view(self.config)
         asked = precision is not None or is_set("train.precision", overrides)
         chosen, self.notes = settle_precision(precision or self.config.train.precision, where, asked=asked)
         self.options = Options(chosen, window, tiles, overlap, FLIPS if flips else ("none",), tuple(scales))
@@ -179,3 +180,20 @@ class Predictor:
             batch = collate(samples, pad_to=self.config.data.pad_to)
             outcomes = self._predict(batch, given, probabilities=probabilities)
             yield from zip([int(i) for i in batch.ids], outcomes, strict=True)
+
+
+def _check_view(config: Config) -> None:
+    """Refuse heads that were evaluated on other views of an image: one pass of the backbone has one.
+
+    Raises:
+        DensekitError: names the first setting that differs.
+    """
+    first, *others = config.model.heads
+    for key in ("eval_transforms", "pad_to", "range", "orientation"):
+        for head in others:
+            one, other = config.set_of(first), config.set_of(head)
+            if getattr(config.sets[one], key) != getattr(config.sets[other], key):
+                raise DensekitError(
+                    f"{first} and {head} see images in another way: data.{one}.{key} is not data.{other}.{key}, and "
+                    f"one pass has one view; choose by --heads {head}, or set one as the other: data.{other}.{key}=..."
+                )

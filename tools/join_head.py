@@ -6,8 +6,8 @@
 The frozen backbone and the head stand in one checkpoint whose config names the images themselves, so that
 tools/evaluate.py, tools/predict.py and fine-tuning take it without the feature store.
 
-With --to the head comes beside those of another checkpoint, which stay as they are with their classes: it must have been
-trained on that one's backbone, frozen or from stored features.
+With --to the head comes beside those of another checkpoint, which stay as they are with their classes: it must have
+been trained on that one's backbone, frozen or from stored features.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def leave_behind(training: Run) -> None:
         training.record.close()
         draw_curves(training.record.lines(), out / "curves.png")
         model, config = build.from_checkpoint(folder.best)
-        for name in config.sets:
+        for name in config.taught:
             own = config.of_set(name)
             shown = build.pictured(own, "val" if own.data.val else "train", classes=model.classes_by_head)
             draw_samples(model, shown, out / "samples", config.evaluation.pictures, heads=own.learning)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ def added(checkpoints, shapes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("added")
     tree = runs.config_of("segmentation", shapes, steps=3)
     tree["model"]["heads"] = {"masks": tree["model"]["heads"]["main"]}
-    tree["data"]["val"] = None
+    tree["evaluation"]["metric"] = "mIoU"
     runs.write_config(folder / "masks.yaml", tree)
     code, printed = runs.call(
         "add_head", checkpoints["detection"], folder / "masks.yaml", "--out", folder / "both.yaml"
@@ -52,19 +54,56 @@ def test_what_rests_and_its_predictions_stay_to_the_bit(added, checkpoints, shap
         assert np.array_equal(result.scores, old.scores)
 
 
-def test_the_new_head_is_that_of_a_run_of_its_own_on_the_frozen_backbone(added, checkpoints):
+@pytest.fixture(scope="module")
+def alone(added, checkpoints):
+    """The run of the new head alone on the frozen backbone."""
     tree = yaml.safe_load((added / "masks.yaml").read_text())
     tree["model"]["backbone"] |= {"weights": str(checkpoints["detection"]), "frozen_stages": 4}
     runs.write_config(added / "alone.yaml", tree)
     code, printed = runs.call("train", added / "alone.yaml", "--out", added / "alone")
     assert code == 0, printed
-    alone, both = state_of(added / "alone" / "best.pt"), state_of(added / "both" / "best.pt")
+    return added / "alone" / "best.pt"
+
+
+def test_the_new_head_is_that_of_a_run_of_its_own_on_the_frozen_backbone(added, alone):
+    alone, both = state_of(alone), state_of(added / "both" / "best.pt")
     own = [key for key in alone if key.startswith("heads.masks.")]
     assert own
     for key in own:
         assert torch.equal(alone[key], both[key]), key
-    first = Predictor(added / "both" / "best.pt", heads="masks").model.classes
-    assert first == Predictor(added / "alone" / "best.pt").model.classes
+
+
+def test_a_head_is_joined_to_a_checkpoint_whose_own_head_stays(added, alone, checkpoints, shapes, tmp_path):
+    old, out = checkpoints["detection"], tmp_path / "both.pt"
+    code, printed = runs.call("join_head", alone, "--to", old, "--name", "tissue", "--out", out)
+    assert code == 0, printed
+    assert f"{old} with the heads main, tissue" in printed
+    image = next((shapes / "images" / "val").glob("*.jpg"))
+    found, boxes, masks = Predictor(out)(image), Predictor(old)(image), Predictor(alone)(image)
+    assert len(boxes) > 0
+    assert np.array_equal(found["main"].boxes, boxes.boxes)
+    assert np.array_equal(found["tissue"].masks, masks.masks)
+    assert [found[head].classes for head in ("main", "tissue")] == [boxes.classes, masks.classes]
+    code, printed = runs.call("evaluate", out, "--json", tmp_path / "both.json", "--bootstrap", 0)
+    assert code == 0, printed
+    numbers = json.loads((tmp_path / "both.json").read_text())
+    for checkpoint, name, head in ((old, "AP", "main"), (alone, "mIoU", "tissue")):
+        assert runs.call("evaluate", checkpoint, "--json", tmp_path / "one.json", "--bootstrap", 0)[0] == 0
+        assert numbers[f"{head}.{name}"] == json.loads((tmp_path / "one.json").read_text())[name]
+
+
+def test_a_head_of_another_backbone_or_of_a_taken_name_is_not_joined(added, checkpoints, tmp_path):
+    def refused(*arguments):
+        return runs.refused("join_head", *arguments, "--out", tmp_path / "both.pt")
+
+    segmenter, detector = checkpoints["segmentation"], checkpoints["detection"]
+    line = refused(segmenter, "--to", detector, "--name", "masks")
+    assert "stand on other backbones (backbone." in line
+    assert "has a head 'main' already; give the one that is joined another by --name" in refused(
+        segmenter, "--to", detector
+    )
+    assert "--name" in refused(segmenter, "--name", "masks")
+    assert not (tmp_path / "both.pt").exists()
 
 
 def test_a_run_that_is_stopped_goes_on_to_the_same_bits(added, monkeypatch):

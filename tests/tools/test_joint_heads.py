@@ -16,11 +16,12 @@ def checkpoints(tmp_path_factory, shapes):
     """Of both heads, in the classes of the shapes, and of the segmenter alone."""
     folder = tmp_path_factory.mktemp("joint")
     tree = joint.two_heads(shapes)
-    tree["data"] = {**runs.config_of("segmentation", shapes)["data"], "train_transforms": []}
-    config = configs.parse(tree, "test")
+    tissue = runs.config_of("segmentation", shapes)["data"]
+    tree["data"] = {"cells": {**tree["data"], "heads": ["boxes"]}, "tissue": {**tissue, "heads": ["masks"]}}
+    config = configs.parse(tree, "test").of_heads(["masks"])
     masks = build.dataset(config, "train", training=False).classes
     model = joint.write_joint(folder / "both.pt", tree, {**joint.CLASSES, "masks": masks})
-    alone = joint.write_alone(folder / "masks.pt", model, tree, "masks")
+    alone = joint.write_alone(folder / "masks.pt", model, {**tree, "data": tissue}, "masks")
     return {"both": folder / "both.pt", "masks": alone}
 
 

@@ -130,6 +130,22 @@ def test_what_one_of_the_heads_cannot_do_is_said_with_the_heads_that_can(checkpo
     assert "has the heads boxes, masks: choose one by --heads" in refused("--annotations", annotations)
 
 
+def test_heads_that_see_images_in_another_way_do_not_share_a_pass_unasked(tmp_path, shapes, photos):
+    tree = joint.two_heads(shapes)
+    resized = {**tree["data"], "eval_transforms": [{"name": "Resize", "long": 64}]}
+    tree["data"] = {"cells": {**tree["data"], "heads": ["boxes"]}, "tissue": {**resized, "heads": ["masks"]}}
+    model = joint.write_joint(tmp_path / "both.pt", tree)
+    line = runs.refused("predict", tmp_path / "both.pt", photos)
+    assert "boxes and masks see images in another way: data.cells.eval_transforms is not data.tissue." in line
+    alone = joint.write_alone(tmp_path / "masks.pt", model, {**tree, "data": resized}, "masks")
+    expected = Predictor(alone)(photos / "a.png").masks
+    assert np.array_equal(Predictor(tmp_path / "both.pt", heads="masks")(photos / "a.png").masks, expected)
+    both = Predictor(
+        tmp_path / "both.pt", [f"data.cells.eval_transforms={resized['eval_transforms']}".replace("'", "")]
+    )
+    assert np.array_equal(both(photos / "a.png")["masks"].masks, expected)
+
+
 def test_an_image_that_one_head_fails_on_is_skipped_in_all(checkpoints, photos, tmp_path):
     content = torch.load(checkpoints["both"], weights_only=True)
     for key, value in content["model"].items():
