@@ -52,7 +52,7 @@ LAYERS = {
     "frozen_heads": 8,
     "build": 9,
     "added_head": 10,
-    "joined_heads": 10,
+    "joined_heads": 11,
     "inputs": 10,
     "measured": 10,
     "comparison": 11,
