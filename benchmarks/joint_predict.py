@@ -30,7 +30,7 @@ GOAL = 1 / 0.7
 def main() -> None:
     args = arguments(__doc__).parse_args()
     device = device_of(args)
-    side, count, repeats = (192, 1, 3) if args.short else (320, 4, 7)
+    side, count, repeats = (192, 1, 3) if args.short else (320, 1, 7)
     rows = []
     for name in ("resnet18", "resnet50"):
         for precision in with_mixed("fp32", "bf16", device):
