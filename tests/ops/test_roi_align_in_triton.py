@@ -89,14 +89,15 @@ def test_no_box_leaves_no_patch_and_no_gradient():
 
 
 @kernels
-def test_a_compiled_graph_holds_both_ways_whole():
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.long)])
+def test_a_compiled_graph_holds_both_ways_whole(backend):
     maps = maps_of(4)
 
     def gradients(run):
         torch._dynamo.reset()
         return torch.autograd.grad(run(maps, 1, 1, False).square().sum(), maps)
 
-    compiled = torch.compile(pooled, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(pooled, fullgraph=True, backend=backend)
     torch.testing.assert_close(gradients(compiled), gradients(pooled))
 
 

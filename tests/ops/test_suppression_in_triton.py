@@ -40,14 +40,13 @@ def test_a_chain_longer_than_a_word_is_followed_to_its_end():
     assert torch.equal(kept[0].nonzero()[:, 0], kept_by_torchvision(boxes, every, 0.3, every * 0))
 
 
-@pytest.mark.parametrize("grouped", [False, True])
-def test_boxes_of_images_runs_and_groups_are_kept_as_torchvision_does(grouped, random_boxes):
+def test_boxes_of_images_runs_and_groups_are_kept_as_torchvision_does(random_boxes):
     parts = [130, 5, 64]
     boxes, levels = random_boxes(2, 199), torch.arange(3).repeat_interleave(torch.tensor(parts))
-    groups = torch.arange(398).reshape(2, 199) % 3 if grouped else torch.zeros(2, 199, dtype=torch.int64)
+    groups = torch.arange(398).reshape(2, 199) % 3
     valid = torch.rand(2, 199, generator=torch.Generator().manual_seed(0)) > 0.2
     valid[1, 130:135] = False  # a level without a box
-    kept = kept_by(boxes, valid, 0.3, groups if grouped else None, parts)
+    kept = kept_by(boxes, valid, 0.3, groups, parts)
     for found, *image in zip(kept, boxes, valid, [0.3] * 2, levels * 3 + groups):
         assert torch.equal(found.nonzero()[:, 0], kept_by_torchvision(*image))
         assert 20 < found.sum() < 130  # of 160
