@@ -49,6 +49,14 @@ def test_mlflow_has_one_run_with_all_numbers(folder, monkeypatch):
     assert found.data.metrics == {"train/loss": 1.0, "val/AP50": 0.5}
 
 
+def test_a_run_that_mlflow_does_not_know_is_one_line(folder, monkeypatch):
+    pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    write_text(folder / "trackers.json", json.dumps({"mlflow": "0" * 32}))
+    with pytest.raises(DensekitError, match=r"mlflow: .*not found; correct MLFLOW_TRACKING_URI"):
+        record(folder, "mlflow")
+
+
 def test_wandb_goes_on_in_the_same_run_without_an_account(folder, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,24 @@ class Mlflow:
     def write(self, step: int, numbers: dict[str, float]) -> None:
         """Add numbers at a step."""
         metric, now = package("mlflow.entities").Metric, int(1000 * time.time())
-        self._client.log_batch(self.run, metrics=[metric(name, value, now, step) for name, value in numbers.items()])
+        metrics = [metric(name, value, now, step) for name, value in numbers.items()]
+        with _explained():
+            self._client.log_batch(self.run, metrics=metrics)
 
     def close(self) -> None:
         """Say that the run is over."""
-        self._client.set_terminated(self.run)
+        with _explained():
+            self._client.set_terminated(self.run)
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """A server that does not answer is the user's to find: one line, and the run can go on from its last checkpoint."""
+    try:
+        yield
+    except package("mlflow").MlflowException as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DensekitError(f"mlflow: {reason}; correct MLFLOW_TRACKING_URI, or go on without log.trackers") from None
 
 
 def follow(folder: Path, run: str | None, config: dict[str, Any]) -> Mlflow:
@@ -35,7 +50,7 @@ def follow(folder: Path, run: str | None, config: dict[str, Any]) -> Mlflow:
     if "MLFLOW_TRACKING_URI" not in os.environ:
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # newer ones want a data base, which needs a server
     client = mlflow.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", own))
-    try:
+    with _explained():
         if run is not None:
             client.update_run(run, status="RUNNING")
             return Mlflow(client, run)
@@ -44,6 +59,4 @@ def follow(folder: Path, run: str | None, config: dict[str, Any]) -> Mlflow:
         experiment = client.create_experiment(name) if known is None else known.experiment_id
         begun: str = client.create_run(experiment, run_name=folder.resolve().name).info.run_id
         client.log_dict(begun, config, "config.json")
-    except mlflow.MlflowException as error:
-        raise DensekitError(f"mlflow: {' '.join(str(error).split())}; correct MLFLOW_TRACKING_URI") from None
     return Mlflow(client, begun)
