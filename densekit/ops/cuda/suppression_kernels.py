@@ -103,6 +103,6 @@ def suppress(boxes: Tensor, valid: Tensor, groups: Tensor | None, parts: Sequenc
         )  # fmt: skip
         _walk[(rows,)](
             words, valid.view(torch.uint8), kept.view(torch.uint8), *runs,
-            BITS=BITS, WIDTH=wide, ROWS=max(1, min(BITS, LOOKED_AT // wide)),
+            BITS=BITS, WIDTH=wide, ROWS=max(1, min(BITS, LOOKED_AT // wide)), enable_fp_fusion=False,
         )  # fmt: skip
     return kept
