@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from densekit import config as configs
+from densekit.console import say
 from densekit.data.formats.labelme import is_labelme
 from densekit.data.formats.masks.files import MaskCode, read_classes
 from densekit.data.formats.masks.masks import MaskFolder
@@ -134,6 +135,8 @@ def _mask_split(
 
 def _of_config(path: Path) -> Found:
     config = configs.load(path)
+    if others := [f"data.{name}" for name in config.sets if config.sets[name] is not config.data]:
+        say(f"{path}: this is {config.place}; {', '.join(others)}: give its own json or folder to examine it")
     found = Found([], config=config)
     for name in ("train", "val", "test"):
         part = getattr(config.data, name)

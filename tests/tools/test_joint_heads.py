@@ -53,3 +53,9 @@ def test_a_tool_for_one_head_takes_the_named_one_or_says_what_to_do(checkpoints,
     monkeypatch.setattr(files, "made", made)
     line = runs.refused("export_model", checkpoints["both"], "--head", "masks", "--out", out)
     assert f"made of ['masks'] with {Predictor(checkpoints['masks']).model.classes.names}" in line
+
+
+def test_the_doctor_says_which_data_set_of_a_config_it_looks_at(checkpoints, tmp_path):
+    tree = torch.load(checkpoints["both"], weights_only=True)["config"]
+    _, printed = runs.call("doctor", runs.write_config(tmp_path / "both.yaml", tree))
+    assert "both.yaml: this is data.cells; data.tissue: give its own json or folder to examine it" in printed
