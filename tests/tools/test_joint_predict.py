@@ -51,7 +51,7 @@ def assert_same_boxes(one, other):
 
 @pytest.mark.parametrize("options", [{}, {"flips": True, "scales": (1.0, 1.5)}], ids=["plain", "averaged"])
 def test_the_heads_together_find_what_each_alone_finds_from_one_pass_a_view(checkpoints, photos, options):
-    files = sorted(photos.iterdir())[:2]
+    files = sorted(photos.iterdir())[: 1 if options else 2]
     predict = Predictor(checkpoints["both"], **options)
     passes = []
     predict.model.backbone.register_forward_hook(lambda *_: passes.append(1))
