@@ -39,7 +39,6 @@ SLOW_FILES = (
     "heads/test_dense_torchvision.py",
     "tools/test_first_start.py",
     "tools/test_instances.py",
-    "test_ids.py",
 )
 
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 ELSEWHERE = """
@@ -26,6 +28,7 @@ sys.exit(pytest.main(["--collect-only", *plain, *sys.argv[2:]], [Told()]))
 """
 
 
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="pytest-xdist compares the ids of its processes itself")
 def test_ids_are_the_same_in_another_process_on_another_day(request, tmp_path):
     files = list(dict.fromkeys(str(item.path) for item in request.session.items))
     ids = [repr(item.nodeid) for item in request.session.items]
