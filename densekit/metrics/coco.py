@@ -166,7 +166,10 @@ class CocoMetric:
         numbers: dict[str, Any] = {}
         for prefix, matched in self._matched(ids).items():
             counted = count(matched, self.classes.names)
-            add(numbers, counted, prefix) if prefix else numbers.update(counted)
+            if prefix:
+                add(numbers, counted, prefix)
+            else:
+                numbers = counted
         chosen = [row for _, row in self._rows(ids)]
         labels = self._places[self.truth.labels[chosen]]
         objects = np.bincount(labels[~self.truth.crowd[chosen]], minlength=len(self.classes))
