@@ -22,9 +22,9 @@ from densekit.config_data import DataConfig as DataConfig
 from densekit.config_data import Part as Part
 from densekit.config_data import named_sets
 from densekit.config_file import apply_override, expand, read_yaml
+from densekit.config_train import FIXED, LEARNED, Strict
 from densekit.config_train import OptimizerConfig as OptimizerConfig
 from densekit.config_train import ScheduleConfig as ScheduleConfig
-from densekit.config_train import Strict
 from densekit.config_train import TrainConfig as TrainConfig
 from densekit.errors import DensekitError, nearest, plain_words
 from densekit.shipped import configs
@@ -272,7 +272,8 @@ def _wrong_heads(config: Config) -> str | None:
     """A name of a head that does not exist, or a head without data."""
     heads = list(config.model.heads)
     named = [(f"data.{name}.heads" if name else "data.heads", one.heads or ()) for name, one in config.sets.items()]
-    named += [("train.loss_weights", tuple(config.train.loss_weights))]
+    if isinstance(weights := config.train.loss_weights, dict):
+        named += [("train.loss_weights", tuple(weights))]
     for place, names in named:
         for name in names:
             if name not in heads:
@@ -314,7 +315,11 @@ def _explain(error: pydantic.ValidationError, tree: Any) -> str:
 
 
 def _path(problem: Any) -> str:
-    return ".".join(str(p) for p in problem["loc"] if p != "")
+    return ".".join(str(p) for p in problem["loc"] if p not in _NO_KEYS)
+
+
+_NO_KEYS = ("", FIXED, LEARNED)
+"""What pydantic puts into a path beside the keys of the file."""
 
 
 _LIKE = {
@@ -344,6 +349,8 @@ def _fields(location: Sequence[str | int]) -> list[str]:
     model: Any = Config
     of_a_set = ("data", *location[2:]) if location[:1] == ("data",) else location
     for part in of_a_set:
+        if part in _NO_KEYS:
+            continue
         fields = _by_key(model)
         annotation = fields[str(part)].annotation if part in fields else None
         model = next((a for a in _arguments(annotation) if _is_model(a)), None)
@@ -362,7 +369,8 @@ def _is_model(value: Any) -> bool:
 
 def _arguments(annotation: Any) -> tuple[Any, ...]:
     of_several = typing.get_origin(annotation) in (typing.Union, types.UnionType, dict)
-    return typing.get_args(annotation) if of_several else (annotation,)
+    several = typing.get_args(annotation) if of_several else (annotation,)
+    return tuple(typing.get_args(one)[0] if typing.get_origin(one) is Annotated else one for one in several)
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:

@@ -6,7 +6,7 @@ import itertools
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 
 class Strict(pydantic.BaseModel):
@@ -73,6 +73,45 @@ class SwaConfig(Strict):
     norm_batches: int = Field(default=100, ge=1)
 
 
+class LearnedWeights(Strict):
+    """Weights of the heads' losses that are learned.
+
+    Attributes:
+        name: ``uncertainty`` (Kendall, Gal and Cipolla 2018) weighs a head by its loss, ``gradnorm`` (Chen et al. 2018)
+            by what it does to the backbone.
+        lr: of Adam, which learns them; the schedule leaves it alone.
+        alpha: of ``gradnorm``, 1.5 if left out: how much more a head gets whose loss falls slower than the others'.
+    """
+
+    name: Literal["uncertainty", "gradnorm"]
+    lr: float = Field(default=0.025, gt=0)
+    alpha: float | None = Field(default=None, ge=0)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _by_its_name(cls, tree: Any) -> Any:
+        tree = {"name": tree} if isinstance(tree, str) else tree
+        without = isinstance(tree, dict) and tree.get("name") == "gradnorm" and tree.get("alpha") is None
+        return {**tree, "alpha": 1.5} if without else tree
+
+    @pydantic.model_validator(mode="after")
+    def _own_options(self) -> Self:
+        if self.name == "uncertainty" and self.alpha is not None:
+            raise ValueError(f"uncertainty has no alpha ({self.alpha:g}); leave it out, or take gradnorm")
+        return self
+
+
+FIXED, LEARNED = "(fixed)", "(learned)"
+"""Which form of ``loss_weights`` a message is about; no key of the file."""
+
+
+def _form(value: Any) -> str:
+    learned = isinstance(value, str | LearnedWeights) or (
+        isinstance(value, dict) and isinstance(value.get("name"), str)
+    )
+    return LEARNED if learned else FIXED
+
+
 class TrainConfig(Strict):
     """How to train.
 
@@ -96,7 +135,10 @@ class TrainConfig(Strict):
         mixing: of several data sets: ``share`` takes images of each into every step, in proportion to ``share`` of the
             sets; ``size`` in proportion to how many images they have; ``turn`` takes a step's images from one set, each
             set as often as its share says.
-        loss_weights: what the losses of a head are multiplied by; 1 where it is not named.
+        loss_weights: what the losses of a head are multiplied by, 1 where it is not named; or ``uncertainty`` or
+            ``{name: gradnorm, alpha: 1.5}``, which learn it.
+        norm_statistics: of the backbone's batch norms: ``shared`` learns one mean and variance for all data sets;
+            ``frozen`` keeps those of the given weights, in training too, while scale and shift learn.
         skip_non_finite: how many steps with a loss that is not finite are skipped before the run stops.
     """
 
@@ -119,7 +161,11 @@ class TrainConfig(Strict):
     save_every: int | None = Field(default=None, ge=1)
     max_minutes: float | None = Field(default=None, gt=0)
     mixing: Literal["share", "size", "turn"] = "share"
-    loss_weights: dict[str, Annotated[float, Field(ge=0)]] = {}
+    loss_weights: Annotated[
+        Annotated[dict[str, Annotated[float, Field(ge=0)]], Tag(FIXED)] | Annotated[LearnedWeights, Tag(LEARNED)],
+        Discriminator(_form),
+    ] = {}
+    norm_statistics: Literal["shared", "frozen"] = "shared"
     skip_non_finite: int = Field(default=0, ge=0)
 
     @pydantic.model_validator(mode="before")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import torch
+from torch import nn
 
 from densekit.backbones.checkpointing import checkpoint_blocks
 from densekit.backbones.describe import stages_of
@@ -12,10 +13,12 @@ from densekit.config import Config
 from densekit.engine.compiled import compiles
 from densekit.engine.distributed import World
 from densekit.engine.freezing import Freezing
+from densekit.engine.loss_weights import GradNormWeights, LossWeights, UncertaintyWeights
 from densekit.engine.optim import AveragedModel, Schedule, held, make_optimizer, make_schedule, parameter_groups
 from densekit.engine.plan import Plan
 from densekit.engine.step import TrainStep
 from densekit.engine.swa import EqualAverage
+from densekit.errors import DensekitError
 from densekit.memory import enough_memory
 from densekit.model import DenseModel
 from densekit.precision import Precision, choose_precision
@@ -29,7 +32,8 @@ def train_step(
     ``precision`` is that of the forward pass; None takes the config's.
 
     Raises:
-        DensekitError: moments that do not lie in the run, or a backbone to freeze that does not learn anyway.
+        DensekitError: moments that do not lie in the run, a backbone to freeze that does not learn anyway, weights of
+            losses that can't be learned, or statistics to keep that are not given.
     """
     t, o = config.train, config.train.optimizer
     compiled, _ = compiling(config, built, timetable, world.device)
@@ -59,7 +63,8 @@ def train_step(
         clip=t.clip,
         average=average,
         freezing=None if stages is None else _freezing(config, built, timetable, stages),
-        weights=t.loss_weights,
+        weights=_loss_weights(config, built, world.device),
+        fixed_norms=_fixed_norms(config, built),
         compiled=compiled,
         skip_limit=t.skip_non_finite,
     )
@@ -67,7 +72,7 @@ def train_step(
 
 def compiling(config: Config, built: DenseModel, timetable: Plan, device: torch.device) -> tuple[bool, str]:
     """Whether a run compiles its steps, and how its summary says so; see ``engine/compiled.py``."""
-    return compiles(
+    compiled, told = compiles(
         config.train.compile,
         device,
         steps=timetable.steps,
@@ -75,6 +80,52 @@ def compiling(config: Config, built: DenseModel, timetable: Plan, device: torch.
         tasks=[head.task for head in built.heads.values()],  # type: ignore[misc]  # nn.Module types its attributes
         same_bits=config.train.deterministic,
     )
+    weights = config.train.loss_weights
+    if not compiled or isinstance(weights, dict) or weights.name != "gradnorm":
+        return compiled, told
+    if config.train.compile is True:
+        raise DensekitError(
+            "train.compile=true: train.loss_weights gradnorm takes gradients out of a step, which a compiled one does "
+            "not give; set compile to false, or take uncertainty or fixed weights"
+        )
+    return False, "not compiled (auto: gradnorm)"
+
+
+def _loss_weights(config: Config, built: DenseModel, device: torch.device) -> LossWeights:
+    """What the losses of the heads are multiplied by, around a model of which what does not learn is frozen."""
+    chosen = config.train.loss_weights
+    if isinstance(chosen, dict):
+        return LossWeights(chosen)
+    heads = [head for head in built.heads if head not in built.frozen]
+    if chosen.name == "uncertainty":
+        return UncertaintyWeights(heads, lr=chosen.lr, device=device)
+    assert chosen.alpha is not None
+    weights = GradNormWeights(built, alpha=chosen.alpha, lr=chosen.lr, device=device)
+    apart = [name for name in config.taught if not set(heads) <= set(config.heads_of(name))]
+    if config.train.mixing == "turn" and apart:
+        raise DensekitError(
+            f"train.loss_weights: gradnorm compares the heads in each step, and with train.mixing=turn those of "
+            f"data.{apart[0]} learn alone; set mixing to share or size, or take uncertainty or fixed weights"
+        )
+    return weights
+
+
+def _fixed_norms(config: Config, built: DenseModel) -> list[nn.Module]:
+    """The norms of the backbone that keep their statistics in training."""
+    if config.train.norm_statistics == "shared":
+        return []
+    norms = [m for m in built.backbone.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+    if not norms:
+        raise DensekitError(
+            f"train.norm_statistics=frozen: {config.model.backbone.name} has no batch norm whose statistics could be "
+            f"learned; leave it out"
+        )
+    if config.model.backbone.weights is None and config.model.weights is None:
+        raise DensekitError(
+            "train.norm_statistics=frozen keeps the statistics of given weights, and the backbone starts at random; "
+            "set model.backbone.weights, or leave it out"
+        )
+    return [*norms]
 
 
 def _same_bits(*, compiled: bool) -> None:

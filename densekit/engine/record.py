@@ -100,7 +100,10 @@ class Record:
             return None
         losses = {name: float(value) for name, value in result.losses.items()}
         total = sum(losses.values())
-        self.write("train", result.step + 1, {"loss": total, **losses, "norm": float(result.norm), "lr": rate})
+        numbers: dict[str, Any] = {"loss": total, **losses, "norm": float(result.norm), "lr": rate}
+        if result.weights:
+            numbers["weights"] = {head: float(value) for head, value in result.weights.items()}
+        self.write("train", result.step + 1, numbers)
         speed, memory = self._images / max(self._seconds, 1e-9), memory_in_use(result.norm.device)
         self._seconds, self._images = 0.0, 0
         known = {} if memory is None else {"memory_gib": memory}
@@ -138,7 +141,9 @@ class Record:
             file.write(json.dumps(finite(numbers)) + "\n")
 
     def _events(self, kind: str, step: int, numbers: dict[str, Any]) -> None:
-        plain = {f"{kind}/{name}": value for name, value in numbers.items() if isinstance(value, int | float)}
+        weights = {f"weights.{head}": value for head, value in numbers.get("weights", {}).items()}
+        flat = {**numbers, **weights}
+        plain = {f"{kind}/{name}": value for name, value in flat.items() if isinstance(value, int | float)}
         if self._writer is not None:
             with self._explained():
                 for name, value in plain.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from densekit.config import Config, parse
 from densekit.engine import checkpoint
 from densekit.engine.guard import unpack_batch
-from densekit.engine.step import head_shares, seed_step, total_loss
+from densekit.engine.step import head_losses, head_shares, seed_step, total_loss
 from densekit.errors import DensekitError
 from densekit.model import DenseModel, build_model
 from densekit.precision import Precision, autocast
@@ -33,7 +33,9 @@ class Bundle:
         config: of the run. model: with the weights before the step.
         batches: micro-batches of this rank. files: the image files of each.
         step, seed, rank: decide the random numbers. precision: of the forward pass.
-        resting: modules that did not learn, and were as in evaluation.
+        resting: modules that were as in evaluation.
+        learning: parameters that learned; None: all but those of ``resting``.
+        weights: what the losses of the heads were multiplied by; 1 where one is not named.
     """
 
     config: Config
@@ -45,6 +47,8 @@ class Bundle:
     rank: int
     precision: Precision
     resting: tuple[str, ...] = ()
+    learning: tuple[str, ...] | None = None
+    weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -85,13 +89,20 @@ def read_bundle(path: Path) -> Bundle:
     classes = checkpoint.classes_by_head(content, config.model.heads, path)
     model = build_model(config.model, classes, channels_last=config.train.channels_last)
     checkpoint.load_weights(model, content["model"], path)
+    model.freeze(config.model.frozen_heads)
     try:
         batches = [unpack_batch(batch) for batch in packed["batches"]]
         numbers = (int(packed["step"]), int(packed["seed"]), int(packed["rank"]))
         resting = tuple(packed.get("resting", ()))  # bundles of before had none
-        if unknown := set(resting) - {name for name, _ in model.named_modules()}:
+        learning = tuple(packed["learning"]) if "learning" in packed else None
+        parts = [name for name, _ in [*model.named_modules(), *model.named_parameters()]]
+        if unknown := {*resting, *(learning or ())} - {*parts}:
             raise ValueError(f"the model has no part {min(unknown)!r}")
-        return Bundle(config, model, batches, packed["files"], *numbers, packed["precision"], resting)
+        fixed = config.train.loss_weights if isinstance(config.train.loss_weights, dict) else {}
+        weights = packed.get("loss_weights", fixed)
+        return Bundle(
+            config, model, batches, packed["files"], *numbers, packed["precision"], resting, learning, weights
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise DensekitError(f"{path} is not of this densekit's form ({error}); use the version that wrote it") from None
 
@@ -100,7 +111,10 @@ def replay(bundle: Bundle, device: torch.device) -> list[MicroReplay]:
     """Run every micro-batch of a bundle forward and backward."""
     model = bundle.model.to(device).train()
     for name in bundle.resting:
-        model.get_submodule(name).train(False).requires_grad_(False)
+        model.get_submodule(name).train(False).requires_grad_(bundle.learning is not None)
+    if bundle.learning is not None:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in bundle.learning)
     shares = head_shares(model, bundle.batches)
     return [
         _replay(model, batch.to(device), bundle, micro, device, shares) for micro, batch in enumerate(bundle.batches)
@@ -118,7 +132,7 @@ def _replay(
         with autocast(bundle.precision, device):
             losses: dict[str, Tensor] = model(batch)
         watch.look_at_the_losses(losses)
-        total = total_loss(model, losses, shares, bundle.config.train.loss_weights)
+        total = total_loss(head_losses(model, losses, shares), bundle.weights)
         total.backward()  # type: ignore[no-untyped-call]
     watch.look_at_the_gradients()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]

@@ -201,6 +201,7 @@ class RunFolder:
             _check_optimizer(step.optimizer, training["optimizer"])
             restore(step.optimizer, training["optimizer"])
             step.scaler.load_state_dict(training["scaler"])
+            step.weights.load_state_dict(training.get("loss_weights", {}))  # older checkpoints have none
             state = pydantic.TypeAdapter(RunState).validate_python(dataclasses.asdict(RunState(**training["state"])))
             if min(state.step, state.best_step, state.without_better, state.skipped_steps, state.seconds) < 0:
                 raise ValueError(f"a count below 0 in {training['state']}")
@@ -221,6 +222,7 @@ class RunFolder:
                 "model": step.model.state_dict() if step.average is not None else None,
                 "optimizer": step.optimizer.state_dict(),
                 "scaler": step.scaler.state_dict(),
+                "loss_weights": step.weights.state_dict(),
                 "precision": step.precision,
                 "state": dataclasses.asdict(state),
             }

@@ -21,6 +21,7 @@ from densekit.engine.compiled import Compiled
 from densekit.engine.distributed import World, mean_over_ranks
 from densekit.engine.freezing import Freezing
 from densekit.engine.loss_scale import LossScale
+from densekit.engine.loss_weights import LossWeights
 from densekit.engine.optim import AveragedModel, Schedule, set_rate
 from densekit.errors import DensekitError
 from densekit.memory import describe_batch, is_out_of_memory
@@ -44,6 +45,7 @@ class StepResult:
         bad: scalar, 1 where the loss or gradient was not finite on any rank: the update was skipped; else 0.
         batches: what went in, kept so that a bad step can be written down.
         step: its number.
+        weights: what the losses of the heads were multiplied by, where that is learned.
     """
 
     losses: dict[str, Tensor]
@@ -51,6 +53,7 @@ class StepResult:
     bad: Tensor
     batches: Sequence[Batch]
     step: int
+    weights: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
 class TrainStep:
@@ -66,7 +69,8 @@ class TrainStep:
         clip: largest norm of the gradient; None does not clip.
         average: averaged weights to keep, or None.
         freezing: what rests at which step; None lets all learn from the start.
-        weights: what the losses of a head are multiplied by; 1 where it is not named.
+        weights: what the losses of a head are multiplied by; None: nothing.
+        fixed_norms: norms that are as in evaluation.
         compiled: compile forward and losses, see ``compiled.py``.
         skip_limit: how many steps that are not finite may be skipped. From the first one beyond on no update is
             applied, so that the weights stay as they were before it until someone looks at ``StepResult.bad``.
@@ -84,7 +88,8 @@ class TrainStep:
         clip: float | None = None,
         average: AveragedModel | None = None,
         freezing: Freezing | None = None,
-        weights: Mapping[str, float] | None = None,
+        weights: LossWeights | None = None,
+        fixed_norms: Sequence[nn.Module] = (),
         compiled: bool = False,
         skip_limit: int = 0,
     ) -> None:
@@ -97,7 +102,8 @@ class TrainStep:
         self.clip = clip
         self.average = average
         self.freezing = freezing
-        self.weights = weights or {}
+        self.weights = weights or LossWeights()
+        self.fixed_norms = fixed_norms
         self.skip_limit = skip_limit
         self.scaler = LossScale(world.device, enabled=precision == "fp16")
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -120,7 +126,8 @@ class TrainStep:
             losses = self._learn(batches, step, before)
             norm = self._gradient_norm()
             bad, stay = self._judge(losses, norm)
-            self._update(norm, stay)
+            weights = self.weights.learned()
+            self._update(losses, norm, stay)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -128,13 +135,15 @@ class TrainStep:
         self._settle_statistics(before, stay)
         if self.average is not None:
             self.average.update(step, skip=stay)
-        return StepResult(losses, norm, bad, batches, step)
+        return StepResult(losses, norm, bad, batches, step, weights)
 
     def begin(self, step: int) -> None:
         """Put the model into training mode, but for what rests at a step."""
         self.model.train()
         if self.freezing is not None and self.freezing.apply(step) and self.world.size > 1:
             self.runner = _over_ranks(self._alone)  # DDP waits for the gradients that there were when it was made
+        for norm in self.fixed_norms:
+            norm.train(False)
 
     @property
     def model_to_use(self) -> DenseModel:
@@ -162,7 +171,8 @@ class TrainStep:
 
     def _backward(self, batches: Sequence[Batch], step: int) -> dict[str, Tensor]:
         sums: dict[str, Tensor] = {}
-        shares = head_shares(self.model, batches)
+        shares, weights = head_shares(self.model, batches), self.weights.current()
+        self.weights.begin()
         for micro, batch in enumerate(batches):
             seed_step(self.seed, step, micro, self.world.rank)
             last = micro == len(batches) - 1
@@ -170,7 +180,9 @@ class TrainStep:
             with self.runner.no_sync() if ddp and not last else contextlib.nullcontext():  # type: ignore[operator]
                 with autocast(self.precision, self.world.device):
                     losses: dict[str, Tensor] = self.runner(batch)
-                total = total_loss(self.model, losses, shares, self.weights)
+                parts = head_losses(self.model, losses, shares)
+                self.weights.observe(parts, self.scaler.factor)
+                total = total_loss(parts, weights)
                 if ddp and last:
                     total = total + _nothing_of(self.model, batch)
                 self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
@@ -205,7 +217,7 @@ class TrainStep:
         self._skipped += bad
         return bad, stay
 
-    def _update(self, norm: Tensor, stay: Tensor) -> None:
+    def _update(self, losses: Mapping[str, Tensor], norm: Tensor, stay: Tensor) -> None:
         overflow = (~torch.isfinite(norm)).float()
         rests = torch.maximum(stay, overflow)
         factor = self.scaler.factor if self.scaler.enabled else None
@@ -220,6 +232,7 @@ class TrainStep:
             self.optimizer.found_inf = rests  # type: ignore[attr-defined]
             self.optimizer.grad_scale = factor  # type: ignore[attr-defined]
             self.optimizer.step()
+        self.weights.update(head_losses(self.model, losses), self.scaler.factor, rests)
         self.scaler.update(overflow, stay)
 
     def _flat_statistics(self) -> Tensor:
@@ -241,23 +254,33 @@ def head_shares(model: DenseModel, batches: Sequence[Batch]) -> dict[str, int]:
     return {name: sum(name in names for names in learning) for name in model.heads}
 
 
-def total_loss(
-    model: DenseModel, losses: Mapping[str, Tensor], shares: Mapping[str, int], weights: Mapping[str, float]
-) -> Tensor:
-    """What a micro-batch adds to the loss of a step: of each head the mean over the micro-batches that train it.
+def head_losses(
+    model: DenseModel, losses: Mapping[str, Tensor], shares: Mapping[str, int] | None = None
+) -> dict[str, Tensor]:
+    """The sum of the losses of each head that has some.
 
     Args:
         model: names the losses.
-        losses: of the micro-batch.
-        shares: micro-batches of the step that each head learns from.
-        weights: of the heads; 1 where one is not named.
+        losses: of a micro-batch, or of a step.
+        shares: micro-batches of the step that each head learns from, whose mean counts; None: of a step.
     """
-    parts = []
+    parts = {}
     for head in model.heads:
         own = [value.float() for name, value in losses.items() if name.startswith(model.prefix(head))]
         if own:
-            parts.append(torch.stack(own).sum() / shares[head] * weights.get(head, 1.0))
-    return torch.stack(parts).sum()
+            total = torch.stack(own).sum()
+            parts[head] = total if shares is None else total / shares[head]
+    return parts
+
+
+def total_loss(parts: Mapping[str, Tensor], weights: Mapping[str, float | Tensor]) -> Tensor:
+    """What a micro-batch adds to the loss of a step.
+
+    Args:
+        parts: of the heads that learn from it.
+        weights: of the heads; 1 where one is not named.
+    """
+    return torch.stack([part * weights.get(head, 1.0) for head, part in parts.items()]).sum()
 
 
 def _of_head(model: DenseModel, loss: str, values: Mapping[str, int]) -> int:

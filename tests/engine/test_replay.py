@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from densekit.config import parse
-from densekit.engine.replay import Bundle, replay
-from densekit.model import DenseModel
+from densekit.engine.distributed import World
+from densekit.engine.guard import write_bundle
+from densekit.engine.loss_weights import UncertaintyWeights
+from densekit.engine.optim import make_optimizer, parameter_groups
+from densekit.engine.replay import Bundle, read_bundle, replay
+from densekit.engine.run_folder import RunFolder
+from densekit.engine.step import TrainStep
+from densekit.model import DenseModel, build_model
 from densekit.types import Batch, Classes, Level
+from tests.engine.parts import batch_on
+from tests.tools import runs
 
 CONFIG = parse(
     {
@@ -90,3 +102,39 @@ def test_bad_images_and_weights_are_told_before_anything_runs(images, stage):
         layer.bias.data[1] = float("inf")
     finding = findings(layer, images=images).finding
     assert (finding.stage, finding.name) == (stage, "of 7" if stage == "image" else "backbone.layers.0.bias")
+
+
+CPU = torch.device("cpu")
+
+
+def boxes_and_masks() -> Batch:
+    """One batch that two heads learn from."""
+    boxes, masks = batch_on(CPU, "boxes"), batch_on(CPU, "masks")
+    return dataclasses.replace(boxes, targets=dataclasses.replace(boxes.targets, masks=masks.targets.masks))
+
+
+@pytest.mark.parametrize("frozen", [(), ("boxes",)], ids=["two heads", "one of them frozen"])
+def test_a_step_of_two_heads_is_the_same_again(tmp_path, frozen):
+    tree = runs.config_of("joint", Path("data"))
+    tree["model"] |= {"frozen_heads": list(frozen), "weights": "best.pt"}
+    classes, config = Classes(("a", "b", "c"), (0, 1, 2)), parse(tree, "test")
+    torch.manual_seed(0)
+    model = build_model(config.model, classes)
+    model.freeze(frozen)
+    groups = parameter_groups(model, lr=0.01, weight_decay=0)
+    norm = next(m for m in model.backbone.modules() if isinstance(m, nn.BatchNorm2d))
+    options = {"world": World(0, 1, 1, CPU), "seed": 3, "fixed_norms": [norm]}
+    step = TrainStep(model, make_optimizer("sgd", groups), lambda _: 1.0, **options)
+    if not frozen:
+        step.weights = UncertaintyWeights(list(model.heads), lr=0.5, device=CPU)
+        step([boxes_and_masks()], 0)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    result = step([boxes_and_masks()], 1)
+    model.load_state_dict(before)  # a bad step would have left them
+    folder = RunFolder(tmp_path, yaml.safe_dump(config.model_dump(mode="json")), resume=False, world=step.world)
+    again = replay(read_bundle(write_bundle(folder, step, result, [["a.jpg", "b.jpg"]])), CPU)
+    assert again[0].losses == {name: float(value) for name, value in result.losses.items()}
+    assert again[0].norm == float(result.norm)
+    assert again[0].finding is None
+    assert torch.equal(norm.running_mean, torch.zeros_like(norm.running_mean))
+    assert norm.weight.grad is not None

@@ -7,6 +7,7 @@ import dataclasses
 import torch
 
 from densekit.engine.distributed import World
+from densekit.engine.loss_weights import LossWeights
 from densekit.engine.optim import make_optimizer, make_schedule, parameter_groups
 from densekit.engine.step import TrainStep
 from densekit.model import DenseModel
@@ -17,16 +18,16 @@ from tests.engine.parts import Stages, batch_on
 CPU = torch.device("cpu")
 
 
-def step_of(**options):
+def step_of(world=World(0, 1, 1, CPU), segmenter=("linknet", {}), **options):  # noqa: B008  # it never changes
     torch.manual_seed(0)
     trunk = Stages()
     heads = {
         "labels": HEADS.build("classifier", {}, trunk.levels, num_classes=3),
-        "masks": HEADS.build("linknet", {}, trunk.levels, num_classes=3),
+        "masks": HEADS.build(*segmenter, trunk.levels, num_classes=3),
     }
     model = DenseModel(trunk, heads, mean=(0.5,) * 3, std=(0.25,) * 3, classes=Classes(("a", "b", "c"), (0, 1, 2)))
     optimizer = make_optimizer("sgd", parameter_groups(model, lr=0.1, weight_decay=0.1), momentum=0.9)
-    return TrainStep(model, optimizer, make_schedule("constant", 9), world=World(0, 1, 1, CPU), seed=0, **options)
+    return TrainStep(model, optimizer, make_schedule("constant", 9), world=world, seed=0, **options)
 
 
 def batch(kind, images=2):
@@ -50,7 +51,7 @@ def test_the_gradients_of_all_sets_are_summed_and_each_head_has_the_mean_of_its_
 
 def test_the_weight_of_a_head_multiplies_its_gradient_and_not_what_is_told():
     masks = batch("masks")
-    plain, half = step_of(), step_of(weights={"masks": 0.5})
+    plain, half = step_of(), step_of(weights=LossWeights({"masks": 0.5}))
     losses = [step([masks], 0).losses for step in (plain, half)]
     assert all(torch.equal(losses[0][name], losses[1][name]) for name in losses[0])
     for a, b in zip(plain.model.parameters(), half.model.parameters(), strict=True):

@@ -9,6 +9,7 @@ import torch
 
 from densekit import build
 from densekit.config import parse
+from densekit.errors import DensekitError
 from tests.tools import runs
 
 
@@ -53,6 +54,26 @@ def test_evaluation_gives_the_numbers_of_the_run_for_every_head(trained, tmp_pat
     assert "masks: per class" in printed
 
 
+def test_a_bad_step_of_two_heads_is_replayed_and_frozen_statistics_stay(trained, tmp_path):
+    out, _ = trained
+    given = ["model.weights=" + str(out / "best.pt"), "train.norm_statistics=frozen", "train.loss_weights=uncertainty"]
+    given += ["train.optimizer={name: sgd, lr: 1e25}", "train.schedule={name: constant}", "train.clip=null"]
+    line = runs.refused("train", out / "config.yaml", "--out", tmp_path / "run", *given)
+    assert "step 1: the loss or its gradient is not finite (boxes." in line
+    (bundle,) = (tmp_path / "run").glob("bundle_*.pt")
+    code, printed = runs.call("replay", bundle)
+    assert code == 0, printed
+    assert "first not finite: forward backbone." in printed
+    assert "masks.dice" in printed
+    before, after = (torch.load(path, weights_only=True)["model"] for path in (out / "best.pt", bundle))
+    means = [name for name in before if name.startswith("backbone.") and name.endswith("running_mean")]
+    assert means
+    assert all(torch.equal(before[name], after[name]) for name in means)
+    assert not torch.equal(before["backbone.bn1.weight"], after["backbone.bn1.weight"])
+    train = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert train["weights"] == {"boxes": 1.0, "masks": 1.0}
+
+
 def change(tree, key, value):
     *parents, last = key.split("/")
     for part in parents:
@@ -83,6 +104,53 @@ def test_what_does_not_fit_together_is_told_in_one_line(tmp_path, shapes, key, v
     line = runs.refused("train", runs.write_config(tmp_path / "run.yaml", tree), "--out", tmp_path / "run")
     assert all(part in line for part in words.split(" .* "))
     assert not (tmp_path / "run").exists()
+
+
+GRADNORM = "train.loss_weights={name: gradnorm, alpha: 0.5}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ([GRADNORM, "train.mixing=turn"], "with train.mixing=turn those of data.of_boxes learn alone; set mixing"),
+        ([GRADNORM, "train.optimizer.backbone_lr=0"], "what the heads do to the backbone, and nothing of it learns"),
+        ([GRADNORM, "train.compile=true"], "train.compile=true: train.loss_weights gradnorm takes gradients out of"),
+        (["train.norm_statistics=frozen"], "keeps the statistics of given weights, and the backbone starts at random"),
+        (["train.norm_statistics=frozen", "model.backbone.norm=group"], "resnet8 has no batch norm whose statistics"),
+    ],
+)
+def test_what_can_not_be_learned_is_refused_before_the_run(tmp_path, shapes, overrides, words):
+    config = runs.write_config(tmp_path / "run.yaml", runs.config_of("joint", shapes))
+    assert words in runs.refused("train", config, "--out", tmp_path / "run", *overrides)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("uncertainity", "train.loss_weights.name: input should be 'uncertainty' or 'gradnorm', not 'uncertainity'"),
+        (
+            {"name": "gradnorm", "alpha": -1},
+            "train.loss_weights.alpha: input should be greater than or equal to 0, not",
+        ),
+        ({"name": "gradnorm", "alfa": 1}, "train.loss_weights.alfa: there is no such key; did you mean 'alpha'"),
+        ({"name": "uncertainty", "alpha": 1}, "train.loss_weights: uncertainty has no alpha (1); leave it out"),
+        ({"masks": -1}, "train.loss_weights.masks: input should be greater than or equal to 0, not -1"),
+        (3, "train.loss_weights: input should be keys and values, not 3"),
+    ],
+)
+def test_weights_that_can_not_be_are_refused_by_value_and_rule(shapes, given, words):
+    with pytest.raises(DensekitError) as error:
+        parse(runs.config_of("joint", shapes, loss_weights=given), "test")
+    assert words in str(error.value)
+
+
+def test_learned_weights_are_told_and_survive_the_file(shapes):
+    for given in ("uncertainty", {"name": "gradnorm"}, {"name": "gradnorm", "alpha": 0.5, "lr": 0.1}):
+        config = parse(runs.config_of("joint", shapes, loss_weights=given), "test")
+        assert parse(config.model_dump(mode="json"), "test") == config
+    assert config.train.loss_weights.alpha == 0.5
+    assert parse(runs.config_of("joint", shapes), "test").train.loss_weights == {}
 
 
 def test_two_sets_of_one_head_need_the_same_classes_and_one_measure(tmp_path, shapes):
