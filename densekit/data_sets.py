@@ -73,7 +73,9 @@ def dataset(
     match_names |= config.data.match_names
     if classes is None and match_names and config.model.weights is not None:
         content = checkpoint.load(config.model.weights)
-        classes = checkpoint.classes_by_head(content, config.model.heads, config.model.weights)
+        held = content["config"]["model"]["heads"]
+        learned = [head for head in config.model.heads if head in held]  # others are new, and take their set's classes
+        classes = checkpoint.classes_by_head(content, learned, config.model.weights)
     return _with_classes(config, built, classes, where, match_names)
 
 

@@ -7,8 +7,8 @@ keys.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,6 +58,7 @@ def load_whole(
     if translated is None:
         content = checkpoint.load(source)
         known = [head for head in model.heads if any(key.startswith(f"heads.{head}.") for key in state)]
+        _check_heads(model, content, source)
         new = [] if measured or not known else [head for head in model.heads if head not in known]
         for head, classes in checkpoint.classes_by_head(content, known or model.heads, source).items():
             _check_classes(classes, model.classes_of(head), source, match_names)
@@ -72,6 +73,15 @@ def _started(model: DenseModel, heads: Sequence[str]) -> dict[str, Tensor]:
     """The first weights of new heads, which follow from the seed."""
     own = tuple(f"heads.{head}." for head in heads)
     return {key: value for key, value in model.state_dict().items() if key.startswith(own)}
+
+
+def _check_heads(model: DenseModel, content: Mapping[str, Any], source: str) -> None:
+    held = list(content["config"]["model"]["heads"])
+    if not set(held) & set(model.heads):
+        raise DensekitError(
+            f"model.weights: {source} has the head {', '.join(held)}, and the model {', '.join(model.heads)}; name a "
+            f"head as there, or give it as model.backbone.weights to take its backbone alone"
+        )
 
 
 def _check_classes(learned: Classes, own: Classes, source: str, match_names: bool) -> None:

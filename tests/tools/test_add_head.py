@@ -9,7 +9,9 @@ import pytest
 import torch
 import yaml
 
-from densekit import Predictor
+from densekit import Predictor, build
+from densekit.config import parse
+from densekit.config_data import named_sets
 from densekit.console import INTERRUPTED
 from densekit.engine.guard import Stop
 from tests.tools import runs
@@ -137,6 +139,21 @@ def test_a_backbone_that_learns_along_is_told_to_change_the_heads_that_rest(adde
 )
 def test_what_cannot_rest_is_said_in_one_line(added, overrides, message, tmp_path):
     assert message in runs.refused("train", added / "both.yaml", "--out", tmp_path / "run", *overrides)
+
+
+def test_names_are_matched_with_the_heads_that_the_checkpoint_has(added):
+    tree = yaml.safe_load((added / "both.yaml").read_text())
+    for data in named_sets(tree["data"]).values():
+        data["match_names"] = True
+    config = parse(tree, "test")
+    names = [build.dataset(config.of_set(name), "train", training=True).classes.names for name in config.taught]
+    assert [own[0] for own in names] == ["background"]
+
+
+def test_a_checkpoint_without_any_of_the_models_heads_is_told_with_its_own(added, checkpoints, tmp_path):
+    given = f"model.weights={checkpoints['detection']}"
+    line = runs.refused("train", added / "masks.yaml", "--out", tmp_path / "run", given, "data.match_names=true")
+    assert f"model.weights: {checkpoints['detection']} has the head main, and the model masks; name a head as " in line
 
 
 def test_two_heads_of_one_name_are_refused(checkpoints, shapes, tmp_path):
