@@ -155,10 +155,19 @@ class Config(Strict):
         return [name for name in self.sets if not set(self.heads_of(name)) <= set(frozen)]
 
     def of_heads(self, heads: Iterable[str]) -> Config:
-        """As if the model had these heads alone, in their order."""
+        """As if the model had these heads alone, in their order; data sets without labels for them are left out."""
         own = {head: self.model.heads[head] for head in heads}
         frozen = tuple(head for head in self.model.frozen_heads if head in own)
-        return self.model_copy(update={"model": self.model.model_copy(update={"heads": own, "frozen_heads": frozen})})
+        model = self.model.model_copy(update={"heads": own, "frozen_heads": frozen})
+        weights = {head: weight for head, weight in self.train.loss_weights.items() if head in own}
+        train = self.train.model_copy(update={"loss_weights": weights})
+        sets = {name: one for name, one in self.sets.items() if own.keys() & set(self.heads_of(name))}
+        sets = sets or {name: self.sets[name] for name in [self.set_of(next(iter(own)))]}
+        kept = {
+            name: one.model_copy(update={"heads": tuple(head for head in one.heads or () if head in own) or None})
+            for name, one in sets.items()
+        }
+        return self.model_copy(update={"model": model, "sets": kept, "train": train})
 
     def heads_of(self, name: str) -> tuple[str, ...]:
         """The heads that learn from a data set, in their order."""

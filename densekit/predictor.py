@@ -75,7 +75,7 @@ class Predictor:
         where = find_device(device)
         wanted = [heads] if isinstance(heads, str) else heads
         model, self.config = build.from_checkpoint(Path(checkpoint), overrides, wanted)
-        _check_view(self.config)
+        check_view(self.config)
         asked = precision is not None or is_set("train.precision", overrides)
         chosen, self.notes = settle_precision(precision or self.config.train.precision, where, asked=asked)
         self.options = Options(chosen, window, tiles, overlap, FLIPS if flips else ("none",), tuple(scales))
@@ -182,8 +182,12 @@ class Predictor:
             yield from zip([int(i) for i in batch.ids], outcomes, strict=True)
 
 
-def _check_view(config: Config) -> None:
+def check_view(config: Config, chooser: str = "--heads") -> None:
     """Refuse heads that were evaluated on other views of an image: one pass of the backbone has one.
+
+    Args:
+        config: of the heads.
+        chooser: the option that chooses a head, for the message.
 
     Raises:
         DensekitError: names the first setting that differs.
@@ -195,5 +199,5 @@ def _check_view(config: Config) -> None:
             if getattr(config.sets[one], key) != getattr(config.sets[other], key):
                 raise DensekitError(
                     f"{first} and {head} see images in another way: data.{one}.{key} is not data.{other}.{key}, and "
-                    f"one pass has one view; choose by --heads {head}, or set one as the other: data.{other}.{key}=..."
+                    f"one pass has one view: choose by {chooser} {head}, or set data.{other}.{key} as the other"
                 )

@@ -61,6 +61,7 @@ LAYERS = {
     "predictor": 10,
     "learning_sets": 11,
     "run": 12,
+    "checked_sets": 12,
     "forecast": 11,
     "doctor": 10,
     "first_config": 11,

@@ -13,11 +13,12 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
+from torch import Tensor
 
 from densekit import __version__
 from densekit.backbones.weights import sha256_of
@@ -152,14 +153,14 @@ def _anonymous(proto: Any) -> Any:
     return proto
 
 
-def in_int8(written: Written, model: DenseModel, batches: Iterable[Batch], count: int) -> WrittenOnnx:
+def in_int8(written: Written, model: DenseModel, sets: Sequence[Iterable[Batch]], count: int) -> WrittenOnnx:
     """A float32 file with convolutions in 8 bits.
 
     Args:
         written: ONNX.
         model: that it was made of.
-        batches: of images that show which values the maps have.
-        count: most images to look at.
+        sets: batches of images that show which values the maps have, of each data set that the model learned from.
+        count: most images to look at, an equal part of each set.
 
     Raises:
         DensekitError: onnxruntime can't do it.
@@ -167,12 +168,18 @@ def in_int8(written: Written, model: DenseModel, batches: Iterable[Batch], count
     from densekit.export.int8 import float32_weights, quantised
 
     assert isinstance(written, WrittenOnnx)
-    alone = (
-        batch.images[row : row + 1, :, :height, :width]
-        for batch in batches
-        for row, (height, width) in enumerate(batch.numbers(batch.sizes))
+    images = itertools.chain.from_iterable(
+        itertools.islice(_alone(batches), count // len(sets) + (number < count % len(sets)))
+        for number, batches in enumerate(sets)
     )
-    return WrittenOnnx(quantised(written.proto, itertools.islice(alone, count), float32_weights(model)))
+    return WrittenOnnx(quantised(written.proto, images, float32_weights(model)))
+
+
+def _alone(batches: Iterable[Batch]) -> Iterator[Tensor]:
+    """Image by image, without padding: [1, C, H, W]."""
+    for batch in batches:
+        for row, (height, width) in enumerate(batch.numbers(batch.sizes)):
+            yield batch.images[row : row + 1, :, :height, :width]
 
 
 def check_onnx() -> None:

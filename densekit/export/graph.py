@@ -28,7 +28,7 @@ class Graph(nn.Module):
     """A model with normalisation and padding inside.
 
     Args:
-        model: in evaluation mode, on the CPU.
+        model: in evaluation mode, on the CPU. Of several heads all are computed, from one pass of the backbone.
         pad_to: sides are padded to a multiple of this, as the batches that the model learned from, then to the model's
             stride.
         backbone: only its backbone, which gives its maps.
@@ -44,8 +44,12 @@ class Graph(nn.Module):
         """What it gives."""
         if self.backbone:
             return [level.name for level in self.model.levels]
-        names = OUTPUTS[self.model.task]
-        return [name for name in names if name != "masks" or getattr(self.model.head(), "learns_masks", False)]
+        return [
+            f"{self.model.prefix(head)}{name}"
+            for head in self.model.heads
+            for name in OUTPUTS[self.model.head(head).task]
+            if name != "masks" or getattr(self.model.head(head), "learns_masks", False)
+        ]
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """[B, C, H, W] uint8, or float on the same scale of 0 to 255 -> the outputs of ``names``.
@@ -53,7 +57,8 @@ class Graph(nn.Module):
         Detection gives ``boxes`` [B, D, 4] xyxy in pixels of the images, best first; ``scores`` [B, D]; ``class_ids``
         [B, D] int64, the data set's own; ``valid`` [B, D] bool: the others are padding; and ``masks`` [B, D, M, M] in
         0..1, see ``Detections``. Segmentation gives ``probabilities`` [B, K, H, W], classification [B, K]; a backbone
-        its maps by the names of the levels, of the padded images.
+        its maps by the names of the levels, of the padded images. Of several heads, names begin with the head's:
+        ``cells.boxes``.
         """
         if not self.halves:
             return self._outputs(images)
@@ -64,7 +69,14 @@ class Graph(nn.Module):
         maps: list[Tensor] = self.model.backbone(self._padded(self._normal(images)))
         if self.backbone:
             return dict(zip(self.names, (m.float() for m in maps)))
-        head = self.model.head()
+        found: dict[str, Tensor] = {}
+        for name in self.model.heads:
+            own = self._of_head(name, maps, images)
+            found |= {f"{self.model.prefix(name)}{output}": value for output, value in own.items()}
+        return found
+
+    def _of_head(self, name: str, maps: list[Tensor], images: Tensor) -> dict[str, Tensor]:
+        head = self.model.head(name)
         if head.task == "segmentation":
             chances: Tensor = head.probabilities(maps)  # type: ignore[attr-defined]  # see ``check``
             return {"probabilities": chances[:, :, : images.shape[2], : images.shape[3]]}
@@ -72,7 +84,7 @@ class Graph(nn.Module):
         if isinstance(found, Classification):
             return {"probabilities": found.probabilities}
         assert isinstance(found, Detections)
-        ids = self.model.class_ids()[found.labels]
+        ids = self.model.class_ids(name)[found.labels]
         named = {"boxes": found.boxes, "scores": found.scores, "class_ids": ids, "valid": found.valid}
         return named if found.masks is None else {**named, "masks": found.masks}
 
@@ -120,7 +132,8 @@ def trace(graph: Graph, dtype: torch.dtype) -> torch.export.ExportedProgram:
         DensekitError: torch can't follow the model; its first line says why.
     """
     if not graph.backbone:
-        check(graph.model.head())
+        for name in graph.model.heads:
+            check(graph.model.head(name))
     # Unlike one another and other numbers of the model: what is equal to one of them would be taken for it.
     images = torch.zeros(2, graph.model.channels, 3 * graph.model.stride - 7, 4 * graph.model.stride - 9, dtype=dtype)
     any_size = torch.export.Dim.DYNAMIC

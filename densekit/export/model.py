@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,8 @@ from densekit.export.runners import Runner, open_file
 from densekit.model import DenseModel
 from densekit.types import Batch, Classes, Classification, Detections, Level, Predictions, Segmentation, Task
 
-FORMAT = 1
-"""Rises when files of an older densekit can no longer be read as they are."""
+FORMAT = 2
+"""The newest that is read and written: 1 holds one head, 2 several. Rises when an older densekit can't read it."""
 
 
 class RawImages(nn.Module):
@@ -37,19 +38,42 @@ class RawImages(nn.Module):
         return [images]
 
 
-class ExportedHead(nn.Module):
-    """Runs the file.
+@dataclasses.dataclass(frozen=True)
+class ExportedFile:
+    """What a file gives of images: the outputs of ``Graph``.
 
-    Args:
+    Attributes:
         runner: of the file.
-        notes: the file's.
+        dtype: of the images that it takes.
     """
 
-    def __init__(self, runner: Runner, notes: Notes) -> None:
+    runner: Runner
+    dtype: torch.dtype
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Run it on raw images of one size.
+
+        Raises:
+            DensekitError: images of more than 8 bits for a file that was made for 8.
+        """
+        if images.is_floating_point() and not self.dtype.is_floating_point:
+            raise DensekitError("this exported model takes uint8 images, and these are float32; export with --input")
+        return self.runner(images.to(self.dtype))
+
+
+class ExportedHead(nn.Module):
+    """One of a file's heads.
+
+    Args:
+        file: that it is in.
+        notes: the file's on this head.
+        prefix: what the names of its outputs begin with.
+    """
+
+    def __init__(self, file: ExportedFile, notes: Notes, prefix: str = "") -> None:
         super().__init__()
-        self.runner = runner
+        self.file, self.prefix = file, prefix
         self.task: Task = notes["task"]
-        self.dtype: torch.dtype = getattr(torch, notes["input"])
         self.ids: list[int] = notes["classes"]["ids"]
         self.multilabel: bool = notes.get("multilabel", False)
         if "nms_threshold" in notes:
@@ -62,11 +86,14 @@ class ExportedHead(nn.Module):
     def predict(self, maps: Sequence[Tensor], batch: Batch) -> Predictions:
         """As a head: in the pixels of the images, with 0-based labels."""
         (images,) = maps
-        if images.is_floating_point() and not self.dtype.is_floating_point:
-            raise DensekitError("this exported model takes uint8 images, and these are float32; export with --input")
-        found = self.runner(images.to(self.dtype))
+        return self.read(self.file(images))
+
+    def read(self, outputs: dict[str, Tensor]) -> Predictions:
+        """As ``predict``, from what the file gave."""
+        start = len(self.prefix)
+        found = {name[start:]: value for name, value in outputs.items() if name.startswith(self.prefix)}
         if self.task == "detection":
-            ids = torch.tensor(self.ids, device=images.device)
+            ids = torch.tensor(self.ids, device=found["class_ids"].device)
             labels = (found["class_ids"][..., None] == ids).to(torch.uint8).argmax(-1)
             return Detections(found["boxes"], found["scores"], labels, found["valid"], found.get("masks"))
         chances = found["probabilities"]
@@ -82,23 +109,27 @@ class ExportedModel(DenseModel):
     Args:
         runner: of the file.
         notes: the file's.
-        head: its name.
+        head: its name, of a file with one.
     """
 
     def __init__(self, runner: Runner, notes: Notes, head: str = "exported") -> None:
-        held = notes["classes"]
-        channels = notes["channels"]
+        held: dict[str, Notes] = notes.get("heads") or {head: notes}
+        file, channels = ExportedFile(runner, getattr(torch, notes["input"])), notes["channels"]
         super().__init__(
             RawImages(channels),
-            {head: ExportedHead(runner, notes)},
+            {name: ExportedHead(file, own, f"{name}." if len(held) > 1 else "") for name, own in held.items()},
             mean=notes["normalize"]["mean"],
             std=notes["normalize"]["std"],
-            classes=Classes(tuple(held["names"]), tuple(held["ids"])),
+            classes={
+                name: Classes(tuple(own["classes"]["names"]), tuple(own["classes"]["ids"]))
+                for name, own in held.items()
+            },
             channels=channels,
         )
-        self.notes = notes
-        if (known := Calibration.held_in(notes, len(self.classes), "that was exported")) is not None:
-            self.calibrations[head] = known
+        self.notes, self.file = notes, file
+        for name, own in held.items():
+            if (known := Calibration.held_in(own, len(self.classes_of(name)), "that was exported")) is not None:
+                self.calibrations[name] = known
 
     def features(self, batch: Batch) -> list[Tensor]:
         """The raw images: normalisation and backbone are in the file.
@@ -115,6 +146,13 @@ class ExportedModel(DenseModel):
     ) -> tuple[dict[str, Tensor], dict[str, Predictions]]:
         """The predictions, and no losses."""
         return {}, self.predict_all(batch, heads)
+
+    def _predict(self, batch: Batch, names: Sequence[str]) -> dict[str, Predictions]:
+        """All heads from one run of the file."""
+        (images,) = self.features(batch)
+        outputs = self.file(images)
+        heads = {name: cast(ExportedHead, self.head(name)) for name in names}
+        return {name: self.finish(head.read(outputs), batch, name) for name, head in heads.items()}
 
     def _by_canvas(self, batch: Batch) -> list[tuple[list[int], Batch]]:
         """By size: the file pads by itself."""
@@ -133,7 +171,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> tuple[ExportedModel, Conf
     runner, notes = open_file(path)
     if notes["format"] > FORMAT:
         raise DensekitError(f"{path} has format {notes['format']}, this densekit reads up to {FORMAT}; update densekit")
-    if notes["task"] == "features":
+    if notes.get("task") == "features":
         raise DensekitError(f"{path} holds a backbone alone, which predicts nothing; export the whole checkpoint")
     config = override(parse(notes["config"], f"the config in {path}"), overrides)
     return ExportedModel(runner, notes, next(iter(config.model.heads))), config
@@ -144,22 +182,26 @@ def notes_of(model: DenseModel, config: Config) -> Notes:
 
     Args:
         model: that is exported.
-        config: of its run.
+        config: of its run, of these heads alone.
     """
     tree = config.model_dump(mode="json")
     tree["train"]["precision"] = "fp32"  # of what surrounds the graph, whose own arithmetic is fixed
-    notes: Notes = {
-        "format": FORMAT,
-        "task": model.task,
-        "classes": {"names": list(model.classes.names), "ids": list(model.classes.ids)},
+    held = {name: _of_head(model, name) for name in model.heads}
+    return {
+        "format": 1 if len(held) == 1 else 2,
+        **(next(iter(held.values())) if len(held) == 1 else {"heads": held}),
         "channels": model.channels,
         "normalize": tree["model"]["normalize"],
-        "transforms": tree["data"]["eval_transforms"],
+        "transforms": config.data.model_dump(mode="json")["eval_transforms"],
         "config": tree,
     }
-    for known in model.calibrations.values():
-        notes["calibration"] = known.content()
-    head = model.head()
+
+
+def _of_head(model: DenseModel, name: str) -> Notes:
+    head, classes = model.head(name), model.classes_of(name)
+    notes: Notes = {"task": head.task, "classes": {"names": list(classes.names), "ids": list(classes.ids)}}
+    if name in model.calibrations:
+        notes["calibration"] = model.calibrations[name].content()
     if head.task == "segmentation":
         notes["multilabel"] = getattr(head, "mode", None) == "multilabel"
     if hasattr(head, "nms_threshold"):

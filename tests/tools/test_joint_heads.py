@@ -41,9 +41,6 @@ def test_scores_of_a_head_are_calibrated_by_its_name_and_the_others_stay(checkpo
 
 def test_a_tool_for_one_head_takes_the_named_one_or_says_what_to_do(checkpoints, tmp_path, monkeypatch):
     out = tmp_path / "both.pt2"
-    assert "has the heads boxes, masks; export one by --head" in runs.refused(
-        "export_model", checkpoints["both"], "--out", out
-    )
     line = runs.refused("report", checkpoints["both"], "--head", "mask", "--out", tmp_path / "report.html")
     assert "there is no head 'mask'; did you mean 'masks'" in line
 
