@@ -111,13 +111,17 @@ def from_checkpoint(
         DensekitError: not a checkpoint, a damaged one, or overrides that do not fit it; no such head.
     """
     built, config = _whole(path, overrides)
+    return built, _of_heads(built, config, heads, path)
+
+
+def _of_heads(built: DenseModel, config: Config, heads: Iterable[str] | None, path: Path) -> Config:
     if heads is None:
-        return built, config
+        return config
     try:
         built.keep(heads)
     except DensekitError as error:
         raise DensekitError(f"{path}: {error}") from None
-    return built, config.of_heads(built.heads)
+    return config.of_heads(built.heads)
 
 
 def of_one_head(built: DenseModel, config: Config, head: str | None) -> tuple[Config, list[str]]:
@@ -157,7 +161,7 @@ def _whole(path: Path, overrides: Sequence[str]) -> tuple[DenseModel, Config]:
 
 
 def to_measure(
-    source: Path, overrides: Sequence[str], split: Split, world: World
+    source: Path, overrides: Sequence[str], split: Split, world: World, heads: Iterable[str] | None = None
 ) -> tuple[DenseModel, Config, list[str]]:
     """The model to measure, in evaluation mode, its config, and lines that say where it came from.
 
@@ -166,12 +170,13 @@ def to_measure(
         overrides: of the checkpoint's config, or of the config.
         split: the one to measure on, whose classes the model gets where there is no checkpoint.
         world: ranks.
+        heads: the only ones to measure; None: all.
 
     Raises:
-        DensekitError: not a checkpoint, no weights, or weights of another model or other classes.
+        DensekitError: not a checkpoint, no weights, or weights of another model or other classes; no such head.
     """
     if not is_config(source):
-        return *from_checkpoint(source, overrides), []
+        return *from_checkpoint(source, overrides, heads), []
     config = load(source, overrides)
     if config.model.weights is None:
         raise DensekitError(
@@ -183,7 +188,7 @@ def to_measure(
     for own in map(config.of_set, config.sets):
         classes |= classes_of(own, dataset(own, split, training=False))
     built, report = model(config, classes, measured=True)
-    return built.eval(), config, [*told, *report]
+    return built.eval(), _of_heads(built, config, heads, source), [*told, *report]
 
 
 def check_stores(config: Config, built: DenseModel, *datasets: Dataset | None, training: bool) -> None:

@@ -64,6 +64,26 @@ def grouped(runs: Sequence[Measured]) -> tuple[list[Measured], list[Measured]]:
     return first, second
 
 
+def heads_of(runs: Sequence[str], heads: Sequence[str] | None) -> list[str | None]:
+    """The head of each run that is compared; None: its first.
+
+    Args:
+        runs: their names.
+        heads: one for all runs, or one a run, in their order; None: the first of each.
+
+    Raises:
+        DensekitError: neither one nor one a run.
+    """
+    if heads is None:
+        return [None] * len(runs)
+    if len(heads) not in (1, len(runs)):
+        raise DensekitError(
+            f"--head is given {len(heads)} times for {len(runs)} runs; give it once for all, or once a run, in their "
+            "order"
+        )
+    return list(heads) if len(heads) > 1 else [heads[0]] * len(runs)
+
+
 def check_alike(runs: Sequence[Measured]) -> None:
     """Refuse runs that were not measured on the same images with the same truth.
 
@@ -129,9 +149,13 @@ def _mean(values: Sequence[Floats]) -> float | None:
 
 
 def chosen_number(run: Measured) -> str:
-    """The number that the run's best checkpoint was chosen by, or its task's main one where that was the loss."""
-    asked = run.config.evaluation.metric
-    return MAIN_METRIC[run.model.task] if asked in (None, "loss") else asked
+    """The head's number that the run's best checkpoint was chosen by.
+
+    It is the main one of its task where that was the loss, a number of another head, or one over all heads.
+    """
+    (head,) = run.model.heads
+    asked = (run.config.evaluation.metric or "").removeprefix(f"{head}.")
+    return MAIN_METRIC[run.model.task] if asked in ("", "loss", "gain") or "." in asked else asked
 
 
 def table(differences: Sequence[Difference]) -> list[list[object]]:

@@ -15,7 +15,8 @@ Beside each number stands the interval in which 95 % of its values lie when the 
 for none): how far it would move on other images like these. Losses and F1 have none.
 
 Every head of the checkpoint is measured on the data sets that have labels for it, in one pass of the backbone for those
-of one set; where there are several heads, the names of their numbers begin with theirs (boxes.AP, masks.mIoU).
+of one set; where there are several heads, the names of their numbers begin with theirs (boxes.AP, masks.mIoU). --heads
+chooses some, or one, which is measured as if it were alone.
 
 A segmenter's --json also has the numbers of each image (per_image), and the table names the worst ones. --flips,
 --scales and --tiles measure as tools/predict.py predicts with the same options; then there is no loss, for no single
@@ -42,6 +43,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt, or a config with model.weights")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace the checkpoint's")
     parser.add_argument("--data", choices=("train", "val", "test"), default="val", help="split (default: val)")
+    parser.add_argument("--heads", nargs="+", metavar="HEAD", help="the only ones that are measured (default: all)")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     parser.add_argument("--pictures", type=Path, help="folder for sample predictions, confusion matrix, curves")
     parser.add_argument("--match-names", action="store_true", help="match classes by name where ids or order differ")
@@ -61,7 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from densekit.data.images.settings import unfit_range
     from densekit.engine import distributed
     from densekit.engine.record import finite
-    from densekit.errors import DensekitError
     from densekit.files import write_text
     from densekit.infer.augmented import FLIPS
     from densekit.infer.evaluate import Measure, evaluate
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from densekit.show import report
 
     world = distributed.join(args.device)
-    model, config, made = build.to_measure(args.checkpoint, args.overrides, args.data, world)
+    model, config, made = build.to_measure(args.checkpoint, args.overrides, args.data, world, args.heads)
     asked, overlap = is_set("train.precision", args.overrides), 0.25 if args.overlap is None else args.overlap
     precision, notes = settle_precision(config.train.precision, world.device, asked=asked)
     flips, scales = FLIPS if args.flips else ("none",), tuple(args.scales)
@@ -81,20 +82,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     refuse_without_effect(("--overlap", args.overlap is not None and args.tiles is None, "--tiles"))
     options.check(model)
     sets = open_measured(config, model, args.data, match_names=args.match_names)
-    if options != Options(precision, overlap=overlap) and sum(len(one.heads) for one in sets) > 1:
-        raise DensekitError("--flips, --scales and --tiles are for models with one head; leave them out")
-    transforms = build.transforms(sets[0].config.data, training=False)
     measures = []
     for one in sets:
+        transforms = build.transforms(one.config.data, training=False)
+        how = predicts_with(options, one.heads, transforms, one.config.data.pad_to)
         batches = build.eval_batches(one.config, one.data if args.tiles is None else untouched(one.data), world)
-        measures.append(Measure(batches, build.metrics(one.config, model, one.data, one.heads)))
+        measures.append(Measure(batches, build.metrics(one.config, model, one.data, one.heads), how))
         made += [*unfit_range(one.config.data, one.data), *build.notes(one.data)]
     titles = [f"{args.checkpoint} on {one.title(args.data)}, {precision}" for one in sets]
     say("\n".join([*made, *notes, *titles]), world.is_first)
-    predict = predicts_with(options, transforms, sets[0].config.data.pad_to)
-    numbers = evaluate(
-        model.to(world.device), measures, world=world, precision=precision, progress=True, predict=predict
-    )
+    numbers = evaluate(model.to(world.device), measures, world=world, precision=precision, progress=True)
     if world.is_first:
         for one, measure in zip(sets, measures):
             for head, metric in measure.metrics.items():

@@ -52,7 +52,8 @@ def plan(name: str, overrides: Sequence[str], batch: int | None, device: str | N
     from densekit.precision import Precision, choose_precision
 
     if len(config.sets) > 1:
-        raise DensekitError(f"{name} has several data sets ({', '.join(config.sets)}); a plan is for one alone")
+        sets = ", ".join(config.sets)
+        raise DensekitError(f"{name} has the data sets {sets}; a plan is for one: give a config of one and its heads")
     world = distributed.join("cpu" if gpu else device)
     train_set = build.dataset(config, "train", training=True)
     val_set = build.dataset(config, "val", training=False, classes=train_set.classes) if config.data.val else None

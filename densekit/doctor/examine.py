@@ -67,12 +67,20 @@ class Report:
         return sum(len(split.rows.annotations) for split in self.splits if split.rows is not None)
 
 
-def examine(path: Path, images: Path | None = None, *, processes: int | None = None, shown: bool = True) -> Report:
+def examine(
+    path: Path,
+    images: Path | None = None,
+    *,
+    name: str | None = None,
+    processes: int | None = None,
+    shown: bool = True,
+) -> Report:
     """Examine a COCO json, labels of another format, a mask set, an image folder, or the data sets of a config.
 
     Args:
         path: see ``find_splits``.
         images: the image folder, where it is not beside the json.
+        name: which data set of a config; None: the first head's.
         processes: that look at files; None: one a core.
         shown: whether to show a progress bar.
 
@@ -80,7 +88,7 @@ def examine(path: Path, images: Path | None = None, *, processes: int | None = N
         DensekitError: there is nothing to examine.
     """
     began = time.perf_counter()
-    behind = find_splits(path, images)
+    behind = find_splits(path, images, name)
     splits, config = behind.splits, behind.config
     found: list[Defect] = []
     for split in splits:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from densekit import config as configs
-from densekit.console import say
+from densekit.config_file import read_yaml
 from densekit.data.formats.labelme import is_labelme
 from densekit.data.formats.masks.files import MaskCode, read_classes
 from densekit.data.formats.masks.masks import MaskFolder
@@ -40,7 +40,16 @@ class Found:
     config: configs.Config | None = None
 
 
-def find_splits(path: Path, images: Path | None = None) -> Found:
+def sets_of(path: Path) -> list[str]:
+    """The data sets of a config, or of a run's folder, by name; none where the path is something else, or has one."""
+    file = path / "config.yaml" if path.is_dir() else path
+    if file.suffix.lower() not in (".yaml", ".yml") or not file.is_file():
+        return []
+    tree = read_yaml(file)  # YOLO's data.yaml is no config
+    return [name for name in configs.load(file).sets if name] if {"model", "data"} <= tree.keys() else []
+
+
+def find_splits(path: Path, images: Path | None = None, name: str | None = None) -> Found:
     """What is behind a path.
 
     Args:
@@ -48,6 +57,7 @@ def find_splits(path: Path, images: Path | None = None) -> Found:
             jsons in it or in its subfolders, a folder, ``data.yaml`` or table of another format of labels, a folder of
             masks (with ``images``), or a folder of images.
         images: the image folder of a json or of masks; None: where such folders mostly are.
+        name: which data set of a config; None: the first head's.
 
     Raises:
         DensekitError: there is nothing of that kind.
@@ -56,7 +66,7 @@ def find_splits(path: Path, images: Path | None = None) -> Found:
         raise DensekitError(f"--images: there is no folder {images}; correct the path")
     if path.is_dir():
         if images is None and (path / "config.yaml").is_file():
-            return _of_config(path / "config.yaml")
+            return _of_config(path / "config.yaml", name)
         return _of_folder(path, images)
     if not path.is_file():
         beside = os.listdir(path.parent) if path.parent.is_dir() else []
@@ -66,7 +76,7 @@ def find_splits(path: Path, images: Path | None = None) -> Found:
         if images is not None:
             raise DensekitError(f"--images is for a json or masks; {path} names its image folders itself")
         found = Found(*label_splits(path))
-        return found if found.splits else _of_config(path)
+        return found if found.splits else _of_config(path, name)
     if path.suffix.lower() == ".csv" and images is None:
         return Found(*label_splits(path))
     return Found([coco_split("", path, images)])
@@ -133,21 +143,24 @@ def _mask_split(
     return split
 
 
-def _of_config(path: Path) -> Found:
+def _of_config(path: Path, name: str | None) -> Found:
     config = configs.load(path)
-    if others := [f"data.{name}" for name in config.sets if config.sets[name] is not config.data]:
-        say(f"{path}: this is {config.place}; {', '.join(others)}: give its own json or folder to examine it")
+    if name is not None:
+        config = config.of_heads(config.heads_of(name)).of_set(name)
     found = Found([], config=config)
-    for name in ("train", "val", "test"):
-        part = getattr(config.data, name)
+    for split in ("train", "val", "test"):
+        part = getattr(config.data, split)
         if part is not None:
-            found.splits += _of_part(name, part, config.data.max_pixels, str(path))
+            found.splits += _of_part(split, part, config.data.max_pixels, str(path), config.place)
     return found
 
 
-def _of_part(name: str, part: configs.Part, max_pixels: int, source: str) -> list[Split]:
+def _of_part(name: str, part: configs.Part, max_pixels: int, source: str, place: str) -> list[Split]:
     """The splits that a data set of a config stands for, one a json; what cannot be built is a defect."""
     try:
+        if part.name == "joint":
+            parts = [configs.Part(**one) for one in part.options["labels"]]
+            return [s for one in parts for s in _of_part(f"{name}: {one.name}", one, max_pixels, source, place)]
         if part.name in ("coco", "coco_masks") and "images" in part.options:
             return _read_jsons(name, part, max_pixels)
         if part.name in FORMATS:
@@ -155,6 +168,7 @@ def _of_part(name: str, part: configs.Part, max_pixels: int, source: str) -> lis
         return [_read_part(name, part, max_pixels)]
     except (DensekitError, KeyError, TypeError, ValueError) as error:
         message = str(error) if str(error).startswith("data.") else f"data.{name}: {error}"
+        message = f"{place}{message.removeprefix('data')}"
         return [Split(name, defects=[Defect("data_set_unusable", source, message, source=source)])]
 
 

@@ -45,7 +45,10 @@ def fitted_plan(
     if not config.train.fit_memory:
         return config, build.plan(config, train_sets, model), []
     if len(train_sets) > 1:
-        raise DensekitError("train.batch_size=auto is for one data set; give a number, and train.accumulate")
+        raise DensekitError(
+            f"train.batch_size=auto is for one data set, and this config has {', '.join(config.taught)}; give a number "
+            "and train.accumulate"
+        )
     if holds_run(out):
         parts: int | str = load(out / "config.yaml").train.accumulate
     else:

@@ -15,15 +15,21 @@ from densekit.types import Batch, Detections, Predictions, Segmentation
 
 @torch.inference_mode()
 def predict_averaged(
-    model: DenseModel, batch: Batch, *, flips: Sequence[Flip], scales: Sequence[float]
+    model: DenseModel,
+    batch: Batch,
+    *,
+    flips: Sequence[Flip],
+    scales: Sequence[float],
+    heads: Sequence[str] | None = None,
 ) -> dict[str, Predictions]:
-    """What all heads find over every flip at every scale: boxes merged, probabilities averaged.
+    """What several heads find over every flip at every scale: boxes merged, probabilities averaged.
 
     Args:
-        model: in evaluation mode, with detectors and segmenters.
+        model: in evaluation mode.
         batch: on the model's device.
         flips: see ``predict_augmented``.
         scales: likewise.
+        heads: names of detectors and segmenters; None: all.
 
     Returns:
         By head, as ``detect_augmented`` and ``predict_augmented`` give it.
@@ -33,12 +39,13 @@ def predict_averaged(
     """
     check_augmentation(flips, scales)
     check_pixels(batch)
+    names = list(model.heads) if heads is None else list(heads)
     boxes: dict[str, list[Found]] = {}
     masks: dict[str, list[Segmentation]] = {}
     for part in without_padding(batch):
-        merged, means = _empty(model, part)
+        merged, means = _empty(model, part, names)
         for flip, view in views(part, flips, scales):
-            for head, found in model.predict_all(view).items():
+            for head, found in model.predict_all(view, names).items():
                 if isinstance(found, Detections):
                     merged[head].add(flip, found)
                 else:
@@ -48,13 +55,13 @@ def predict_averaged(
             boxes.setdefault(head, []).extend(own.result())
         for head, mean in means.items():
             masks.setdefault(head, []).append(mean.result())
-    return {head: padded(boxes[head]) if head in boxes else joined(masks[head]) for head in model.heads}
+    return {head: padded(boxes[head]) if head in boxes else joined(masks[head]) for head in names}
 
 
-def _empty(model: DenseModel, part: Batch) -> tuple[dict[str, MergedBoxes], dict[str, MeanMasks]]:
-    detectors = [head for head in model.heads if model.head(head).task == "detection"]
+def _empty(model: DenseModel, part: Batch, names: Sequence[str]) -> tuple[dict[str, MergedBoxes], dict[str, MeanMasks]]:
+    detectors = [head for head in names if model.head(head).task == "detection"]
     sizes = part.numbers(part.original_sizes)
     return (
         {head: MergedBoxes(sizes, nms_threshold(model, head)) for head in detectors},
-        {head: MeanMasks(model.class_ids(head)) for head in model.heads if head not in detectors},
+        {head: MeanMasks(model.class_ids(head)) for head in names if head not in detectors},
     )

@@ -27,10 +27,14 @@ class Measure(NamedTuple):
     Attributes:
         batches: this rank's share of the data set.
         metrics: an empty one for each head; collects its predictions.
+        predict: given the model that predicts, how its heads do so in another way than by ``DenseModel.predict_all``:
+            on mirrored and scaled copies, or by tiles. Batches come to it on the host, and it moves what it needs. Then
+            there are no losses, for no single pass stands for the predictions.
     """
 
     batches: Iterable[Batch]
     metrics: Mapping[str, Metric]
+    predict: Callable[[DenseModel], Callable[[Batch], dict[str, Predictions]]] | None = None
 
 
 @torch.inference_mode()
@@ -41,7 +45,6 @@ def evaluate(
     world: World,
     precision: Precision = "fp32",
     progress: bool = False,
-    predict: Callable[[DenseModel], Callable[[Batch], Predictions]] | None = None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any] | None:
     """Measure heads of a model, all from one pass of the backbone.
@@ -52,9 +55,6 @@ def evaluate(
         world: ranks and device.
         precision: of the forward pass.
         progress: show how far it is.
-        predict: given the model that predicts, how the one head in ``measures`` does so in another way than by
-            ``DenseModel.predict``: on mirrored and scaled copies, or by tiles. Batches come to it on the host, and it
-            moves what it needs. Then there are no losses, for no single pass stands for the predictions.
         stopping: asked before each batch: whether to leave the evaluation; where one rank says so, all leave it, the
             others after their share.
 
@@ -66,8 +66,8 @@ def evaluate(
     model = packed(model, DTYPES[precision])
     sums = []
     for measure in measures:
-        heads = list(measure.metrics)
-        forward = _both(model, heads, world.device) if predict is None else _without_losses(predict(model), heads)
+        how = measure.predict
+        forward = _both(model, list(measure.metrics), world.device) if how is None else _without_losses(how(model))
         count = operator.length_hint(measure.batches)
         shown = track(measure.batches, "evaluating", count, shown=world.is_first and progress)
         guarded = functools.partial(_forward, forward, precision=precision, device=world.device)
@@ -100,9 +100,8 @@ def _both(model: DenseModel, heads: list[str], device: torch.device) -> Forward:
     return lambda batch: model.losses_and_predictions(batch.to(device), heads)
 
 
-def _without_losses(predict: Callable[[Batch], Predictions], heads: list[str]) -> Forward:
-    (head,) = heads
-    return lambda batch: ({}, {head: predict(batch)})
+def _without_losses(predict: Callable[[Batch], dict[str, Predictions]]) -> Forward:
+    return lambda batch: ({}, predict(batch))
 
 
 def _forward(

@@ -15,8 +15,7 @@ from densekit.calibration import Calibration
 from densekit.canvases import alone
 from densekit.data.transforms.pipeline import Pipeline
 from densekit.errors import DensekitError
-from densekit.infer.augmented import Flip, check_augmentation, is_plain, predict_augmented
-from densekit.infer.augmented_boxes import detect_augmented
+from densekit.infer.augmented import Flip, check_augmentation, is_plain
 from densekit.infer.averaged import predict_averaged
 from densekit.infer.calibrated import calibrated
 from densekit.infer.joint_result import JointResult
@@ -92,6 +91,10 @@ class Options:
             unable = [head for head in model.heads if model.head(head).task not in tasks]
             if given and unable:
                 raise DensekitError(f"{names}; {_unable(model, unable)}")
+        if (self.window is not None or self.tiles is not None) and len(model.heads) > 1:
+            raise DensekitError(
+                f"--window and --tiles are for one head; of {', '.join(model.heads)} choose one by --heads"
+            )
 
 
 def _unable(model: DenseModel, heads: Sequence[str]) -> str:
@@ -292,26 +295,25 @@ class BatchPredictor:
 
 
 def predicts_with(
-    options: Options, transforms: Pipeline, pad_to: int
-) -> Callable[[DenseModel], Callable[[Batch], Predictions]] | None:
+    options: Options, heads: Sequence[str], transforms: Pipeline, pad_to: int
+) -> Callable[[DenseModel], Callable[[Batch], dict[str, Predictions]]] | None:
     """How ``evaluate`` predicts with these options; None: as ever.
 
     Args:
-        options: without ``window``.
+        options: without ``window``; that can do so, see ``Options.check``.
+        heads: that predict; with tiles one.
         transforms: of the evaluation, which tiles go through; with tiles, batches hold untouched images.
         pad_to: as in evaluation.
     """
     if options.tiles is not None:
-        return lambda model: functools.partial(detect_batch, tile_detector(model, options, transforms, pad_to))
+        (head,) = heads
+        return lambda model: (
+            lambda batch: {head: detect_batch(tile_detector(model, options, transforms, pad_to), batch)}
+        )
     if is_plain(options.flips, options.scales):
         return None
-    flips, scales = options.flips, options.scales
-    return lambda model: functools.partial(_averaged, model, flips=flips, scales=scales)
-
-
-def _averaged(model: DenseModel, batch: Batch, *, flips: Sequence[Flip], scales: Sequence[float]) -> Predictions:
-    averaged = detect_augmented if model.task == "detection" else predict_augmented
-    return averaged(model, batch.to(model.mean.device), flips=flips, scales=scales)
+    how = functools.partial(predict_averaged, flips=options.flips, scales=options.scales, heads=heads)
+    return lambda model: lambda batch: how(model, batch.to(model.mean.device))
 
 
 def tile_detector(model: DenseModel, options: Options, transforms: Pipeline, pad_to: int) -> TileDetector:

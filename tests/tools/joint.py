@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from densekit import build
 from densekit import config as configs
 from densekit.engine import checkpoint
 from densekit.model import DenseModel, build_model
@@ -25,7 +26,7 @@ def two_heads(data: Path) -> dict[str, Any]:
 
 
 def write_joint(path: Path, tree: dict[str, Any], classes: dict[str, Classes] = CLASSES, **content: Any) -> DenseModel:
-    """A checkpoint with new weights of a config with the heads ``boxes`` and ``masks``."""
+    """A checkpoint with new weights of a config with several heads; as a rule ``boxes`` and ``masks``."""
     config = configs.parse(tree, "test")
     torch.manual_seed(5)
     model = build_model(config.model, classes)
@@ -33,6 +34,15 @@ def write_joint(path: Path, tree: dict[str, Any], classes: dict[str, Classes] = 
         torch.nn.init.normal_(parameter, std=0.1)
     save(path, model, config, list(model.heads), **content)
     return model
+
+
+def classes_in(tree: dict[str, Any]) -> dict[str, Classes]:
+    """The classes that the data sets of a config have for its heads."""
+    config = configs.parse(tree, "test")
+    found: dict[str, Classes] = {}
+    for own in map(config.of_set, config.sets):
+        found |= build.classes_of(own, build.dataset(own, "val", training=False))
+    return found
 
 
 def write_alone(path: Path, model: DenseModel, tree: dict[str, Any], head: str) -> Path:
