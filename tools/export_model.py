@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     kind = {"task": "features", "levels": graph.names} if args.backbone else {}
     precision = "fp16" if args.half else "fp32" if args.int8 is None else "int8"
     notes = notes_of(model, config) | files.origin(args.checkpoint, dtype, precision) | kind
-    plain = Graph(model, pad_to=config.data.pad_to, backbone=args.backbone)
+    plain, first = Graph(model, pad_to=config.data.pad_to, backbone=args.backbone), next(iter(model.heads))
     checked = save_checked(
         written,
         out,
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         lambda runner, held: (
             compare_maps(plain, runner, places[0])
             if args.backbone
-            else together([compare(model, ExportedModel(runner, held), place) for place in places])
+            else together([compare(model, ExportedModel(runner, held, first), place) for place in places])
         ),
         tolerance=args.tolerance,
         odd_sizes=0.1 if precision == "fp32" else 0.5,
