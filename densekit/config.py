@@ -159,8 +159,10 @@ class Config(Strict):
         own = {head: self.model.heads[head] for head in heads}
         frozen = tuple(head for head in self.model.frozen_heads if head in own)
         model = self.model.model_copy(update={"heads": own, "frozen_heads": frozen})
-        weights = {head: weight for head, weight in self.train.loss_weights.items() if head in own}
-        train = self.train.model_copy(update={"loss_weights": weights})
+        train = self.train
+        if isinstance(weights := train.loss_weights, dict):
+            kept_weights = {head: weight for head, weight in weights.items() if head in own}
+            train = train.model_copy(update={"loss_weights": kept_weights})
         sets = {name: one for name, one in self.sets.items() if own.keys() & set(self.heads_of(name))}
         sets = sets or {name: self.sets[name] for name in [self.set_of(next(iter(own)))]}
         kept = {

@@ -139,11 +139,15 @@ def test_a_head_that_differs_is_told_by_its_own_number_and_one_without_labels_by
     assert numbers["masks.agreement"][1] < 1
 
 
-def test_one_head_of_several_has_a_config_of_its_own(tree, tmp_path, checkpoint):
-    own = configs.parse({**tree, "train": {**tree["train"], "loss_weights": {"kind": 2.0}}}, "test").of_heads(["masks"])
+@pytest.mark.parametrize("weights", [{"kind": 2.0}, "uncertainty"])
+def test_one_head_of_several_has_a_config_of_its_own(tree, weights):
+    own = configs.parse({**tree, "train": {**tree["train"], "loss_weights": weights}}, "test").of_heads(["masks"])
     read = configs.parse(own.model_dump(mode="json"), "the config of a file")
     assert list(read.sets) == ["of_masks"]
     assert read.learning == ("masks",)
+
+
+def test_heads_that_see_images_in_another_way_are_not_exported_together(tmp_path, checkpoint):
     line = runs.refused("export_model", checkpoint, "data.of_kind.pad_to=64", "--out", tmp_path / "a.pt2")
     assert "data.of_masks.pad_to is not data.of_kind.pad_to" in line
     assert "choose by --head kind" in line
