@@ -85,15 +85,13 @@ class FeatureStore:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.manifest = read_manifest(self.path)
-        if not self.manifest["complete"]:
-            raise DensekitError(f"{self.path}: the export is not finished; run it again, it goes on where it stopped")
-        file_format = _checked(self.path, self.manifest, _AnyManifest).recipe.file_format
+        self.manifest = read_finished(self.path)
+        file_format = checked(self.path, self.manifest, _AnyManifest).recipe.file_format
         if file_format != "safetensors":
             raise DensekitError(
                 f"{self.path}: {file_format} files are for other programs; export with --format safetensors"
             )
-        manifest = _checked(self.path, self.manifest, _Manifest)
+        manifest = checked(self.path, self.manifest, _Manifest)
         for entry in (manifest.index, *manifest.shards):
             if leaves_folder(entry.file):
                 raise DensekitError(f"{self.path / 'manifest.json'}: {entry.file!r} leaves the store; export it again")
@@ -287,6 +285,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
+def read_finished(folder: Path) -> dict[str, Any]:
+    """The manifest of a store that is whole.
+
+    Raises:
+        DensekitError: as ``read_manifest``, or the export is not finished.
+    """
+    manifest = read_manifest(folder)
+    if not manifest["complete"]:
+        raise DensekitError(f"{folder}: the export is not finished; run it again, it goes on where it stopped")
+    return manifest
+
+
 class _AnyRecipe(msgspec.Struct):
     file_format: str
 
@@ -337,7 +347,12 @@ class _Manifest(msgspec.Struct):
     unreadable: list[_Unreadable]
 
 
-def _checked(folder: Path, manifest: dict[str, Any], kind: type[AManifest]) -> AManifest:
+def checked(folder: Path, manifest: dict[str, Any], kind: type[AManifest]) -> AManifest:
+    """A manifest's keys that ``kind`` names.
+
+    Raises:
+        DensekitError: one is missing, or of another kind.
+    """
     try:
         return msgspec.convert(manifest, kind)
     except msgspec.ValidationError as error:

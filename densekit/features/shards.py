@@ -209,7 +209,9 @@ def summary(path: Path, manifest: dict[str, Any]) -> str:
 
 def _is_own(name: str) -> bool:
     """Whether a name in a store's folder is one of ours, left behind by a killed process included."""
-    return name in ("manifest.json", "index.safetensors", "shards") or (name[0] == "." and name.endswith(".tmp"))
+    return name in ("manifest.json", "index.safetensors", "shards", "report.html") or (
+        name[0] == "." and name.endswith(".tmp")
+    )
 
 
 _ENDINGS: dict[FileFormat, str] = {"safetensors": ".safetensors", "npy": "", "parquet": ".parquet"}

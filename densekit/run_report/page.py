@@ -7,32 +7,16 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-import densekit
 from densekit import build
 from densekit.config import dump
+from densekit.errors import DensekitError
 from densekit.files import printable, write_text
-from densekit.run_report import sections
+from densekit.run_report import sections, store
+from densekit.run_report.document import document
 from densekit.run_report.story import Story
-from densekit.show import svg
 
 SUSPECTS = 50
 """Labels that are probably wrong and are listed; the JSON file has all."""
-
-_STYLE = """
-:root { color-scheme: light dark; --text: #1f2328; --soft: #59636e; --line: #d1d9e0; --ground: #fff; --bar: #5b8fc7 }
-@media (prefers-color-scheme: dark) {
-:root { --text: #e6edf3; --soft: #9198a1; --line: #3d444d; --ground: #0d1117; --bar: #4a7db5 } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--ground); margin: 0 auto;
-max-width: 68em; padding: 1em } h2 { border-top: 1px solid var(--line); padding-top: .8em; margin-top: 2em }
-table { border-collapse: collapse; display: block; overflow-x: auto } td, th { padding: .25em .7em; text-align: left;
-border-bottom: 1px solid var(--line); vertical-align: top } td, li, figcaption { overflow-wrap: anywhere }
-figure { margin: 1em 0 } figure img { max-width: 100%; height: auto; border: 1px solid var(--line) }
-figcaption, .soft { color: var(--soft); font-size: 13px } pre { overflow-x: auto; font-size: 12px }
-.lead { font-size: 17px } nav a { margin-right: 1em; white-space: nowrap } .two { display: grid; gap: 1em;
-grid-template-columns: repeat(auto-fit, minmax(min(100%, 26em), 1fr)) }
-@media print { nav { display: none } h2 { break-after: avoid } figure, .two > div { break-inside: avoid }
-:root { --text: #000; --soft: #444; --line: #bbb; --ground: #fff } }
-"""
 
 
 def write_report(story: Story, path: Path) -> None:
@@ -49,25 +33,10 @@ def page(story: Story) -> str:
     return document(f"Report of {printable(story.run.path.parent)}", f"{lead}<nav>{contents}</nav>{body}")
 
 
-def document(title: str, body: str) -> str:
-    """A whole page.
-
-    Args:
-        title: text.
-        body: HTML.
-    """
-    shown = html.escape(title)
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{shown}</title>'
-        f"<style>{_STYLE}{svg.STYLE}</style></head><body><h1>{shown}</h1>{body}"
-        f'<p class="soft">densekit {densekit.__version__}</p><script>{svg.SCRIPT}</script></body></html>\n'
-    )
-
-
 def _parts(story: Story) -> list[tuple[str, str]]:
     return [
         ("What was trained", _facts(story)),
+        ("Stored features", _stores(story)),
         ("Numbers", sections.numbers(story)),
         ("Curves", sections.curves(story)),
         ("Classes", sections.classes(story)),
@@ -104,6 +73,19 @@ def _facts(story: Story) -> str:
     ]
     config_text = f"<details><summary>config</summary><pre>{html.escape(dump(config))}</pre></details>"
     return f"{sections.table(('', ''), rows)}{config_text}"
+
+
+def _stores(story: Story) -> str:
+    """What the manifests say of the features that the run learned from, where these are still there."""
+    data = story.run.config.data
+    parts = [part for part in (data.train, data.val, data.test) if part is not None and part.name == "features"]
+    told = []
+    for path in dict.fromkeys(Path(part.options["store"]) for part in parts):
+        try:
+            told.append(f"<h3>{html.escape(printable(path))}</h3>{store.section(path)}")
+        except DensekitError as error:
+            told.append(sections.items([str(error)]))
+    return "".join(told)
 
 
 def _figures(story: Story, group: str) -> str:

@@ -19,7 +19,11 @@ from densekit.measured import Measured
 from densekit.show.drawing import Image, side_by_side
 from densekit.types import Dataset
 
+PICTURE_BYTES = 10_000_000
+"""Most that all pictures of a report take; in its text they are a third longer, and the rest is little beside them."""
+
 _WIDEST = 1200
+_NARROWEST = 64
 _MOST_LOOKED_AT = 2000  # images whose ids are read from the samples themselves
 
 
@@ -68,17 +72,29 @@ def _places(data: Dataset) -> dict[int | str, int]:
 @torch.inference_mode()
 def _drawn(measured: Measured, data: Dataset, indices: Sequence[int]) -> Iterator[bytes]:
     model: Any = measured.model.eval()
+    share = PICTURE_BYTES // max(1, len(indices))
     for index in indices:
         sample = data.sample(0, index)
         batch = collate([sample])
         batch = dataclasses.replace(batch, original_sizes=batch.sizes)
         result = result_of(seen(sample), model.classes, model.predict(batch.to(model.mean.device)), 0)
-        yield _jpeg(side_by_side(panels(sample, result)))
+        yield as_jpeg(side_by_side(panels(sample, result)), share)
 
 
-def _jpeg(picture: Image) -> bytes:
-    height, width = picture.shape[:2]
-    if width > _WIDEST:
-        picture = cv2.resize(picture, (_WIDEST, round(height * _WIDEST / width)), interpolation=cv2.INTER_AREA)
-    _, data = cv2.imencode(".jpg", np.ascontiguousarray(picture[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 85])
-    return bytes(data)
+def as_jpeg(picture: Image, most: int) -> bytes:
+    """A picture made as small as it must be.
+
+    Args:
+        picture: [H, W, 3].
+        most: bytes that it may take, wherever a narrow one can.
+    """
+    width = min(picture.shape[1], _WIDEST)
+    while True:
+        height = max(1, round(picture.shape[0] * width / picture.shape[1]))
+        shown = picture
+        if width < picture.shape[1]:
+            shown = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+        _, data = cv2.imencode(".jpg", np.ascontiguousarray(shown[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 85])
+        if len(data) <= most or width <= _NARROWEST:
+            return bytes(data)
+        width = max(_NARROWEST, width * 3 // 4)

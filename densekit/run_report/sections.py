@@ -61,7 +61,7 @@ def _why(story: Story, worst: str) -> str:
         return ""
     others = [(share, names[j]) for j, share in enumerate(row / row.sum()) if j != at and share >= 0.01]
     words = [
-        f"{share:.0%} are missed" if name == "nothing" else f"{share:.0%} are taken for {name}"
+        f"{100 * share:.0f} % are missed" if name == "nothing" else f"{100 * share:.0f} % are taken for {name}"
         for share, name in sorted(others, reverse=True)[:2]
     ]
     extra = story.numbers["confusion"][len(names) - 1][at] if len(story.numbers["confusion"]) == len(names) else 0

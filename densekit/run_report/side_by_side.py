@@ -11,7 +11,7 @@ from densekit.comparison import check_alike, chosen_number, compare, table, verd
 from densekit.files import printable, write_text
 from densekit.metrics import MAIN_METRIC
 from densekit.run_report import sections
-from densekit.run_report.page import document
+from densekit.run_report.document import document
 from densekit.run_report.story import DRAWS, Story
 from densekit.show import svg
 

@@ -1,6 +1,6 @@
 """Charts as SVG and HTML text that needs no other file; names are escaped, colours follow the page's own.
 
-A page that shows them brings ``STYLE`` and ``SCRIPT``, by which a pointer over a chart reads off its values.
+A page that shows them brings ``STYLE``, and ``chart_script.SCRIPT`` by which values are read off and ranges enlarged.
 """
 
 from __future__ import annotations
@@ -14,34 +14,24 @@ from densekit.show.drawing import colours
 Points = Sequence[tuple[float, float]]
 
 STYLE = """
-svg.chart { width: 100%; max-width: 640px; height: auto; touch-action: pan-y } svg.chart text { fill: var(--soft);
-font-size: 11px } .chart .grid { stroke: var(--line) } .chart polyline { fill: none; stroke-width: 1.6 }
-.chart .ideal { stroke-dasharray: 4 4 } .legend span { margin-right: 1em; white-space: nowrap; font-size: 12px }
-.legend i { display: inline-block; width: .8em; height: .8em; margin-right: .3em } .read { font-size: 12px;
-min-height: 1.4em; color: var(--soft) } .bars td { padding: .1em .6em } .bars svg { display: block }
-.heat td, .heat th { padding: .2em .45em; font-size: 12px; text-align: center; max-width: 9em; overflow-wrap: anywhere }
-.heat summary { list-style: none; cursor: pointer } .heat ul { text-align: left; padding-left: 1.2em }
+svg.chart { display: block; width: 100%; max-width: 640px; height: auto; touch-action: pan-y pinch-zoom;
+cursor: crosshair } svg.chart text { fill: var(--soft); font-size: 13px; user-select: none }
+.chart .grid { stroke: var(--line) } .chart polyline { fill: none; stroke-width: 1.6;
+stroke-linecap: round } .chart .dot { stroke-width: 7 } .chart .band { fill: var(--bar); opacity: .35 }
+.chart .ideal { stroke: var(--soft); stroke-dasharray: 4 4 } .legend span { display: inline-block;
+margin-right: 1em; font-size: 12px; overflow-wrap: anywhere } .legend i { display: inline-block; width: .8em;
+height: .8em; margin-right: .3em } .read { font-size: 12px; min-height: 1.5em; color: var(--soft) }
+.bars td { padding: .1em .6em; vertical-align: middle } .bars td:first-child { min-width: 6em;
+overflow-wrap: anywhere } .bars svg { display: block } .heat td, .heat th { min-width: 2.2em;
+padding: .2em .45em; font-size: 12px; text-align: center; max-width: 9em; overflow-wrap: anywhere } .heat summary {
+list-style: none; cursor: pointer; text-decoration: underline dotted }
+.heat ul { text-align: left; padding-left: 1.2em }
+@media (max-width: 40em) { svg.chart text { font-size: 19px }
+.bars svg { width: 110px } .bars td { padding: .1em .3em } }
+@media print { .chart .band, .read, .chart ~ button { display: none } }
 """
 
-SCRIPT = """
-for (const chart of document.querySelectorAll('svg.chart')) {
-  const read = chart.parentElement.querySelector('.read'), lines = [...chart.querySelectorAll('polyline')];
-  const known = lines.map(l => l.dataset.values.split(' ').map(p => p.split(',').map(Number)));
-  chart.addEventListener('pointermove', event => {
-    const box = chart.getBoundingClientRect(), [left, right, x0, x1] = chart.dataset.axis.split(' ').map(Number);
-    const x = (event.clientX - box.left) / box.width * chart.viewBox.baseVal.width;
-    const at = x0 + (x - left) / (right - left) * (x1 - x0);
-    const words = known.map((points, i) => {
-      const near = points.reduce((a, b) => Math.abs(b[0] - at) < Math.abs(a[0] - at) ? b : a);
-      return lines[i].dataset.name + ' ' + near[1] + ' at ' + near[0];
-    });
-    read.textContent = words.join(', ');
-  });
-  chart.addEventListener('pointerleave', () => { read.textContent = ''; });
-}
-"""
-
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 640, 260, 52, 34, 8
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 272, 74, 618, 10, 228
 _MOST_POINTS = 400
 
 
@@ -64,21 +54,23 @@ def chart(
     if not known:
         return ""
     x0, x1 = ranges[0] or _reach(p[0] for points in known.values() for p in points)
-    y0, y1 = ranges[1] or _reach(p[1] for points in known.values() for p in points)
+    y0, y1 = ranges[1] or _rounded(_reach(p[1] for points in known.values() for p in points))
 
     def place(x: float, y: float) -> str:
-        across_at = _LEFT + (x - x0) / (x1 - x0) * (_WIDTH - _LEFT - 8)
-        up_at = _HEIGHT - _BOTTOM - (y - y0) / (y1 - y0) * (_HEIGHT - _BOTTOM - _TOP)
+        across_at = _LEFT + (x - x0) / (x1 - x0) * (_RIGHT - _LEFT)
+        up_at = _BOTTOM - (y - y0) / (y1 - y0) * (_BOTTOM - _TOP)
         return f"{across_at:.1f},{min(max(up_at, 0), _HEIGHT):.1f}"
 
     parts = [_grid(x0, x1, y0, y1, across)]
     if ideal:
-        parts.append(f'<path class="grid ideal" d="M{" L".join(place(*p) for p in ideal)}" fill="none"/>')
+        parts.append(f'<path class="ideal" d="M{" L".join(place(*p) for p in ideal)}" fill="none"/>')
     palette = colours(len(known))
     for colour, (name, points) in zip(palette, known.items()):
         values = " ".join(f"{x:.6g},{y:.4g}" for x, y in points)
+        drawn = " ".join(place(*p) for p in (points * 2 if len(points) == 1 else points))
+        shape = "dot" if len(points) == 1 else "line"
         parts.append(
-            f'<polyline stroke="{_css(colour)}" points="{" ".join(place(*p) for p in points)}" '
+            f'<polyline class="{shape}" stroke="{_css(colour)}" points="{drawn}" '
             f'data-name="{html.escape(name)}" data-values="{values}"/>'
         )
     legend = "".join(
@@ -86,8 +78,10 @@ def chart(
         for colour, name in zip(palette, known)
     )
     return (
-        f'<div><svg class="chart" role="img" viewBox="0 0 {_WIDTH} {_HEIGHT}" data-axis="{_LEFT} {_WIDTH - 8} {x0:.9g} '
-        f'{x1:.9g}">{"".join(parts)}</svg><div class="read"></div><div class="legend">{legend}</div></div>'
+        f'<div><svg class="chart" role="img" tabindex="0" aria-label="{html.escape(", ".join(known))} over '
+        f'{html.escape(across)}" viewBox="0 0 {_WIDTH} {_HEIGHT}" data-place="{_LEFT} {_RIGHT} {_TOP} {_BOTTOM}" '
+        f'data-axes="{x0:.9g} {x1:.9g} {y0:.9g} {y1:.9g}">{"".join(parts)}</svg><div class="read"></div>'
+        f'<button type="button" hidden>whole range</button><div class="legend">{legend}</div></div>'
     )
 
 
@@ -135,22 +129,46 @@ def heat(
             words = f"{100 * share:.0f} %" if count else ""
             more = behind(i, j) if count else ""
             inner = f"<details><summary>{words}</summary>{more}</details>" if more else words
-            cells.append(f'<td title="{count:g}" style="background:rgb(91 143 199 / {share:.2f})">{inner}</td>')
+            cells.append(f'<td title="{count:g}" style="background:rgb(var(--heat) / {share:.2f})">{inner}</td>')
         lines.append(f"<tr><th>{html.escape(name)}</th>{''.join(cells)}</tr>")
     return f'<table class="heat"><tr><th>true \\ predicted</th>{head}</tr>{"".join(lines)}</table>'
 
 
 def _grid(x0: float, x1: float, y0: float, y1: float, across: str) -> str:
-    parts = []
-    for part in (0.0, 0.25, 0.5, 0.75, 1.0):
-        x, y = _LEFT + part * (_WIDTH - _LEFT - 8), _HEIGHT - _BOTTOM - part * (_HEIGHT - _BOTTOM - _TOP)
-        parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{_WIDTH - 8}M{x:.1f} {_TOP}V{_HEIGHT - _BOTTOM}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{y0 + part * (y1 - y0):.3g}</text>')
-        parts.append(
-            f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 14}" text-anchor="middle">{x0 + part * (x1 - x0):.4g}</text>'
-        )
-    parts.append(f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 4}" text-anchor="middle">{html.escape(across)}</text>')
+    parts = [f'<rect class="band" x="{_LEFT}" y="{_TOP}" width="0" height="{_BOTTOM - _TOP}"/>']
+    for value in _ticks(y0, y1):
+        y = _BOTTOM - (value - y0) / (y1 - y0) * (_BOTTOM - _TOP)
+        parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{_RIGHT}"/>')
+        where = f'class="y" data-at="{value:.9g}" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end"'
+        parts.append(f"<text {where}>{value:.4g}</text>")
+    for value in _ticks(x0, x1):
+        x = _LEFT + (value - x0) / (x1 - x0) * (_RIGHT - _LEFT)
+        parts.append(f'<path class="grid" d="M{x:.1f} {_TOP}V{_BOTTOM}"/>')
+        where = f'class="x" data-at="{value:.9g}" x="{x:.1f}" y="{_BOTTOM + 18}" text-anchor="middle"'
+        parts.append(f"<text {where}>{value:.6g}</text>")
+    middle = (_LEFT + _RIGHT) / 2
+    parts.append(f'<text x="{middle}" y="{_HEIGHT - 6}" text-anchor="middle">{html.escape(across)}</text>')
     return "".join(parts)
+
+
+def _spacing(low: float, high: float) -> float:
+    """The least of 1, 2, 2.5, 5 times a power of ten that cuts a range into at most five."""
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(part * power for part in (1, 2, 2.5, 5, 10) if part * power >= rough * (1 - 1e-9))
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round values within a range."""
+    step = _spacing(low, high)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def _rounded(ends: tuple[float, float]) -> tuple[float, float]:
+    """A range that begins and ends at round values."""
+    step = _spacing(*ends)
+    return math.floor(ends[0] / step + 1e-9) * step, math.ceil(ends[1] / step - 1e-9) * step
 
 
 def _thinned(points: Points) -> list[tuple[float, float]]:

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 
 import pytest
 
+from densekit.engine import checkpoint
 from tests.tools import runs
 
 TASKS = ("detection", "segmentation", "classification")
+HOSTILE = '<script>alert("1")</script>&amp;'
+HOSTILE_FILE = "<img src=x onerror=alert(2)>.jpg"
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +44,27 @@ def alone(tmp_path_factory, shapes):
         return folder / "run"
 
     return run
+
+
+@pytest.fixture(scope="session")
+def hostile(checkpoints, tmp_path_factory, shapes):
+    """The report of a detector with a class and files whose names are HTML."""
+    folder = tmp_path_factory.mktemp("hostile")
+    source = json.loads((shapes / "annotations" / "val.json").read_text())
+    content = checkpoint.load(checkpoints["detection"])
+    old = content["classes"]["names"][0]
+    content["classes"]["names"][0] = HOSTILE
+    for category in source["categories"]:
+        category["name"] = HOSTILE if category["name"] == old else category["name"]
+    (folder / "images").mkdir()
+    for image in source["images"]:
+        (folder / "images" / f"{image['id']}{HOSTILE_FILE}").write_bytes(
+            (shapes / "images" / image["file_name"]).read_bytes()
+        )
+        image["file_name"] = f"{image['id']}{HOSTILE_FILE}"
+    (folder / "val.json").write_text(json.dumps(source))
+    checkpoint.save(folder / "best.pt", content)
+    where = (f"data.val.annotations={folder / 'val.json'}", f"data.val.images={folder / 'images'}")
+    code, said = runs.call("report", folder, *where, "--pictures", 3)
+    assert code == 0, said
+    return folder / "report.html"

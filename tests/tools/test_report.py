@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 
 import cv2
@@ -11,12 +10,10 @@ import numpy as np
 import pytest
 
 from densekit.engine import checkpoint
+from densekit.run_report.pictures import PICTURE_BYTES, as_jpeg
 from tests.doctor.test_page import Balance
 from tests.tools import runs
 from tests.tools.conftest import TASKS
-
-HOSTILE = '<script>alert("1")</script>&amp;'
-HOSTILE_FILE = "<img src=x onerror=alert(2)>.jpg"
 
 
 class Page(Balance):
@@ -64,25 +61,8 @@ def test_a_page_tells_the_numbers_the_making_and_the_curves(pages, checkpoints, 
         assert "precision upwards" in text
 
 
-def test_hostile_names_of_classes_and_files_are_text(checkpoints, tmp_path, shapes):
-    source = json.loads((shapes / "annotations" / "val.json").read_text())
-    content = checkpoint.load(checkpoints["detection"])
-    old = content["classes"]["names"][0]
-    content["classes"]["names"][0] = HOSTILE
-    for category in source["categories"]:
-        category["name"] = HOSTILE if category["name"] == old else category["name"]
-    (tmp_path / "images").mkdir()
-    for image in source["images"]:
-        (tmp_path / "images" / f"{image['id']}{HOSTILE_FILE}").write_bytes(
-            (shapes / "images" / image["file_name"]).read_bytes()
-        )
-        image["file_name"] = f"{image['id']}{HOSTILE_FILE}"
-    (tmp_path / "val.json").write_text(json.dumps(source))
-    checkpoint.save(tmp_path / "best.pt", content)
-    where = (f"data.val.annotations={tmp_path / 'val.json'}", f"data.val.images={tmp_path / 'images'}")
-    code, said = runs.call("report", tmp_path, *where, "--pictures", 3)
-    assert code == 0, said
-    text = (tmp_path / "report.html").read_text("utf-8")
+def test_hostile_names_of_classes_and_files_are_text(hostile):
+    text = hostile.read_text("utf-8")
     assert "alert(" in text
     assert "<script>alert" not in text
     assert "&lt;script&gt;alert(" in text
@@ -109,3 +89,10 @@ def test_what_cant_be_told_is_one_line(checkpoints, tmp_path):
     one = checkpoints["segmentation"].parent
     assert "say where by --out" in runs.refused("report", one, one)
     assert "holds no best.pt" in runs.refused("report", tmp_path)
+
+
+def test_pictures_take_no_more_than_their_share():
+    noise = np.random.default_rng(0).integers(0, 256, (300, 500, 3), np.uint8)
+    whole, small = as_jpeg(noise, 10**9), as_jpeg(noise, 20_000)
+    assert len(small) <= 20_000 < len(whole)
+    assert PICTURE_BYTES * 4 / 3 < 15e6  # as they stand in the page
