@@ -38,7 +38,21 @@ def _contexts(
     block: nn.Module, inputs: list[Tensor]
 ) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """Contexts of the two forwards."""
-    return nullcontext(), _again(block, inputs, [x._version for x in inputs])
+    return nullcontext(), _Anew(functools.partial(_again, block, inputs, [x._version for x in inputs]))
+
+
+class _Anew(AbstractContextManager[None]):
+    """A context that can be entered again: several backward passes through one graph each compute a block anew."""
+
+    def __init__(self, make: Callable[[], AbstractContextManager[None]]) -> None:
+        self._make = make
+
+    def __enter__(self) -> None:
+        self._context = self._make()
+        self._context.__enter__()
+
+    def __exit__(self, *raised: Any) -> bool | None:
+        return self._context.__exit__(*raised)
 
 
 def checkpoint_blocks(backbone: nn.Module) -> None:

@@ -87,3 +87,19 @@ def test_an_input_that_was_changed_in_place_is_an_error_and_not_a_wrong_gradient
     checkpoint_blocks(net)
     with pytest.raises((DensekitError, RuntimeError), match=r"in ?place"):  # ours, where torch has not seen it first
         net(torch.ones(1, 4)).sum().backward()
+
+
+def test_several_backward_passes_go_through_one_graph():
+    """As the gradients of several heads are compared in one step; statistics count once all the same."""
+    found = []
+    for checkpointed in (False, True):
+        torch.manual_seed(0)
+        backbone = BACKBONES.build("resnet8", {}).train()
+        if checkpointed:
+            checkpoint_blocks(backbone)
+        last = backbone(torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)))[-1]
+        weight = backbone.layer3[0].conv2.weight
+        first = torch.autograd.grad(last.sum(), weight, retain_graph=True)[0]
+        second = torch.autograd.grad(last.square().sum(), weight)[0]
+        found.append([first, second, *(b for b in backbone.buffers())])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
