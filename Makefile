@@ -4,6 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.densekit-installed
 export NO_ALBUMENTATIONS_UPDATE = 1
 WORKERS = $(shell $(PYTHON) -c 'import os; print(1 + (os.cpu_count() or 1))')  # one more than cores: some tests wait
+PIP = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 UNUSED := [/\\](tests?|testing[/\\]_internal|pip|setuptools|mypy|mypyc|pygments|networkx)[/\\]
 
 .PHONY: help install demo test lint suite bench clean
@@ -17,7 +18,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "densekit needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version); use make PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[dev,parquet]'
+	@# pip takes one package after the other; where a GPU's libraries come along, half of all bytes, they come beside the rest
+	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then \
+		grep -E '^nvidia' constraints.txt | xargs $(PIP) --no-deps & \
+		grep -vE '^(nvidia|#)' constraints.txt | xargs $(PIP) --no-deps; wait; fi
+	$(PIP) --constraint constraints.txt --editable '.[dev,parquet]'
 	@# what pip would do on one core, on all; some packages hold files that are no Python yet, some are never imported
 	$(BIN)/python -m compileall -q -j 0 -x '$(UNUSED)' $$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])') > /dev/null || true
 	touch $@

@@ -17,10 +17,15 @@ from typing import Any, TypeVar
 
 import torch
 
+from densekit import build
+from densekit.config import Config
 from densekit.console import print_table
-from densekit.engine.distributed import keep_freed_memory
+from densekit.engine.distributed import join, keep_freed_memory
 from densekit.files import write_text
+from densekit.infer.evaluate import Measure, evaluate
+from densekit.model import DenseModel
 from densekit.precision import why_not
+from densekit.types import Batch
 
 Action = Callable[[], object]
 T = TypeVar("T")
@@ -222,3 +227,47 @@ def report_tables(title: str, tables: Sequence[Table], args: argparse.Namespace)
 
 def _as_dict(row: Row) -> dict[str, Any]:
     return {**dataclasses.asdict(row), "ratio": row.ratio, "spread": row.spread}
+
+
+class Training:
+    """A run of densekit's, step by step, whose weights are measured on the test images.
+
+    Args:
+        config: of the run.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.world = join(None)
+        train_set = build.dataset(config, "train", training=True)
+        self.test_set = build.dataset(config, "test", training=False, classes=train_set.classes)
+        self.config, _ = build.settle(config, self.world, train_set, self.test_set)
+        model, _ = build.model(self.config, train_set.classes)
+        self.model: DenseModel = model.to(self.world.device)
+        self.plan = build.plan(self.config, [train_set], self.model)
+        self.batches = build.train_batches(self.config, train_set, self.world, start=0)
+        self.done = 0
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Make what updates the weights."""
+        self.trainer = build.train_step(self.config, self.model, self.plan, self.world)
+
+    def step(self) -> None:
+        """One update from the next batch."""
+        self.update(next(self.batches).to(self.world.device))
+        self.done += 1
+
+    def update(self, batch: Batch) -> None:
+        """One update."""
+        self.trainer([batch], self.done)
+
+    def measured(self) -> dict[str, Any]:
+        """The numbers of the weights that are left, averaged where the config says so, on the test images."""
+        metrics = build.metrics(self.config, self.model, self.test_set)
+        return self.counted(Measure(build.eval_batches(self.config, self.test_set, self.world), metrics))
+
+    def counted(self, measure: Measure) -> dict[str, Any]:
+        """The numbers of ``measured``."""
+        numbers = evaluate(self.trainer.model_to_use, [measure], world=self.world, precision=self.trainer.precision)
+        assert numbers is not None, "nobody asked it to stop"
+        return numbers

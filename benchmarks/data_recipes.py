@@ -3,6 +3,7 @@
     python benchmarks/data_recipes.py                                   # both, with and without, three seeds
     python benchmarks/data_recipes.py --only copy_paste --seeds 0 1 2 3 4
     python benchmarks/data_recipes.py --weights resnet18.pth --steps 600 --json result.json
+    python benchmarks/data_recipes.py train.batch_size=2 train.ema=0.98 # where minutes are few
     python benchmarks/data_recipes.py --short                           # a few steps, to see that it runs
 
 Both arms of a comparison have the same seed, steps, model and batches' size; only the recipe differs. Blood cells are
@@ -21,11 +22,14 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from densekit.console import print_table, run, say
+
+if TYPE_CHECKING:
+    from densekit.config import Config
 
 KEPT = 0.1
 """Part of the images with platelets that stay."""
@@ -57,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=QUESTIONS, default=list(QUESTIONS), help="these recipes alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="of each run (default: 1500 for copy_paste, 500 for repeat_factor)")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the config, in both arms")
     parser.add_argument("--weights", help="of the backbone: a file, or a name (default: the config's own)")
     parser.add_argument("--short", action="store_true", help="a few steps of one seed, to see that it runs")
     parser.add_argument("--json", type=Path, help="also write the numbers of every run here")
@@ -67,11 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         steps = 2 if args.short else args.steps or QUESTIONS[name].steps
         for seed in args.seeds[:1] if args.short else args.seeds:
             for arm in ("without", "with"):
-                given = [f"seed={seed}", f"train.steps={steps}", *overrides(name, arm == "with")]
+                given = [f"seed={seed}", f"train.steps={steps}", *args.overrides, *overrides(name, arm == "with")]
                 if args.weights:
                     given.append(f"model.backbone.weights={args.weights}")
                 began = time.perf_counter()
-                numbers = train(name, seed, [*given, *(SMALL if args.short else [])], steps)
+                numbers = train(name, seed, [*given, *(SMALL if args.short else [])])
                 results.append({"recipe": name, "arm": arm, "seed": seed, "minutes": (time.perf_counter() - began) / 60}
                                | {path: value(numbers, path) for path in QUESTIONS[name].numbers})  # fmt: skip
                 say(f"{name}, {arm}, seed {seed}: {results[-1]}")
@@ -97,38 +102,27 @@ def overrides(name: str, used: bool) -> list[str]:
     ]
 
 
-def train(name: str, seed: int, given: Sequence[str], steps: int) -> dict[str, Any]:
-    """Train, and measure the weights that are left on the test images."""
-    from densekit import build
+def train(name: str, seed: int, given: Sequence[str]) -> dict[str, Any]:
+    """The numbers of a run with or without a recipe."""
     from densekit import config as configs
-    from densekit.engine import distributed
-    from densekit.infer.evaluate import Measure, evaluate
 
     config = configs.load(QUESTIONS[name].config, given)
-    world = distributed.join(None)
     with tempfile.TemporaryDirectory() as folder:
         if name == "repeat_factor":
             thinned = Path(folder) / "train.json"
             thin(Path(config.data.train.options["annotations"]), thinned, seed)
             config = configs.override(config, [f"data.train.annotations={thinned}"])
-        train_set = build.dataset(config, "train", training=True)
-        test_set = build.dataset(config, "test", training=False, classes=train_set.classes)
-        config, _ = build.settle(config, world, train_set, test_set)
-        model, _ = build.model(config, train_set.classes)
-        plan = build.plan(config, [train_set], model.to(world.device))
-        step = build.train_step(config, model, plan, world)
-        batches = build.train_batches(config, train_set, world, start=0)
-        for number in range(steps):
-            step([next(batches).to(world.device)], number)
-        used = step.model_to_use
-        numbers = evaluate(
-            used,
-            [Measure(build.eval_batches(config, test_set, world), build.metrics(config, used, test_set))],
-            world=world,
-            precision=step.precision,
-        )
-    assert numbers is not None, "nobody asked it to stop"
-    return numbers
+        return trained(config)
+
+
+def trained(config: Config) -> dict[str, Any]:
+    """Train, and measure the weights that are left on the test images."""
+    from common import Training
+
+    run = Training(config)
+    for _ in range(run.plan.steps):
+        run.step()
+    return run.measured()
 
 
 def thin(annotations: Path, out: Path, seed: int) -> None:

@@ -258,3 +258,33 @@ def test_a_part_of_the_gpus_table_that_fails_costs_no_other_and_late_ones_are_na
     monkeypatch.setattr(sys, "argv", ["gpu_table", "--device", "cpu", "--minutes", "-1"])
     assert table.main() == 0
     assert capsys.readouterr().out.count("left out: no time") == 2
+
+
+def test_torchvisions_side_learns_from_the_same_objects_and_its_finds_keep_their_images(load):
+    instances, batch = load("instances"), load("mask_rcnn").with_masks(2, (40, 32), 3)
+    boxes = batch.targets.boxes
+    boxes.crowd[1, 0], boxes.valid[1, 2] = True, False
+    batch.sizes[1] = torch.tensor([36, 30])
+    assert [tuple(image.shape) for image in instances.images(batch)] == [(3, 40, 32), (3, 36, 30)]
+    whole, part = (instances.targets(batch, image) for image in range(2))
+    assert torch.equal(whole["labels"], boxes.labels[0] + 1)
+    assert torch.equal(part["boxes"], boxes.boxes[1, 1:2])
+    assert part["masks"].shape == (1, 36, 30)
+    for mask, (x, y, width, height) in zip(whole["masks"], boxes.masks.cuts[0].tolist()):
+        inside = mask[y : y + height, x : x + width]
+        assert torch.equal(inside, load("mask_rcnn").ellipse(width, height))
+        assert inside.sum() == mask.sum()
+
+    ours = SimpleNamespace(finish=lambda found, batch: found)
+    masks = torch.rand(2, 1, 28, 28)
+    one = {
+        "boxes": torch.rand(2, 4),
+        "scores": torch.tensor([0.9, 0.4]),
+        "labels": torch.tensor([1, 3]),
+        "masks": masks,
+    }
+    none = {name: value[:0] for name, value in one.items()}
+    found = instances.detections([none, one], batch, ours)
+    assert found.valid.tolist() == [[False, False], [True, True]]
+    assert found.labels[1].tolist() == [0, 2]
+    assert torch.equal(found.masks[1], masks[:, 0])
