@@ -25,6 +25,7 @@ figcaption, .soft { color: var(--soft); font-size: 13px } pre { overflow-x: auto
 .lead { font-size: 17px; overflow-wrap: anywhere } h1, h2 { overflow-wrap: anywhere; line-height: 1.2 }
 nav { display: flex; flex-wrap: wrap; gap: .2em 1.2em } a { color: var(--link) } .two { display: grid; gap: 1em;
 grid-template-columns: repeat(auto-fit, minmax(min(100%, 26em), 1fr)) }
+@media (max-width: 40em) { table { font-size: 14px } td, th { padding: .25em .35em } body { padding: .6em } }
 @media print { nav { display: none } h2 { break-after: avoid } figure, .two > div { break-inside: avoid }
 :root { --text: #000; --soft: #444; --line: #bbb; --ground: #fff; --heat: 120 170 225 } }
 """

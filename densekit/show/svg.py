@@ -23,15 +23,15 @@ margin-right: 1em; font-size: 12px; overflow-wrap: anywhere } .legend i { displa
 height: .8em; margin-right: .3em } .read { font-size: 12px; min-height: 1.5em; color: var(--soft) }
 .bars td { padding: .1em .6em; vertical-align: middle } .bars td:first-child { min-width: 6em;
 overflow-wrap: anywhere } .bars svg { display: block } .heat td, .heat th { min-width: 2.2em;
-padding: .2em .45em; font-size: 12px; text-align: center; max-width: 9em; overflow-wrap: anywhere } .heat summary {
-list-style: none; cursor: pointer; text-decoration: underline dotted }
+padding: .2em .45em; font-size: 12px; text-align: center; max-width: 9em; overflow-wrap: break-word } .heat summary {
+list-style: none; cursor: pointer; text-decoration: underline dotted; white-space: nowrap }
 .heat ul { text-align: left; padding-left: 1.2em }
 @media (max-width: 40em) { svg.chart text { font-size: 19px }
 .bars svg { width: 110px } .bars td { padding: .1em .3em } }
 @media print { .chart .band, .read, .chart ~ button { display: none } }
 """
 
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 272, 74, 618, 10, 228
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 280, 74, 618, 10, 228
 _MOST_POINTS = 400
 
 
@@ -103,7 +103,7 @@ def bars(rows: Sequence[tuple[str, float | None, Sequence[float] | None]], *, mo
             low, high = (_share(end, most) for end in between)
             marks += f'<path d="M{low:.1f} 8H{high:.1f}M{low:.1f} 4v8M{high:.1f} 4v8" stroke="currentColor"/>'
             words += f" ({between[0]:.3f} to {between[1]:.3f})"
-        svg = f'<svg width="220" height="16" viewBox="0 0 220 16">{marks}</svg>'
+        svg = f'<svg width="220" height="16" viewBox="0 0 220 16" preserveAspectRatio="none">{marks}</svg>'
         lines.append(f"<tr><td>{html.escape(name)}</td><td>{svg}</td><td>{words}</td></tr>")
     return f'<table class="bars">{"".join(lines)}</table>'
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 
+from densekit.config_data import Part
 from densekit.errors import DensekitError
+from densekit.run_report.page import _stores
 from tests.features.conftest import make_export, run_export, tool, write_images
 
 
@@ -51,3 +54,14 @@ def test_a_store_that_can_not_be_told_is_one_line(store, tmp_path):
         (store / "manifest.json").write_text(json.dumps({**manifest, **change}))
         with pytest.raises(DensekitError, match=said):
             tool("report")([str(store)])
+
+
+def test_a_run_tells_the_stores_that_it_learned_from(store, tmp_path):
+    learned = Part.model_validate({"name": "features", "store": str(store), "data": {"name": "coco"}})
+    gone = Part.model_validate({"name": "features", "store": str(tmp_path / "gone"), "data": {"name": "coco"}})
+    pixels = Part.model_validate({"name": "coco", "images": "i", "annotations": "a"})
+    for parts, tables in (((learned, learned, pixels), 4), ((learned, gone, None), 4), ((pixels, None, None), 0)):
+        data = SimpleNamespace(**dict(zip(("train", "val", "test"), parts, strict=True)))
+        text = _stores(SimpleNamespace(run=SimpleNamespace(config=SimpleNamespace(data=data))))
+        assert text.count("<table>") == tables
+        assert ("gone is no feature store" in text) == (gone in parts)
