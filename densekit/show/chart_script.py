@@ -19,7 +19,11 @@ function within(points, low, high) {
 function nearest(points, x) {
   return points.reduce((a, b) => Math.abs(b[0] - x) < Math.abs(a[0] - x) ? b : a);
 }
-function words(value) { return String(Number(value.toPrecision(4))); }
+// Few letters: marks upwards have little room.
+function words(value, digits) {
+  const small = value !== 0 && Math.abs(value) < 0.01;
+  return small ? value.toExponential(1) : String(Number(value.toPrecision(digits)));
+}
 function start(chart) {
   const box = chart.parentElement, read = box.querySelector('.read'), back = box.querySelector('button');
   const lines = [...chart.querySelectorAll('polyline')], ideal = chart.querySelector('.ideal');
@@ -60,7 +64,7 @@ function start(chart) {
     });
     for (const m of marks) {
       const k = m.classList.contains('x') ? 0 : 2, part = (m.dataset.at - whole[k]) / (whole[k + 1] - whole[k]);
-      m.textContent = words(axes[k] + part * (axes[k + 1] - axes[k]));
+      m.textContent = words(axes[k] + part * (axes[k + 1] - axes[k]), k === 0 ? 4 : 3);
     }
     if (ideal) ideal.style.display = 'none';
     back.hidden = false;
