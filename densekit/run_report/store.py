@@ -113,7 +113,7 @@ def _facts(folder: Path, manifest: _Manifest) -> list[tuple[str, str]]:
         ("views", ", ".join(recipe.views)),
         ("padded to multiples of", f"{recipe.pad_to} pixels, and the coarsest stride"),
         ("precision", f"network in {recipe.precision} on {recipe.device}, stored in {recipe.dtype}"),
-        ("files", f"{len(manifest.shards)} shards, {recipe.file_format}"),
+        ("shards", f"{len(manifest.shards)}, {recipe.file_format}"),
         ("written", f"{written:%Y-%m-%dT%H:%M:%SZ} by densekit {recipe.densekit}"),
     ]
 
