@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from densekit.engine import distributed
 from densekit.engine.distributed import World
 from densekit.engine.loss_scale import LossScale
+from densekit.engine.loss_weights import LossWeights
 from densekit.engine.optim import AveragedModel, make_optimizer, restore
 from densekit.engine.record import memory_in_use
 from densekit.engine.step import TrainStep
@@ -174,7 +176,8 @@ def test_on_mps_the_host_decides_whether_a_step_is_taken(stay, norm, steps, scal
     step.parameters = [torch.nn.Parameter(torch.ones(1))]
     step.parameters[0].grad = step.scaler.scale(torch.ones(1))
     step.optimizer = type("Optimizer", (), {"step": lambda self: taken.append(step.parameters[0].grad.item())})()
-    step._update(torch.tensor(norm), torch.tensor(stay))
+    step.weights, step.model = LossWeights(), SimpleNamespace(heads={})
+    step._update({}, torch.tensor(norm), torch.tensor(stay))
     assert taken == [1.0] * steps
 
 
