@@ -58,7 +58,9 @@ class FrozenBatchNorm2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale and shift [B, C, H, W] in the input's dtype, computed in float32."""
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        # Not torch.nn.functional's: that of torch 2.11 refuses an eps of 0.
+        mean, variance, cudnn = self.running_mean, self.running_var, torch.backends.cudnn.enabled
+        return torch.batch_norm(x, self.weight, self.bias, mean, variance, False, 0.0, self.eps, cudnn)
 
     def extra_repr(self) -> str:
         """Show channels and eps when the module is printed."""

@@ -11,8 +11,8 @@ from torch import nn
 from densekit.layers import ConvNormAct, FrozenBatchNorm2d, SyncBatchNorm2d, conv_norm, make_norm
 
 
-def random_frozen(channels: int) -> FrozenBatchNorm2d:
-    norm = FrozenBatchNorm2d(channels)
+def random_frozen(channels: int, *, eps: float = 1e-5) -> FrozenBatchNorm2d:
+    norm = FrozenBatchNorm2d(channels, eps=eps)
     norm.weight.uniform_(0.5, 2)
     norm.bias.uniform_(-1, 1)
     norm.running_mean.uniform_(-1, 1)
@@ -20,11 +20,12 @@ def random_frozen(channels: int) -> FrozenBatchNorm2d:
     return norm
 
 
-def test_frozen_batch_norm_equals_torchvisions_and_takes_its_weights():
+@pytest.mark.parametrize("eps", [1e-5, 0.0])
+def test_frozen_batch_norm_equals_torchvisions_and_takes_its_weights(eps):
     import torchvision  # not above: the ranks below import this file
 
-    norm = random_frozen(6)
-    theirs = torchvision.ops.FrozenBatchNorm2d(6)
+    norm = random_frozen(6, eps=eps)
+    theirs = torchvision.ops.FrozenBatchNorm2d(6, eps=eps)
     theirs.load_state_dict(norm.state_dict())
     norm.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 6, 5, 5)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 import torch
 import torchvision
@@ -12,9 +10,7 @@ from densekit.errors import DensekitError
 from densekit.ops import roi_align
 from densekit.ops.cuda import roi_align as in_triton
 from densekit.ops.cuda import trial
-
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-kernels = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton does not come with this torch")
+from tests.ops.kernels import DEVICE, runs_kernels
 
 STRIDES = (4, 8)
 BOXES = torch.tensor(
@@ -51,7 +47,7 @@ def theirs(maps, size, samples, aligned):
     return found
 
 
-@kernels
+@runs_kernels
 @pytest.mark.parametrize(("size", "samples", "aligned", "channels"), [(2, 2, False, 5), (3, 1, True, 16)])
 def test_patches_and_gradients_are_torchvisions(size, samples, aligned, channels):
     maps = maps_of(channels)
@@ -64,7 +60,7 @@ def test_patches_and_gradients_are_torchvisions(size, samples, aligned, channels
         torch.testing.assert_close(mine, their, atol=1e-5, rtol=0)
 
 
-@kernels
+@runs_kernels
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_maps_of_16_bits_are_summed_in_float32_and_not_copied(dtype):
     maps = maps_of(16, dtype)
@@ -80,7 +76,7 @@ def test_maps_of_16_bits_are_summed_in_float32_and_not_copied(dtype):
         torch.testing.assert_close(mine, their, atol=1e-5, rtol=2 * torch.finfo(dtype).eps)
 
 
-@kernels
+@runs_kernels
 def test_no_box_leaves_no_patch_and_no_gradient():
     maps, none = maps_of(4), torch.zeros(0, dtype=torch.int64, device=DEVICE)
     patches = in_triton.pool(maps, torch.zeros(0, 4, device=DEVICE), none, none, STRIDES, 2, 2, False)
@@ -88,7 +84,7 @@ def test_no_box_leaves_no_patch_and_no_gradient():
     assert all(not gradient.any() for gradient in torch.autograd.grad(patches.sum(), maps))
 
 
-@kernels
+@runs_kernels
 @pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.long)])
 def test_a_compiled_graph_holds_both_ways_whole(backend):
     maps = maps_of(4)
@@ -101,7 +97,7 @@ def test_a_compiled_graph_holds_both_ways_whole(backend):
     torch.testing.assert_close(gradients(compiled), gradients(pooled))
 
 
-@kernels
+@runs_kernels
 def test_the_reference_says_the_same_and_the_trial_compares_with_it():
     maps = [m.detach().cpu().contiguous() for m in maps_of(3)]
     found = in_triton.reference(maps, BOXES, IMAGES, LEVELS, STRIDES, 2, 3, True)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 import torch
 import torchvision
 
 from densekit.ops import nms
 from densekit.ops.cuda import suppression
+from tests.ops.kernels import DEVICE, runs_kernels
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton does not come with this torch"),
+    runs_kernels,
     pytest.mark.filterwarnings("ignore:invalid value encountered in divide"),  # empty boxes, under the interpreter
 ]
 
