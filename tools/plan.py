@@ -44,30 +44,29 @@ def plan(name: str, overrides: Sequence[str], batch: int | None, device: str | N
     from densekit import config as configs  # not above: help should start at once
 
     own = [*overrides, *([] if batch is None else [f"train.batch_size={batch}"])]
-    config = configs.override(configs.load(name, own), ["model.weights=null", "model.backbone.weights=null"])
-    from densekit import build
+    config = configs.load(name, own)
+    unread = [] if config.model.frozen_heads else ["model.weights=null"]  # those heads' classes stand in the checkpoint
+    config = configs.override(config, [*unread, "model.backbone.weights=null"])
+    from densekit import build, learning_sets
     from densekit.engine import distributed
     from densekit.forecast.forecast import forecast, told
     from densekit.forecast.room import room_on
     from densekit.precision import Precision, choose_precision
 
-    if len(config.sets) > 1:
-        sets = ", ".join(config.sets)
-        raise DensekitError(f"{name} has the data sets {sets}; a plan is for one: give a config of one and its heads")
     world = distributed.join("cpu" if gpu else device)
-    train_set = build.dataset(config, "train", training=True)
-    val_set = build.dataset(config, "val", training=False, classes=train_set.classes) if config.data.val else None
-    config, _ = build.settle(config, world, train_set, val_set)
-    model, _ = build.model(config, train_set.classes)
+    sets = learning_sets.open_sets(config)
+    config, _ = learning_sets.settle(config, world, sets)
+    model, _ = build.model(config, learning_sets.classes_of(sets))
     asked = config.train.precision
     if gpu:
         precision: Precision = "bf16" if asked == "auto" else asked
     else:
         precision = choose_precision(asked, world.device)
     room = gpu or room_on(world.device)
-    found = forecast(config, model, train_set, val_set, world, precision=precision, room=room, here=not gpu)
+    found = forecast(config, model, sets, world, precision=precision, room=room, here=not gpu)
     where = f"a GPU of {gpu / 2**30:g} GB" if gpu else distributed.describe(world.device)
-    say("\n".join(told(found, config, build.plan(config, [train_set], model), precision, where)))
+    timetable = build.plan(config, [one.train for one in sets], model)
+    say("\n".join(told(found, config, timetable, precision, where)))
     return found.fits
 
 

@@ -64,7 +64,7 @@ def begin(config: Config, args: argparse.Namespace, world: World) -> Run:
     sets = learning_sets.open_sets(config)
     config, told = learning_sets.settle(config, world, sets)
     model, report = build.model(config, learning_sets.classes_of(sets))
-    config, plan, fits = fitted_plan(config, model, [one.train for one in sets], world, precision, out)
+    config, plan, fits = fitted_plan(config, model, sets, world, precision, out)
     checked = learning_sets.check(config, sets, model, world, out / "config.yaml")
     step = build.train_step(config, model.to(world.device), plan, world, precision)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -13,15 +14,15 @@ from densekit.config import Config
 from densekit.engine.distributed import World
 from densekit.engine.plan import Plan
 from densekit.forecast.disk import Sizes, sizes_of
-from densekit.forecast.loading import look_at, share_of_largest
 from densekit.forecast.memory import Study, study
 from densekit.forecast.remedies import remedies
 from densekit.forecast.replay import seconds_of
-from densekit.forecast.trace import Trace
+from densekit.forecast.steps import Part, see
+from densekit.forecast.trace import Operation, Trace
 from densekit.forecast.words import GIB, in_words
+from densekit.learning_sets import LearningSet
 from densekit.model import DenseModel
 from densekit.precision import Precision
-from densekit.types import Dataset
 
 A_WORKER = 150 * 2**20
 """Bytes of a loader worker beside its batches: pages of the main process that it comes to write to."""
@@ -35,7 +36,7 @@ class Forecast:
     """What a run will take.
 
     Attributes:
-        size: (height, width) of a batch with the largest images that were seen.
+        steps: the kinds of steps, with what each takes of the data sets.
         memory: bytes at the peak of a step: of the GPU, or of the process on the CPU.
         room: bytes that there are for it; None where the system does not tell.
         host: bytes of main memory: the process, and its loader workers.
@@ -47,7 +48,7 @@ class Forecast:
         remedies: what would fit, where this does not.
     """
 
-    size: tuple[int, int]
+    steps: Sequence[Sequence[Part]]
     memory: int
     room: int | None
     host: int
@@ -67,8 +68,7 @@ class Forecast:
 def forecast(
     config: Config,
     model: DenseModel,
-    train_set: Dataset,
-    val_set: Dataset | None,
+    sets: Sequence[LearningSet],
     world: World,
     *,
     precision: Precision,
@@ -80,36 +80,32 @@ def forecast(
     Args:
         config: settled, of the run.
         model: as it was built.
-        train_set: with the training transforms.
-        val_set: what is evaluated.
+        sets: what is learned and evaluated.
         world: ranks, and the device.
         precision: of the forward pass.
         room: bytes that there are on the device; None: not known.
         here: whether the device is; else there are no times.
 
     Raises:
-        DensekitError: images that can't be read, or a batch that the ranks can't share.
+        DensekitError: images that can't be read, or a batch that the sets or the ranks can't share.
     """
-    timetable = build.plan(config, [train_set], model)
-    look = look_at(train_set)
-    known = study(config, model, look, world, precision, elsewhere=not here)
-    traced = known.trace(config)
+    timetable = build.plan(config, [one.train for one in sets], model)
+    known = study(config, model, see(sets), world, precision, elsewhere=not here)
+    steps, traced = known.steps(config), known.trace(config)
     memory = known.at_peak(traced)
-    images = known.images(config)
-    compute = _compute(known, config, traced) if here else None
-    step = None if compute is None else _with_images(config, compute, look.seconds, world)
-    evaluations = 0 if val_set is None else math.ceil(timetable.steps / timetable.evaluate_every)
+    compute = _compute(known, config, steps, traced) if here else None
+    step = None if compute is None else _with_images(config, compute, steps, world)
+    measured = any(one.val is not None for one in sets)
+    evaluations = math.ceil(timetable.steps / timetable.evaluate_every) if measured else 0
     hours = None
     if step is not None and compute is not None:
-        each = 0.0 if val_set is None else _evaluation(config, compute, look.seconds, len(val_set), world)
-        hours = (timetable.steps * step + evaluations * each) / 3600
-    workers, batch = build.workers(config, world), known.batch(config).images
+        hours = (timetable.steps * step + evaluations * _evaluation(config, compute, known)) / 3600
     process = memory if not known.on_gpu else known.process + known.held
     return Forecast(
-        size=(batch.shape[2], batch.shape[3]),
+        steps=steps,
         memory=memory,
         room=room,
-        host=process + workers * (A_WORKER + AHEAD * images * batch[0].numel() * batch.element_size()),
+        host=process + _of_workers(config, steps, world),
         compute=compute,
         step=step,
         hours=hours,
@@ -119,38 +115,64 @@ def forecast(
     )
 
 
-def _compute(known: Study, config: Config, traced: Trace) -> float:
+def _compute(known: Study, config: Config, steps: Sequence[Sequence[Part]], traced: Trace) -> float:
     """Seconds of a step on images that are there: of an average batch, where the traced one has the largest."""
-    parts = config.train.accumulate / min(2, config.train.accumulate)
-    share = share_of_largest(config, known.look, known.images(config))
-    return seconds_of(traced.operations, known.world.device).seconds * parts * share
+    calls: defaultdict[Operation, float] = defaultdict(float)
+    for parts, operations in zip(steps, traced.operations, strict=True):
+        pixels = [part.batch.images.numel() for part in parts]
+        area = sum(count * part.area for count, part in zip(pixels, parts)) / sum(pixels)
+        for one, count in operations.items():
+            calls[one] += count * parts[0].often * area
+    times = config.train.accumulate / min(2, config.train.accumulate)
+    return seconds_of(calls, known.world.device).seconds * times
 
 
-def _with_images(config: Config, compute: float, an_image: float, world: World) -> float:
+def _workers(config: Config, part: Part, world: World) -> int:
+    """Loader processes of this rank for a data set."""
+    return build.workers(config.of_set(part.seen.data.name), world, len(config.taught))
+
+
+def _of_workers(config: Config, steps: Sequence[Sequence[Part]], world: World) -> int:
+    """Bytes of the loader's processes."""
+    images = [(part, part.batch.images) for parts in steps for part in parts]
+    return sum(
+        _workers(config, part, world) * (A_WORKER + AHEAD * one.numel() * one.element_size()) for part, one in images
+    )
+
+
+def _with_images(config: Config, compute: float, steps: Sequence[Sequence[Part]], world: World) -> float:
     """Seconds of a step whose images are read meanwhile, where there are workers, on the cores that there are."""
-    workers, images = build.workers(config, world), an_image * config.train.batch_size / world.size
-    if not workers:
-        return compute + images
+    parts = [part for step in steps for part in step]
+    workers = [_workers(config, part, world) for part in parts]
+    share = config.train.accumulate / world.size
+    images = [part.seen.look.seconds * part.often * part.images * share for part in parts]
+    here = compute + sum(each for each, count in zip(images, workers) if not count)
+    if not any(workers):
+        return here
     threads = torch.get_num_threads() if world.device.type == "cpu" else 1
     cores = machine.cores() / world.local
-    return max(compute, images / workers, (compute * threads + images) / cores)
+    slowest = max(each / count for each, count in zip(images, workers) if count)
+    return max(here, slowest, (compute * threads + sum(images)) / cores)
 
 
-def _evaluation(config: Config, compute: float, an_image: float, images: int, world: World) -> float:
+def _evaluation(config: Config, compute: float, known: Study) -> float:
     """Seconds of one evaluation, whose forward pass is about a third of a step."""
-    each = compute / config.train.batch_size / 3 + an_image / max(1, build.workers(config, world)) / world.size
-    return each * images
+    world, seconds = known.world, 0.0
+    for one in known.seen:
+        workers = max(1, build.workers(config.of_set(one.data.name), world))
+        each = compute / config.train.batch_size / 3 + one.look.seconds / workers / world.size
+        seconds += each * (0 if one.data.val is None else len(one.data.val))
+    return seconds
 
 
 def told(found: Forecast, config: Config, timetable: Plan, precision: Precision, device: str) -> list[str]:
     """A forecast in words, a line each."""
-    sizes, per_step = found.sizes, config.train.batch_size // config.train.accumulate
-    parts = f", {config.train.accumulate} times a step" if config.train.accumulate > 1 else ""
+    sizes = found.sizes
+    times = f", {config.train.accumulate} times a step" if config.train.accumulate > 1 else ""
     where = "of this process" if device.startswith("CPU") else "on the device"
     there = "" if found.room is None else f", {found.room / GIB:.1f} GiB are there"
     lines = [
-        f"batch    {per_step} images of up to {found.size[0]} x {found.size[1]} pixels (height x width){parts}, "
-        f"{precision}, {device}",
+        f"batch    {_batches(found.steps)} pixels (height x width){times}, {precision}, {device}",
         f"memory   {found.memory / GIB:.2f} GiB {where} at the peak of a step{there}; model, gradients, optimiser and "
         f"average take {sizes.memory / GIB:.2f} of them",
         f"host     {found.host / GIB:.2f} GiB with loader workers",
@@ -166,3 +188,13 @@ def told(found: Forecast, config: Config, timetable: Plan, precision: Precision,
     if not found.fits:
         lines += ["It does not fit. What would:", *(f"  {line}" for line in found.remedies)]
     return lines
+
+
+def _batches(steps: Sequence[Sequence[Part]]) -> str:
+    """What the micro-batches of a step are made of."""
+    told = []
+    for part in (part for parts in steps for part in parts):
+        height, width = part.batch.images.shape[2:]
+        of = f" of {part.seen.data.name}" if part.seen.data.name else ""
+        told.append(f"{part.images} images{of} of up to {height} x {width}")
+    return (" and " if len(steps) == 1 else " or in turn ").join(told)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 
 from densekit import machine
 from densekit.config import Config
 from densekit.engine.distributed import World
 from densekit.forecast.disk import sizes_of
-from densekit.forecast.loading import Look, batch_of
+from densekit.forecast.steps import Part, Seen, steps_of
 from densekit.forecast.trace import Trace, trace
 from densekit.model import DenseModel
 from densekit.precision import Precision
-from densekit.types import Batch
 
 FRAGMENTED = 1.5 if sys.platform == "linux" else 1.0
 """How much more room glibc's heap takes than tensors at their peak, since its holes are never quite of the size that is
@@ -32,7 +32,7 @@ class Study:
 
     Attributes:
         model: as it was built.
-        look: at its images.
+        seen: its data sets, and a look at each.
         world: ranks, and the device.
         precision: of the forward pass.
         process: bytes of this process without the model.
@@ -41,7 +41,7 @@ class Study:
     """
 
     model: DenseModel
-    look: Look
+    seen: Sequence[Seen]
     world: World
     precision: Precision
     process: int
@@ -53,18 +53,15 @@ class Study:
         """Whether the device has memory of its own."""
         return self.elsewhere or self.world.device.type != "cpu"
 
-    def images(self, config: Config) -> int:
-        """Of a micro-batch of this rank."""
-        return max(1, config.train.batch_size // config.train.accumulate // self.world.size)
-
-    def batch(self, config: Config) -> Batch:
-        """A micro-batch of this rank with the largest images that were seen."""
-        return batch_of(config, self.look, self.images(config))
+    def steps(self, config: Config) -> list[list[Part]]:
+        """The kinds of steps of a config, see ``steps_of``."""
+        return steps_of(config, self.seen, self.world)
 
     def trace(self, config: Config) -> Trace:
         """The steps of a config; one with several micro-batches takes two, since gradients then stay in between."""
-        parts = min(2, config.train.accumulate)
-        return trace(config, self.model, self.batch(config), self.world, self.precision, parts=parts)
+        times = min(2, config.train.accumulate)
+        kinds = [[part.batch for part in parts for _ in range(times)] for parts in self.steps(config)]
+        return trace(config, self.model, kinds, self.world, self.precision)
 
     def memory(self, config: Config) -> int:
         """Bytes at the peak of a step: of a GPU's memory, or of this process."""
@@ -83,8 +80,14 @@ class Study:
 
 
 def study(
-    config: Config, model: DenseModel, look: Look, world: World, precision: Precision, *, elsewhere: bool = False
+    config: Config,
+    model: DenseModel,
+    seen: Sequence[Seen],
+    world: World,
+    precision: Precision,
+    *,
+    elsewhere: bool = False,
 ) -> Study:
     """Begin a study, before anything else takes memory."""
     held = sizes_of(model, config.train).model
-    return Study(model, look, world, precision, round((machine.memory_in_use() or 0.0) * 2**30) - held, held, elsewhere)
+    return Study(model, seen, world, precision, round((machine.memory_in_use() or 0.0) * 2**30) - held, held, elsewhere)

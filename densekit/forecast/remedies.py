@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 
@@ -9,6 +10,7 @@ from densekit.config import Config, override
 from densekit.errors import DensekitError
 from densekit.forecast.memory import Study
 from densekit.forecast.words import GIB
+from densekit.learning_sets import mixing_of
 from densekit.precision import why_not
 
 
@@ -27,11 +29,10 @@ def least_accumulate(study: Study, config: Config, room: int, memory: int | None
         return now, memory
     fixed = min(study.fixed(config), memory)
     likely = 1.1 * room  # the estimate is a straight line
-    for parts in _divisors(config.train.batch_size, study.world.size):
-        if parts > now and fixed + (memory - fixed) * now / parts <= likely:
-            found = study.memory(override(config, [f"train.accumulate={parts}"]))
-            if found <= room:
-                return parts, found
+    for smaller in _in_more_parts(study, config):
+        parts = smaller.train.accumulate
+        if fixed + (memory - fixed) * now / parts <= likely and (found := study.memory(smaller)) <= room:
+            return parts, found
     return None
 
 
@@ -73,6 +74,12 @@ def _checkpointed(study: Study, config: Config) -> tuple[Config, int] | None:
         return None
 
 
-def _divisors(batch_size: int, ranks: int) -> Iterator[int]:
-    """Numbers of micro-batches that share a batch evenly, and each among the ranks."""
-    return (n for n in range(1, batch_size + 1) if batch_size % n == 0 and batch_size // n % ranks == 0)
+def _in_more_parts(study: Study, config: Config) -> Iterator[Config]:
+    """The config with more micro-batches a step, as long as each has an image of every data set for every rank."""
+    batch = config.train.batch_size
+    for parts in range(config.train.accumulate + 1, batch + 1):
+        if batch % parts == 0:
+            smaller = override(config, [f"train.accumulate={parts}"])
+            with contextlib.suppress(DensekitError):
+                mixing_of(smaller, [one.data for one in study.seen], study.world)
+                yield smaller

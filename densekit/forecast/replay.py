@@ -43,14 +43,14 @@ class Timed:
     covered: float
 
 
-def seconds_of(operations: Mapping[Operation, int], device: torch.device, *, budget: float = 20.0) -> Timed:
+def seconds_of(operations: Mapping[Operation, float], device: torch.device, *, budget: float = 20.0) -> Timed:
     """The time of a step on a device that is there.
 
     Operations that count most are run on numbers of the same shapes, each alone; the time of the others follows from
     those of their kind. What Python and autograd take between them is measured on a network that computes nothing.
 
     Args:
-        operations: how often each runs.
+        operations: how often each runs, on average.
         device: that computes them.
         budget: seconds after which no further operation is run.
     """

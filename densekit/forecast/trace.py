@@ -84,27 +84,26 @@ class Trace:
         model: bytes of the model.
         kept: bytes that stay from step to step: weights, gradients, the optimiser's state, averaged weights, a batch.
         peak: most bytes at a time; somewhat more than of a step that nobody watches, which sums gradients in place.
-        operations: how often each operation runs in one step.
+        operations: how often each operation runs, for each kind of step.
     """
 
     model: int
     kept: int
     peak: int
-    operations: Counter[Operation]
+    operations: Sequence[Counter[Operation]]
 
 
 def trace(
-    config: Config, model: DenseModel, batch: Batch, world: World, precision: Precision, *, parts: int = 1
+    config: Config, model: DenseModel, kinds: Sequence[Sequence[Batch]], world: World, precision: Precision
 ) -> Trace:
-    """Take two steps without values; the second is what all others are like.
+    """Take two steps of each kind without values; the second is what all others are like.
 
     Args:
         config: of the run.
         model: as it was built; it is not changed, and its values are not looked at.
-        batch: images and targets, whose shapes count.
+        kinds: of steps: the micro-batches of each. Of images and targets the shapes count.
         world: whose device counts; it need not be there.
         precision: of the forward pass.
-        parts: micro-batches of a step.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode  # 3 s
 
@@ -112,19 +111,23 @@ def trace(
     with warnings.catch_warnings(), _as_before():
         warnings.simplefilter("ignore")  # of looks at the memory that there is none of
         with mode:
-            hollow, given = _hollow(model, world.device), _hollow_batch(batch, world.device)
+            hollow = _hollow(model, world.device)
+            held = {id(batch): _hollow_batch(batch, world.device) for batches in kinds for batch in batches}
         watch.hold([*hollow.parameters(), *hollow.buffers()])
         weights = watch.live
-        watch.hold(tree_leaves([getattr(given, field.name) for field in dataclasses.fields(given)]))
+        for given in held.values():
+            watch.hold(tree_leaves([getattr(given, field.name) for field in dataclasses.fields(given)]))
         with mode:
             step = train_step(config.model_copy(update={"train": _eager(config)}), hollow, _ENDLESS, world, precision)
         if step.average is not None:
             watch.hold([*step.average.model.parameters(), *step.average.model.buffers()])
         watch.hold([value for state in step.optimizer.state.values() for value in state.values()])
+        steps = [[held[id(batch)] for batch in batches] for batches in kinds]
         with mode, watch:
-            step([given] * parts, 0)
-            watch.begin()
-            step([given] * parts, 1)
+            for number, batches in enumerate([*steps, *steps]):
+                if number >= len(steps):
+                    watch.begin()
+                step(batches, number)
     return Trace(weights, watch.live, watch.peak, watch.operations)
 
 
@@ -134,7 +137,8 @@ _ENDLESS = Plan(steps=10**6, steps_per_epoch=10**3, evaluate_every=10**6, metric
 
 def _eager(config: Config) -> Any:
     """Operation by operation, and all of the model learning, which takes the most."""
-    return config.train.model_copy(update={"compile": False, "freeze_until": None, "swa": None, **_average(config)})
+    plain = {"compile": False, "freeze_until": None, "swa": None, "norm_statistics": "shared"}
+    return config.train.model_copy(update={**plain, **_average(config)})
 
 
 def _average(config: Config) -> dict[str, float]:
@@ -190,13 +194,14 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
-        self.operations: Counter[Operation] = Counter()
-        self.counts = False
+        self.operations: list[Counter[Operation]] = []
         self._sizes: dict[int, int] = {}
 
     def begin(self) -> None:
-        """From now on the peak counts, and operations do."""
-        self.peak, self.counts = self.live, True
+        """Count the operations of a step; from the first one on the peak counts too."""
+        if not self.operations:
+            self.peak = self.live
+        self.operations.append(Counter())
 
     def hold(self, tensors: Sequence[Any]) -> int:
         """Count tensors' memory, each once, until it is freed; how many bytes were new."""
@@ -222,10 +227,10 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         made = self.hold(tree_leaves(result))
-        if not self.counts:
+        if not self.operations:
             return result
         leaves, structure = tree_flatten((args, kwargs))
-        self.operations[Operation(func, tuple(map(_described, leaves)), structure, made)] += 1
+        self.operations[-1][Operation(func, tuple(map(_described, leaves)), structure, made)] += 1
         return result
 
 

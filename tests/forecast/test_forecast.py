@@ -15,7 +15,9 @@ from densekit.forecast.memory import Study, study
 from densekit.forecast.pace import WATCHED, Pace
 from densekit.forecast.remedies import least_accumulate, remedies
 from densekit.forecast.replay import _multiply_adds, seconds_of
+from densekit.forecast.steps import Seen
 from densekit.forecast.words import GIB
+from densekit.learning_sets import LearningSet
 from densekit.ops.instance_masks import values_are_known
 from densekit.precision import why_not
 from densekit.training import train_step
@@ -41,7 +43,9 @@ def config(**train):
 
 @pytest.fixture(scope="module")
 def known():
-    return study(config(), model_of(), LOOK, WORLD, "fp32")
+    own = config().model
+    own = config().model_copy(update={"model": own.model_copy(update={"heads": {"head": own.heads["kind"]}})})
+    return study(config(), model_of(), [Seen(LearningSet("", own, None, None), LOOK)], WORLD, "fp32")
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +84,11 @@ def test_the_peak_is_near_that_of_a_real_step(traced):
 
 
 def test_convolutions_are_counted_as_the_network_has_them(traced):
-    forward = [(one, n) for one, n in traced.operations.items() if one.function._opname == "convolution"]
+    forward = [(one, n) for one, n in traced.operations[0].items() if one.function._opname == "convolution"]
     stages = describe(model_of().backbone, (8, 3, 32, 32))
     small = sum(n * _multiply_adds("convolution", one, one.tensors) for one, n in forward)
     assert 0 < small <= sum(stage.multiply_adds for stage in stages)  # those by Winograd are products
-    assert seconds_of(traced.operations, CPU, budget=1.0).seconds > 0
+    assert seconds_of(traced.operations[0], CPU, budget=1.0).seconds > 0
 
 
 def test_heads_take_the_path_without_values_where_there_are_none():

@@ -16,14 +16,18 @@ class Mixing:
         in_turn: the images of an update come from one set, each set as often as its share says; else from every set, in
             proportion to the shares and at least one.
 
+    Attributes:
+        sizes: images of a round by data set; in turn of a round of that set.
+        parts: the shares as parts of 1.
+
     Raises:
         DensekitError: fewer images than sets.
     """
 
     def __init__(self, shares: Mapping[str, float], batch_size: int, *, in_turn: bool = False) -> None:
         self.names, self.in_turn = list(shares), in_turn
-        self._parts = [share / sum(shares.values()) for share in shares.values()]
-        sizes = [batch_size] * len(shares) if in_turn else _apportioned(self._parts, batch_size)
+        self.parts = {name: share / sum(shares.values()) for name, share in shares.items()}
+        sizes = [batch_size] * len(shares) if in_turn else _apportioned([*self.parts.values()], batch_size)
         self.sizes = dict(zip(self.names, sizes))
         self._turns: list[int] = []
         self._counts = [0] * len(shares)
@@ -42,7 +46,7 @@ class Mixing:
         """The set that is most behind its share, the first of equals."""
         while len(self._turns) <= step:
             done = len(self._turns) + 1
-            behind = [part * done - count for part, count in zip(self._parts, self._counts)]
+            behind = [part * done - count for part, count in zip(self.parts.values(), self._counts)]
             chosen = max(range(len(behind)), key=lambda i: (round(behind[i], 9), -i))
             self._turns.append(chosen)
             self._counts[chosen] += 1
