@@ -89,7 +89,7 @@ def model(
     if part.weights is not None:
         report.append(load_backbone_weights(built.backbone, part.weights, bgr=part.bgr).summary())
     if config.model.weights is not None:
-        match_names = config.data.match_names
+        match_names = [head for head in built.heads if config.sets[config.set_of(head)].match_names]
         report += load_whole(built, config.model.weights, match_names=match_names, measured=measured, bgr=part.bgr)
     report += changing(built)
     tasks = " and ".join(dict.fromkeys(built.head(head).task for head in built.heads))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from densekit.config import Config, DataConfig, Part
@@ -71,12 +71,19 @@ def dataset(
         )
     image_settings.read_as(config.data, built)
     match_names |= config.data.match_names
-    if classes is None and match_names and config.model.weights is not None:
-        content = checkpoint.load(config.model.weights)
-        held = content["config"]["model"]["heads"]
-        learned = [head for head in config.model.heads if head in held]  # others are new, and take their set's classes
-        classes = checkpoint.classes_by_head(content, learned, config.model.weights)
-    return _with_classes(config, built, classes, where, match_names)
+    wanted = {config.learning[0]: classes} if isinstance(classes, Classes) else dict(classes or {})
+    if match_names:
+        wanted = {**_learned(config, [head for head in config.learning if head not in wanted]), **wanted}
+    return _with_classes(config, built, wanted, where, match_names)
+
+
+def _learned(config: Config, heads: Sequence[str]) -> dict[str, Classes]:
+    """The classes of the heads that the first weights have; others are new, and take their data set's."""
+    if config.model.weights is None or not heads:
+        return {}
+    content = checkpoint.load(config.model.weights)
+    held = content["config"]["model"]["heads"]
+    return checkpoint.classes_by_head(content, [head for head in heads if head in held], config.model.weights)
 
 
 def _check_labels(config: Config, built: Dataset, where: str) -> None:
@@ -90,10 +97,9 @@ def _check_labels(config: Config, built: Dataset, where: str) -> None:
 
 
 def _with_classes(
-    config: Config, built: Dataset, classes: Classes | Mapping[str, Classes] | None, where: str, match_names: bool
+    config: Config, built: Dataset, wanted: Mapping[str, Classes], where: str, match_names: bool
 ) -> Dataset:
     """A data set whose classes are those that the heads have learned."""
-    wanted = {config.learning[0]: classes} if isinstance(classes, Classes) else classes or {}
     parts = parts_of(built)
     for head, learned in wanted.items():
         task = task_of(config, head)
@@ -109,7 +115,8 @@ def _relabelled(built: Dataset, learned: Classes, where: str, match_names: bool)
         return Relabelled(built, learned, where)
     raise DensekitError(
         f"{where}: its classes are not those that the model learned: {learned.difference(built.classes)}; "
-        f"use the same classes, or add data.match_names=true where names are the same and ids or order differ"
+        f"use the same classes, or add {where.rpartition('.')[0]}.match_names=true where names are the same and ids or "
+        f"order differ"
     )
 
 

@@ -7,7 +7,7 @@ keys.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -31,7 +31,12 @@ _IMAGENET = 1000
 
 
 def load_whole(
-    model: DenseModel, source: str, *, match_names: bool = False, measured: bool = False, bgr: bool | None = None
+    model: DenseModel,
+    source: str,
+    *,
+    match_names: Collection[str] = (),
+    measured: bool = False,
+    bgr: bool | None = None,
 ) -> list[str]:
     """Start a model from a file; lines that say what was taken from it.
 
@@ -42,7 +47,7 @@ def load_whole(
     Args:
         model: newly built.
         source: the file.
-        match_names: classes need the same names only, whatever their ids and order.
+        match_names: heads whose classes need the same names only, whatever their ids and order.
         measured: the model is measured as it is, without a training: nothing may start anew.
         bgr: whether a detector of detectron2 learned on images of blue, green, red; None: nothing is known.
 
@@ -61,7 +66,7 @@ def load_whole(
         _check_heads(model, content, source)
         new = [] if measured or not known else [head for head in model.heads if head not in known]
         for head, classes in checkpoint.classes_by_head(content, known or model.heads, source).items():
-            _check_classes(classes, model.classes_of(head), source, match_names)
+            _check_classes(classes, model.classes_of(head), source, head in match_names)
         translated = {**content["model"], **_started(model, new)}
         if new:
             told = f"backbone, {', '.join(known)} from {source}; new: {', '.join(new)}"
@@ -89,7 +94,7 @@ def _check_classes(learned: Classes, own: Classes, source: str, match_names: boo
     if difference and not (match_names and learned.names == own.names):
         raise DensekitError(
             f"model.weights: the data set's classes are not those that {source} learned: {difference}; set "
-            f"data.match_names=true where the names are the same; to keep its backbone alone give it as "
+            f"match_names=true in their data where the names are the same; to keep its backbone alone give it as "
             f"model.backbone.weights"
         )
 

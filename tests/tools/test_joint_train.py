@@ -7,10 +7,11 @@ import json
 import pytest
 import torch
 
-from densekit import build
+from densekit import build, learning_sets
 from densekit.config import parse
 from densekit.errors import DensekitError
-from tests.tools import runs
+from densekit.types import Classes
+from tests.tools import joint, runs
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +164,28 @@ def test_two_sets_of_one_head_need_the_same_classes_and_one_measure(tmp_path, sh
     tree["data"] = {"first": one, "second": json.loads(json.dumps(one))}
     line = runs.refused("train", runs.write_config(tmp_path / "b.yaml", tree), "--out", tmp_path / "run")
     assert "model.heads.main: first and second both have a val that measures it" in line
+
+
+def test_names_are_matched_for_the_heads_whose_data_set_says_so(tmp_path, shapes):
+    tree = runs.config_of("joint", shapes)
+    del tree["model"]["heads"]["masks"], tree["data"]["of_masks"]
+    few = json.loads(json.dumps(tree["data"]["of_boxes"])) | {"heads": ["few"], "val": None}
+    few["train"]["classes"] = ["circle", "square"]
+    held = joint.classes_in(tree)
+    tree["model"]["heads"]["few"] = tree["model"]["heads"]["boxes"]
+    tree["data"]["of_few"] = few
+    joint.write_joint(tmp_path / "a.pt", tree, {**held, "few": Classes(("square", "circle"), (20, 30))})
+    tree["model"]["weights"] = str(tmp_path / "a.pt")
+    few["match_names"] = True
+    config = parse(tree, "test")
+    classes = learning_sets.classes_of(learning_sets.open_sets(config))
+    assert classes["few"] == Classes(("square", "circle"), (5, 2))  # as the head has them, with the data set's own ids
+    assert classes["boxes"] == held["boxes"]
+    assert build.model(config, classes)[0].classes_of("few") == classes["few"]
+    few["match_names"] = False
+    config = parse(tree, "test")
+    with pytest.raises(DensekitError, match="set match_names=true in their data where the names are the same"):
+        build.model(config, learning_sets.classes_of(learning_sets.open_sets(config)))
 
 
 def test_a_config_of_several_sets_is_written_as_it_was_read(shapes):
