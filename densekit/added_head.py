@@ -24,9 +24,11 @@ def add_head(checkpoint: Path, source: str | Path, overrides: Sequence[str] = ()
         overrides: of the config that is made.
 
     Raises:
-        DensekitError: not a checkpoint, not a config, or heads of one name.
+        DensekitError: not a checkpoint, not a config, heads of one name, or statistics of each data set.
     """
     model, learned = build.from_checkpoint(checkpoint)
+    if model.statistics is not None:
+        raise DensekitError(one_for_all(checkpoint))
     new = load(source)
     for name in new.model.heads:
         if name in learned.model.heads:
@@ -47,6 +49,14 @@ def add_head(checkpoint: Path, source: str | Path, overrides: Sequence[str] = ()
     evaluation = {**tree["evaluation"], "metric": main_number(new)}
     config = parse({**tree, "model": made, "data": data, "evaluation": evaluation}, f"{source} on {checkpoint}")
     return override(config, overrides)
+
+
+def one_for_all(checkpoint: Path) -> str:
+    """Why a head can't come to a backbone that has statistics of each data set."""
+    return (
+        f"{checkpoint} has batch norm statistics of each of its data sets (train.norm_statistics=each), and those of "
+        f"another head's data would be missing; train all heads in one run, on all their data sets"
+    )
 
 
 def sets_by_name(config: Config, names: Mapping[str, str] | None = None) -> dict[str, Any]:

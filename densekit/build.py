@@ -37,6 +37,7 @@ from densekit.frozen_heads import all_classes, changing
 from densekit.memory import enough_memory
 from densekit.model import DenseModel, build_model
 from densekit.registry import HEADS
+from densekit.set_statistics import statistics_of
 from densekit.training import compiling
 from densekit.training import train_step as train_step
 from densekit.types import Batch, Classes, Dataset, Metric
@@ -84,10 +85,13 @@ def model(
     with enough_memory():
         built = build_model(config.model, all_classes(config, classes), channels_last=config.train.channels_last)
     built.freeze(config.model.frozen_heads)
+    built.statistics = statistics_of(config, built.backbone)
     report = []
     part = config.model.backbone
     if part.weights is not None:
         report.append(load_backbone_weights(built.backbone, part.weights, bgr=part.bgr).summary())
+        if built.statistics is not None:
+            built.statistics.begin()
     if config.model.weights is not None:
         match_names = [head for head in built.heads if config.sets[config.set_of(head)].match_names]
         report += load_whole(built, config.model.weights, match_names=match_names, measured=measured, bgr=part.bgr)
@@ -148,10 +152,12 @@ def _whole(path: Path, overrides: Sequence[str]) -> tuple[DenseModel, Config]:
     if is_exported(path):
         return load_exported(path, overrides)
     content = checkpoint.load(path)
-    config = override(parse(content["config"], f"the config in {path}"), overrides)
+    saved = parse(content["config"], f"the config in {path}")
+    config = override(saved, overrides)
     with enough_memory():
         classes = checkpoint.classes_by_head(content, config.model.heads, path)
         built = build_model(config.model, classes, channels_last=config.train.channels_last)
+    built.statistics = statistics_of(saved, built.backbone)
     checkpoint.load_weights(built, content["model"], path)
     held = {next(iter(built.heads)): content.get("calibration"), **content.get("calibration_by_head", {})}
     for head, one in held.items():

@@ -138,6 +138,7 @@ class TrainConfig(Strict):
         loss_weights: what the losses of a head are multiplied by, 1 where it is not named; or ``uncertainty`` or
             ``{name: gradnorm, alpha: 1.5}``, which learn it.
         norm_statistics: of the backbone's batch norms: ``shared`` learns one mean and variance for all data sets;
+            ``each`` learns them for every set, and a head predicts through those of the set that it learned from;
             ``frozen`` keeps those of the given weights, in training too, while scale and shift learn.
         skip_non_finite: how many steps with a loss that is not finite are skipped before the run stops.
     """
@@ -165,7 +166,7 @@ class TrainConfig(Strict):
         Annotated[dict[str, Annotated[float, Field(ge=0)]], Tag(FIXED)] | Annotated[LearnedWeights, Tag(LEARNED)],
         Discriminator(_form),
     ] = {}
-    norm_statistics: Literal["shared", "frozen"] = "shared"
+    norm_statistics: Literal["shared", "each", "frozen"] = "shared"
     skip_non_finite: int = Field(default=0, ge=0)
 
     @pydantic.model_validator(mode="before")

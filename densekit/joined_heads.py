@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from densekit.added_head import main_number, sets_by_name, together
+from densekit.added_head import main_number, one_for_all, sets_by_name, together
 from densekit.build import with_pixels
 from densekit.config import Config, parse
 from densekit.engine import checkpoint
@@ -26,7 +26,7 @@ def join(path: Path, to: Path, name: str | None = None) -> tuple[dict[str, Any],
         name: of the head that is joined, if it is to have another.
 
     Raises:
-        DensekitError: other backbones or normalisation, or heads of one name.
+        DensekitError: other backbones or normalisation, heads of one name, or statistics of each data set.
     """
     added, base = _opened(path), _opened(to)
     own, theirs = added[1], base[1]
@@ -61,6 +61,8 @@ def join(path: Path, to: Path, name: str | None = None) -> tuple[dict[str, Any],
 def _opened(path: Path) -> tuple[dict[str, Any], Config]:
     """A checkpoint, and its config with the images themselves."""
     content = checkpoint.load(path)
+    if any(key.startswith("statistics.") for key in content["model"]):
+        raise DensekitError(one_for_all(path))
     return content, with_pixels(parse(content["config"], f"the config in {path}"))
 
 

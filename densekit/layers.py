@@ -102,11 +102,11 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
     def _track(self, mean: Tensor, variance: Tensor) -> None:
         if not self.track_running_stats or self.running_mean is None or self.running_var is None:
             return
-        assert self.momentum is not None
         assert self.num_batches_tracked is not None
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance, self.momentum)
         self.num_batches_tracked.add_(1)
+        weight = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, weight)
+        self.running_var.lerp_(variance, weight)
 
 
 def make_norm(norm: Norm, channels: int) -> nn.Module:

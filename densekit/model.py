@@ -7,8 +7,8 @@ on the predictions by ``Batch.sizes`` and ``Batch.original_sizes``.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Self
 
 import torch
@@ -20,7 +20,10 @@ from densekit.calibration import Calibration
 from densekit.config import ModelConfig
 from densekit.errors import DensekitError, nearest
 from densekit.ops.deterministic import deterministic_backward
+from densekit.original_pixels import detections_of_files, masks_of_files
+from densekit.packed import packed
 from densekit.registry import BACKBONES, HEADS
+from densekit.set_statistics import Passes, SetStatistics
 from densekit.types import Batch, Classes, Classification, Detections, Head, Level, Predictions, Segmentation, Task
 from densekit.weight_gradients import use_own_convolutions
 
@@ -39,12 +42,14 @@ class DenseModel(nn.Module):
 
     Attributes:
         frozen: the heads that do not learn, see ``freeze``.
+        statistics: of the backbone's batch norms for each of several data sets; None: one for all.
         calibrations: what its checkpoint knows of the scores of some heads; ``Predictor`` reads them so, the model
             itself never.
     """
 
     mean: Tensor
     std: Tensor
+    statistics: SetStatistics | None
 
     def __init__(
         self,
@@ -68,6 +73,7 @@ class DenseModel(nn.Module):
             self.register_buffer(f"class_ids_of_{head}", torch.zeros(0, dtype=torch.int64), persistent=False)
             self.set_classes(head, classes if isinstance(classes, Classes) else classes[head])
         self.frozen: tuple[str, ...] = ()
+        self.statistics = None
         self.calibrations: dict[str, Calibration] = {}
         self.channels = channels
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -155,6 +161,7 @@ class DenseModel(nn.Module):
             del self.heads[name], self._classes[name]
             delattr(self, f"class_ids_of_{name}")
             self.calibrations.pop(name, None)
+        self.statistics = None if self.statistics is None else self.statistics.kept(self.heads)
 
     def normalize(self, images: Tensor, sizes: Tensor | None = None) -> Tensor:
         """Normalise raw images and pad them to the coarsest stride.
@@ -176,15 +183,32 @@ class DenseModel(nn.Module):
         normal = F.pad(normal, (0, right, 0, bottom)) if bottom or right else normal
         return normal.contiguous(memory_format=self.memory_format)
 
+    def using(self, batch: Batch) -> contextlib.AbstractContextManager[None]:
+        """Let the batch norms have the statistics of the data set of a batch, where each set has its own."""
+        return contextlib.nullcontext() if self.statistics is None else self.statistics.use(batch.data_set)
+
+    def pack(self, dtype: torch.dtype) -> None:
+        """Let each data set's statistics be folded into convolutions of their own, see ``packed``."""
+        if self.statistics is not None:
+            self.statistics.split(lambda: packed(self.backbone, dtype))
+
     def features(self, batch: Batch) -> list[Tensor]:
         """The backbone's maps of a batch of raw images, finest first.
 
         A batch that brings stored maps (``Batch.maps``) gets these back, as float32, and the backbone rests. A level
-        that was not stored is NaN all over, so that a head that looks at it gives no plausible number.
+        that was not stored is NaN all over, so that a head that looks at it gives no plausible number. Where data sets
+        have ``statistics`` of their own those in use count, as a rule the first one's.
         """
+        return self._maps(batch, None)
+
+    def _maps(self, batch: Batch, data_set: str | None) -> list[Tensor]:
+        """As ``features``, by the statistics of a data set where it is named."""
         if batch.maps is not None:
             return _stored(batch.maps, self.levels, self.memory_format)
-        maps: list[Tensor] = self.backbone(self.normalize(batch.images, batch.sizes))
+        images = self.normalize(batch.images, batch.sizes)
+        if self.statistics is not None and data_set is not None:
+            return self.statistics.maps(self.backbone, images, data_set)
+        maps: list[Tensor] = self.backbone(images)
         return maps
 
     def prefix(self, head: str) -> str:
@@ -231,7 +255,7 @@ class DenseModel(nn.Module):
     def predict_all(
         self, batch: Batch, heads: Sequence[str] | None = None, *, padded: bool = False
     ) -> dict[str, Predictions]:
-        """As ``predict``, of several heads from one pass of the backbone.
+        """As ``predict``, of several heads from one pass of the backbone; from one a data set with ``statistics``.
 
         Args:
             batch: on the model's device.
@@ -265,14 +289,21 @@ class DenseModel(nn.Module):
     def _named(self, losses: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
         return {f"{self.prefix(name)}{key}": value for name, own in losses.items() for key, value in own.items()}
 
+    def _seen(self, batch: Batch, names: Sequence[str]) -> Iterator[tuple[str, list[Tensor]]]:
+        """Each head with the maps that it looks at."""
+        passes: Passes = [(None, names)] if self.statistics is None else self.statistics.passes(names)
+        for data_set, heads in passes:
+            maps = self._maps(batch, data_set)
+            yield from ((name, maps) for name in heads)
+
     def _predict(self, batch: Batch, names: Sequence[str]) -> dict[str, Predictions]:
-        maps = self.features(batch)
-        return {name: self.finish(self.head(name).predict(maps, batch), batch, name) for name in names}
+        seen = self._seen(batch, names)
+        return {name: self.finish(self.head(name).predict(maps, batch), batch, name) for name, maps in seen}
 
     def _both(self, batch: Batch, names: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Predictions]]:
-        maps = self.features(batch)
-        losses, predictions = {}, {}
-        for name in names:
+        losses: dict[str, dict[str, Tensor]] = {}
+        predictions: dict[str, Predictions] = {}
+        for name, maps in self._seen(batch, names):
             head = self.head(name)
             if hasattr(head, "losses_and_predictions"):
                 losses[name], found = head.losses_and_predictions(maps, batch)
@@ -285,9 +316,9 @@ class DenseModel(nn.Module):
         """From the pixels of the batch to those of the original images, and from labels to the data set's ids."""
         ids = self.class_ids(head)
         if isinstance(predictions, Detections):
-            return _finish_detections(predictions, batch, ids)
+            return detections_of_files(predictions, batch, ids)
         if isinstance(predictions, Segmentation):
-            return _finish_segmentation(predictions, batch, ids)
+            return masks_of_files(predictions, batch, ids)
         return Classification(predictions.probabilities, ids[predictions.labels.long()])
 
 
@@ -321,26 +352,6 @@ def _inside(sizes: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     rows = torch.arange(height, device=sizes.device)[None, :] < sizes[:, :1]
     columns = torch.arange(width, device=sizes.device)[None, :] < sizes[:, 1:]
     return rows.float()[:, None, :, None], columns.float()[:, None, None, :]
-
-
-def _finish_detections(found: Detections, batch: Batch, ids: Tensor) -> Detections:
-    scale = (batch.original_sizes / batch.sizes).flip(-1).repeat(1, 2).to(found.boxes)  # [B, 4]: x, y, x, y
-    limit = batch.original_sizes.flip(-1).repeat(1, 2).to(found.boxes)
-    boxes = torch.minimum(found.boxes * scale[:, None], limit[:, None])
-    return dataclasses.replace(found, boxes=boxes, labels=ids[found.labels.long()])
-
-
-def _finish_segmentation(found: Segmentation, batch: Batch, ids: Tensor) -> Segmentation:
-    probabilities, masks = [], []
-    for p, mask, size in zip(found.probabilities, found.masks, batch.numbers(batch.original_sizes)):
-        multi_label = mask.dim() == 3
-        if list(p.shape[-2:]) != size:
-            p = F.interpolate(p[None], size=size, mode="bilinear", align_corners=False)[0]
-            # max, not argmax: the same labels, and 50 times faster over the first dimension on the CPU.
-            mask = (p >= 0.5).to(torch.uint8) if multi_label else p.max(0).indices
-        probabilities.append(p)
-        masks.append(mask if multi_label else ids[mask.long()])
-    return Segmentation(probabilities, masks)
 
 
 def build_model(

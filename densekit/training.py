@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -33,7 +34,7 @@ def train_step(
 
     Raises:
         DensekitError: moments that do not lie in the run, a backbone to freeze that does not learn anyway, weights of
-            losses that can't be learned, or statistics to keep that are not given.
+            losses that can't be learned, or statistics to keep that are not given or not learned.
     """
     t, o = config.train, config.train.optimizer
     compiled, _ = compiling(config, built, timetable, world.device)
@@ -112,20 +113,51 @@ def _loss_weights(config: Config, built: DenseModel, device: torch.device) -> Lo
 
 def _fixed_norms(config: Config, built: DenseModel) -> list[nn.Module]:
     """The norms of the backbone that keep their statistics in training."""
-    if config.train.norm_statistics == "shared":
+    chosen = config.train.norm_statistics
+    if chosen == "shared":
         return []
     norms = [m for m in built.backbone.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
     if not norms:
         raise DensekitError(
-            f"train.norm_statistics=frozen: {config.model.backbone.name} has no batch norm whose statistics could be "
+            f"train.norm_statistics={chosen}: {config.model.backbone.name} has no batch norm whose statistics could be "
             f"learned; leave it out"
         )
+    if chosen == "each":
+        _check_each(config, built, norms)
+        return []
     if config.model.backbone.weights is None and config.model.weights is None:
         raise DensekitError(
             "train.norm_statistics=frozen keeps the statistics of given weights, and the backbone starts at random; "
             "set model.backbone.weights, or leave it out"
         )
     return [*norms]
+
+
+def _check_each(config: Config, built: DenseModel, norms: Sequence[nn.Module]) -> None:
+    """Refuse what can't have statistics of each data set."""
+    if built.statistics is None:
+        raise DensekitError("train.norm_statistics=each is for several data sets, and there is one; leave it out")
+    for head, part in built.heads.items():
+        sets = [name for name in config.sets if head in config.heads_of(name)]
+        if len(sets) > 1:
+            raise DensekitError(
+                f"train.norm_statistics=each: the head {head!r} learns from {' and '.join(sets)}, and in prediction it "
+                f"looks through the statistics of one; give each set a head of its own, or take shared or frozen"
+            )
+        if getattr(part, "runs_last_stage", False):
+            raise DensekitError(
+                f"train.norm_statistics=each: the head {head!r} runs the last stage of the backbone itself, with one "
+                f"set's statistics; take another neck, or shared or frozen"
+            )
+    before = built.backbone.training
+    built.backbone.train()
+    learning = any(norm.training for norm in norms)
+    built.backbone.train(before)
+    if not learning:
+        raise DensekitError(
+            f"train.norm_statistics=each: all batch norms of {config.model.backbone.name} rest, so no statistics are "
+            f"learned; lower model.backbone.frozen_stages, or leave it out"
+        )
 
 
 def _same_bits(*, compiled: bool) -> None:

@@ -55,6 +55,20 @@ def load_whole(
         DensekitError: weights of another model, or of other classes.
     """
     state = read_state_dict(source)
+    lines = _load(model, source, state, match_names, measured, bgr)
+    if model.statistics is not None and not _of_sets(state):
+        model.statistics.begin()
+    return lines
+
+
+def _load(
+    model: DenseModel,
+    source: str,
+    state: dict[str, Tensor],
+    match_names: Collection[str],
+    measured: bool,
+    bgr: bool | None,
+) -> list[str]:
     if model.task == "classification" and not any(key.startswith("heads.") for key in state):
         return _load_classifier(model, source, state, measured)
     detectron2 = is_detectron2_detector(state)
@@ -64,10 +78,11 @@ def load_whole(
         content = checkpoint.load(source)
         known = [head for head in model.heads if any(key.startswith(f"heads.{head}.") for key in state)]
         _check_heads(model, content, source)
+        _check_statistics(model, content, source)
         new = [] if measured or not known else [head for head in model.heads if head not in known]
         for head, classes in checkpoint.classes_by_head(content, known or model.heads, source).items():
             _check_classes(classes, model.classes_of(head), source, head in match_names)
-        translated = {**content["model"], **_started(model, new)}
+        translated = {**_of_sets(model.state_dict()), **content["model"], **_started(model, new)}
         if new:
             told = f"backbone, {', '.join(known)} from {source}; new: {', '.join(new)}"
     checkpoint.load_weights(model, translated, source)
@@ -86,6 +101,21 @@ def _check_heads(model: DenseModel, content: Mapping[str, Any], source: str) -> 
         raise DensekitError(
             f"model.weights: {source} has the head {', '.join(held)}, and the model {', '.join(model.heads)}; name a "
             f"head as there, or give it as model.backbone.weights to take its backbone alone"
+        )
+
+
+def _of_sets(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The statistics of batch norm for each data set but the first."""
+    return {key: value for key, value in state.items() if key.startswith("statistics.")}
+
+
+def _check_statistics(model: DenseModel, content: Mapping[str, Any], source: str) -> None:
+    held, own = list(content["config"]["data"]), [] if model.statistics is None else list(model.statistics.sets)
+    if _of_sets(content["model"]) and held != own:
+        raise DensekitError(
+            f"model.weights: {source} has batch norm statistics of each of its data sets {', '.join(held)}; set "
+            f"train.norm_statistics=each and name the data sets so, or give it as model.backbone.weights to take its "
+            f"backbone alone, with the statistics of {held[0]}"
         )
 
 
@@ -116,8 +146,10 @@ def _translated(model: DenseModel, state: dict[str, Tensor]) -> dict[str, Tensor
 
 
 def _own(model: DenseModel) -> dict[str, Tensor]:
-    """What other libraries do not keep in their files: our normalisation, and counters that frozen norms drop."""
-    return {k: v for k, v in model.state_dict().items() if k in ("mean", "std") or k.endswith("num_batches_tracked")}
+    """What other libraries do not keep: our normalisation, counters that frozen norms drop, statistics of data sets."""
+    state = model.state_dict()
+    kept = {k: v for k, v in state.items() if k in ("mean", "std") or k.endswith("num_batches_tracked")}
+    return {**kept, **_of_sets(state)}
 
 
 def _of_detectron2(model: DenseModel, state: dict[str, Tensor], *, bgr: bool) -> dict[str, Tensor]:

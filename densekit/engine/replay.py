@@ -22,6 +22,7 @@ from densekit.engine.step import head_losses, head_shares, seed_step, total_loss
 from densekit.errors import DensekitError
 from densekit.model import DenseModel, build_model
 from densekit.precision import Precision, autocast
+from densekit.set_statistics import statistics_of
 from densekit.types import Batch
 
 
@@ -88,6 +89,7 @@ def read_bundle(path: Path) -> Bundle:
     config = parse(content["config"], f"the config in {path}")
     classes = checkpoint.classes_by_head(content, config.model.heads, path)
     model = build_model(config.model, classes, channels_last=config.train.channels_last)
+    model.statistics = statistics_of(config, model.backbone)
     checkpoint.load_weights(model, content["model"], path)
     model.freeze(config.model.frozen_heads)
     try:
@@ -128,7 +130,7 @@ def _replay(
     watch = _Watch(model)
     watch.look_at_the_input(batch)
     seed_step(bundle.seed, bundle.step, micro, bundle.rank)
-    with watch.hooks():
+    with watch.hooks(), model.using(batch):
         with autocast(bundle.precision, device):
             losses: dict[str, Tensor] = model(batch)
         watch.look_at_the_losses(losses)

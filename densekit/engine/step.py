@@ -27,6 +27,7 @@ from densekit.errors import DensekitError
 from densekit.memory import describe_batch, is_out_of_memory
 from densekit.model import DenseModel
 from densekit.precision import Precision, autocast, why_not
+from densekit.set_statistics import NormStatistics
 from densekit.types import Batch
 
 
@@ -177,7 +178,8 @@ class TrainStep:
             seed_step(self.seed, step, micro, self.world.rank)
             last = micro == len(batches) - 1
             ddp = isinstance(self.runner, DistributedDataParallel)
-            with self.runner.no_sync() if ddp and not last else contextlib.nullcontext():  # type: ignore[operator]
+            syncs = contextlib.nullcontext() if last or not ddp else self.runner.no_sync()  # type: ignore[operator]
+            with syncs, self.model.using(batch):
                 with autocast(self.precision, self.world.device):
                     losses: dict[str, Tensor] = self.runner(batch)
                 parts = head_losses(self.model, losses, shares)
@@ -305,7 +307,8 @@ def _running_statistics(model: nn.Module) -> list[Tensor]:
     return [
         buffer
         for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
+        if isinstance(module, NormStatistics)
+        or (isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats)
         for buffer in (module.running_mean, module.running_var)
         if buffer is not None
     ]

@@ -6,6 +6,8 @@ are computed anew from training images before the mean is used (section 3.2 ther
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Iterable
 
 import torch
@@ -87,18 +89,23 @@ def renew_statistics(
     norms = [norm for norm in norms if norm.track_running_stats]
     if norms:
         before = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.reset_running_stats()
+        apart = average.statistics
+        turns = [contextlib.nullcontext] if apart is None else [functools.partial(apart.use, n) for n in apart.sets]
+        for turn in turns:
+            with turn():
+                for norm in norms:
+                    norm.reset_running_stats()
+                    norm.momentum = None  # the plain mean over the batches that this norm sees
         for micro, batch in enumerate(batches):
-            for norm in norms:
-                norm.momentum = 1 / (micro + 1)
             seed_step(seed, step, micro, world.rank)
-            with autocast(precision, world.device):
+            with average.using(batch), autocast(precision, world.device):
                 average(batch.to(world.device))
-        for norm, momentum in zip(norms, before):
-            norm.momentum = momentum
-            for statistic in (norm.running_mean, norm.running_var):
-                assert statistic is not None
-                statistic.copy_(mean_over_ranks(statistic))
+        for turn in turns:
+            with turn():
+                for norm, momentum in zip(norms, before):
+                    norm.momentum = momentum
+                    for statistic in (norm.running_mean, norm.running_var):
+                        assert statistic is not None
+                        statistic.copy_(mean_over_ranks(statistic))
     for own, mode in zip(average.modules(), modes):
         own.training = mode

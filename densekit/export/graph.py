@@ -33,10 +33,18 @@ class Graph(nn.Module):
             stride.
         backbone: only its backbone, which gives its maps.
         half: compute in float16 what mixed precision does, the rest (boxes, scores, probabilities) in float32.
+
+    Raises:
+        DensekitError: heads that need a pass of the backbone each.
     """
 
     def __init__(self, model: DenseModel, *, pad_to: int = 1, backbone: bool = False, half: bool = False) -> None:
         super().__init__()
+        if model.statistics is not None:
+            raise DensekitError(
+                f"the heads {', '.join(model.heads)} look through batch norm statistics of different data sets "
+                f"(train.norm_statistics=each), so there is no pass for all; export one at a time by --head"
+            )
         self.model, self.pad_to, self.backbone, self.halves = model, pad_to, backbone, half
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -28,6 +30,9 @@ class Line(nn.Module):
 
     def learning(self, batch):
         return ["head"]
+
+    def using(self, batch):
+        return contextlib.nullcontext()
 
     def forward(self, batch):
         return {"loss": (self.weight * batch).sum()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
@@ -36,6 +37,9 @@ class Tiny(nn.Module):
 
     def learning(self, batch):
         return ["head"]
+
+    def using(self, batch):
+        return contextlib.nullcontext()
 
     def forward(self, batch):
         images = batch.images.float()

@@ -118,6 +118,7 @@ GRADNORM = "train.loss_weights={name: gradnorm, alpha: 0.5}"
         ([GRADNORM, "train.compile=true"], "train.compile=true: train.loss_weights gradnorm takes gradients out of"),
         (["train.norm_statistics=frozen"], "keeps the statistics of given weights, and the backbone starts at random"),
         (["train.norm_statistics=frozen", "model.backbone.norm=group"], "resnet8 has no batch norm whose statistics"),
+        (["train.norm_statistics=each", "model.backbone.norm=group"], "resnet8 has no batch norm whose statistics"),
     ],
 )
 def test_what_can_not_be_learned_is_refused_before_the_run(tmp_path, shapes, overrides, words):

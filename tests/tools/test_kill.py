@@ -23,8 +23,8 @@ FINE_TUNING = {
     "ema": None,
     "swa": {"start": 0.6, "every": 0.5, "lr": 0.5, "norm_batches": 2},
 }
-# One of the two sets a step, so that a head and its weight have steps in which they rest.
-IN_TURN = {"mixing": "turn", "loss_weights": "uncertainty"}
+# One of the two sets a step, so that a head, its weight and its set's statistics have steps in which they rest.
+IN_TURN = {"mixing": "turn", "loss_weights": "uncertainty", "norm_statistics": "each"}
 TASKS = ("detection", "instances", "segmentation", "classification", "joint")
 
 
