@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from densekit import build
+from densekit import build, learning_sets
 from densekit.config import Config
 from densekit.console import print_table
 from densekit.engine.distributed import join, keep_freed_memory
@@ -238,13 +238,12 @@ class Training:
 
     def __init__(self, config: Config) -> None:
         self.world = join(None)
-        train_set = build.dataset(config, "train", training=True)
-        self.test_set = build.dataset(config, "test", training=False, classes=train_set.classes)
-        self.config, _ = build.settle(config, self.world, train_set, self.test_set)
-        model, _ = build.model(self.config, train_set.classes)
+        sets = learning_sets.open_sets(config)
+        self.config, _ = learning_sets.settle(config, self.world, sets)
+        model, _ = build.model(self.config, learning_sets.classes_of(sets))
         self.model: DenseModel = model.to(self.world.device)
-        self.plan = build.plan(self.config, [train_set], self.model)
-        self.batches = build.train_batches(self.config, train_set, self.world, start=0)
+        self.plan = build.plan(self.config, [one.train for one in sets], self.model)
+        self.batches = learning_sets.train_batches(self.config, sets, self.world, start=0)
         self.done = 0
         self.prepare()
 
@@ -253,21 +252,30 @@ class Training:
         self.trainer = build.train_step(self.config, self.model, self.plan, self.world)
 
     def step(self) -> None:
-        """One update from the next batch."""
-        self.update(next(self.batches).to(self.world.device))
+        """One update from the next batches, one a data set."""
+        self.update([batch.to(self.world.device) for batch in next(self.batches)])
         self.done += 1
 
-    def update(self, batch: Batch) -> None:
+    def update(self, batches: Sequence[Batch]) -> None:
         """One update."""
-        self.trainer([batch], self.done)
+        self.trainer(batches, self.done)
 
     def measured(self) -> dict[str, Any]:
         """The numbers of the weights that are left, averaged where the config says so, on the test images."""
-        metrics = build.metrics(self.config, self.model, self.test_set)
-        return self.counted(Measure(build.eval_batches(self.config, self.test_set, self.world), metrics))
+        measures = []
+        for one in learning_sets.open_measured(self.config, self.model, "test", match_names=False):
+            metrics = build.metrics(one.config, self.model, one.data, one.heads)
+            measures.append(Measure(build.eval_batches(one.config, one.data, self.world), metrics))
+        return self.counted(measures)
 
-    def counted(self, measure: Measure) -> dict[str, Any]:
+    def counted(self, measures: Sequence[Measure]) -> dict[str, Any]:
         """The numbers of ``measured``."""
-        numbers = evaluate(self.trainer.model_to_use, [measure], world=self.world, precision=self.trainer.precision)
+        numbers = evaluate(self.trainer.model_to_use, measures, world=self.world, precision=self.trainer.precision)
         assert numbers is not None, "nobody asked it to stop"
         return numbers
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.3f} ± {deviation:.3f}"

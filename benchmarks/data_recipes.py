@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from common import Training, spread
 
 from densekit.console import print_table, run, say
 
@@ -117,8 +118,6 @@ def train(name: str, seed: int, given: Sequence[str]) -> dict[str, Any]:
 
 def trained(config: Config) -> dict[str, Any]:
     """Train, and measure the weights that are left on the test images."""
-    from common import Training
-
     run = Training(config)
     for _ in range(run.plan.steps):
         run.step()
@@ -158,12 +157,6 @@ def tell(name: str, results: Sequence[dict[str, Any]]) -> None:
         f"{name} on test images, mean and standard deviation over {len(results) // 2} seeds, {minutes:.1f} minutes each"
     )
     print_table(title, ["number", "without", "with", "difference"], rows)
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.3f} ± {deviation:.3f}"
 
 
 if __name__ == "__main__":

@@ -117,8 +117,9 @@ class Theirs(Training):
         self.schedule = make_schedule(schedule.name, self.plan.steps, warmup=schedule.warmup, end=schedule.end)
         self.average = copy.deepcopy(self.peer)
 
-    def update(self, batch: Batch) -> None:
+    def update(self, batches: Sequence[Batch]) -> None:
         """One update."""
+        (batch,) = batches
         self.peer.train()
         set_rate(self.optimizer, self.schedule(self.done))
         with self.mixed():
@@ -138,8 +139,9 @@ class Theirs(Training):
         gpu = self.world.device.type == "cuda"
         return torch.autocast("cuda", torch.bfloat16) if gpu else contextlib.nullcontext()
 
-    def counted(self, measure: Measure) -> dict[str, Any]:
+    def counted(self, measures: Sequence[Measure]) -> dict[str, Any]:
         """The numbers of the averaged weights."""
+        (measure,) = measures
         ((_, metric),) = measure.metrics.items()
         self.average.eval()
         with torch.inference_mode(), self.mixed():

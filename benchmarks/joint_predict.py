@@ -2,8 +2,8 @@
 
     python benchmarks/joint_predict.py [--short] [--json FILE] [--device cpu|cuda]
 
-The Faster R-CNN for BCCD and the U-Net for nuclei on a ResNet-18, and on a ResNet-50, with random weights that both
-sides share, predict batches of random images as ``Predictor`` runs them: packed, in fp32 and where the device has it in
+The heads of ``configs/joint/bccd_nuclei.yaml`` on a ResNet-18, and on a ResNet-50, with random weights that both sides
+share, predict batches of random images as ``Predictor`` runs them: packed, in fp32 and where the device has it in
 mixed precision. What a second pass costs is the backbone's share of a model: the larger it is beside the heads, the
 larger the ratio.
 """
@@ -13,7 +13,8 @@ from __future__ import annotations
 import torch
 from common import Row, arguments, check, compared_on, device_of, in_turn, report, whole_float32, with_mixed
 
-from densekit.config import ModelConfig, Part
+from densekit import config as configs
+from densekit.config import ModelConfig
 from densekit.model import DenseModel, build_model
 from densekit.packed import packed
 from densekit.precision import DTYPES, Precision, autocast
@@ -21,9 +22,7 @@ from densekit.types import Batch, Classes, Detections, Segmentation
 
 BOXES = Classes(("red cell", "white cell", "platelet"), (1, 2, 3))
 MASKS = Classes(("background", "nucleus"), (0, 255))
-LIGHT = {"channels": 128, "rpn_before_nms": [1000, 500], "rpn_after_nms": [500, 300]}
-HEADS = {"boxes": Part(name="faster_rcnn", neck="fpn", **LIGHT), "masks": Part(name="unet")}
-"""Those of configs/detection/faster_rcnn_r18_bccd.yaml and configs/segmentation/unet_r18_nuclei.yaml."""
+HEADS = configs.load("bccd_nuclei", ["model.backbone.weights=null"]).model.heads
 GOAL = 1 / 0.7
 
 

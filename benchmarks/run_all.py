@@ -13,13 +13,14 @@ import time
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-LONG = ("data_recipes", "gpu_table", "instances")
+LONG = ("data_recipes", "gpu_table", "instances", "joint_learning")
 """Run where they are named: hours on a CPU, or made for a GPU out of parts of the others."""
 
 DATA = {
     "residual_vs_plain": "mnist/t10k-images-idx3-ubyte.gz",
     "data_recipes": "nuclei/annotations/test.json",
     "instances": "nuclei/annotations/test.json",
+    "joint_learning": "nuclei/annotations/test.json",
 }
 """What a benchmark needs below $DENSEKIT_DATA, or data; the others generate what they run on."""
 

@@ -24,7 +24,12 @@ class LossWeights:
 
     Args:
         fixed: of heads; 1 where one is not named.
+
+    Attributes:
+        learns: whether it has to see the losses of each step.
     """
+
+    learns = False
 
     def __init__(self, fixed: Mapping[str, float] | None = None) -> None:
         self._fixed = dict(fixed or {})
@@ -91,6 +96,8 @@ class UncertaintyWeights(LossWeights):
         DensekitError: fewer than two heads learn.
     """
 
+    learns = True
+
     def __init__(self, heads: Sequence[str], *, lr: float, device: torch.device) -> None:
         super().__init__()
         _check_count("uncertainty", heads)
@@ -141,6 +148,8 @@ class GradNormWeights(LossWeights):
     Raises:
         DensekitError: fewer than two heads learn, or nothing of the backbone does.
     """
+
+    learns = True
 
     def __init__(self, model: DenseModel, *, alpha: float, lr: float, device: torch.device) -> None:
         super().__init__()

@@ -234,7 +234,8 @@ class TrainStep:
             self.optimizer.found_inf = rests  # type: ignore[attr-defined]
             self.optimizer.grad_scale = factor  # type: ignore[attr-defined]
             self.optimizer.step()
-        self.weights.update(head_losses(self.model, losses), self.scaler.factor, rests)
+        if self.weights.learns:
+            self.weights.update(head_losses(self.model, losses), self.scaler.factor, rests)
         self.scaler.update(overflow, stay)
 
     def _flat_statistics(self) -> Tensor:
