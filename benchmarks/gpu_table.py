@@ -219,7 +219,13 @@ def train_step(model: DenseModel, batch: Batch, optimizer: str, compiled: bool) 
     world = World(0, 1, 1, batch.images.device)
     precision = choose_precision("auto", world.device)
     groups = parameter_groups(model, lr=1e-6, weight_decay=1e-4)
-    options = {"world": world, "seed": 0, "precision": precision, "clip": 1.0, "compiled": compiled}
+    options = {
+        "world": world,
+        "seed": 0,
+        "precision": precision,
+        "clip": 1.0,
+        "compiled": Compiled(model) if compiled else None,
+    }
     step = TrainStep(model, make_optimizer(optimizer, groups), lambda _: 1.0, **options)
     return lambda: step([batch], 0)
 

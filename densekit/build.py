@@ -287,7 +287,7 @@ def train_batches(
         steps=updates * config.train.accumulate,
         repeats=repeats(config, train_set),
         pad_to=config.data.pad_to,
-        fixed_size=config.data.fixed_size,
+        fixed_sizes=config.data.fixed_size,
         aspect_grouping=config.data.aspect_grouping,
         on_bad_image=config.data.on_bad_image,
         pin_memory=world.device.type == "cuda",

@@ -34,7 +34,8 @@ class DataConfig(Strict):
         sampling: how often an epoch shows an image, ``{name: repeat_factor, threshold: 0.001}``; null: once.
         pad_to: batches are padded to a multiple of this many pixels.
         aspect_grouping: put images of like shape (wider / higher than square) into one batch.
-        fixed_size: (height, width) to which every training batch is padded: constant shapes, for compiled steps.
+        fixed_size: (height, width) to which every training batch is padded: constant shapes, for compiled steps. Of
+            several a batch takes the smallest that holds its images.
         workers: loader processes; null takes one less than the cores of each rank, at most 8.
         on_bad_image: ``error`` stops and names the image; ``skip`` takes the next one and lists it at the end.
         match_names: classes are matched by name with those of ``model.weights`` (fine-tuning) or of the checkpoint
@@ -56,7 +57,7 @@ class DataConfig(Strict):
     sampling: Part | None = None
     pad_to: int = Field(default=32, ge=1)
     aspect_grouping: bool = True
-    fixed_size: tuple[int, int] | None = None
+    fixed_size: tuple[tuple[int, int], ...] = ()
     workers: int | None = Field(default=None, ge=0, le=1024)
     on_bad_image: Literal["error", "skip"] = "error"
     match_names: bool = False
@@ -64,12 +65,25 @@ class DataConfig(Strict):
     range: tuple[float, float] | None = None
     orientation: Literal["exif", "stored"] | None = None
 
+    @pydantic.field_validator("fixed_size", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        several = isinstance(value, list | tuple) and all(isinstance(one, list | tuple) for one in value)
+        sizes = () if value is None else value if several else [value]
+        if not all(_is_size(one) for one in sizes):
+            raise ValueError(f"give [height, width] in pixels, or a list of these, not {value!r}")
+        return sizes
+
     @pydantic.field_validator("range")
     @classmethod
     def _low_below_high(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
         if value is not None and not value[0] < value[1]:
             raise ValueError(f"black lies below white, not {value[0]:g} and {value[1]:g}")
         return value
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(type(n) is int and n > 0 for n in value)
 
 
 def named_sets(tree: Any) -> Any:

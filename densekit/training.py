@@ -11,7 +11,8 @@ from torch import nn
 from densekit.backbones.checkpointing import checkpoint_blocks
 from densekit.backbones.describe import stages_of
 from densekit.config import Config
-from densekit.engine.compiled import compiles
+from densekit.data.loading.batching import possible_sizes
+from densekit.engine.compiled import Compiled, compiles
 from densekit.engine.distributed import World
 from densekit.engine.freezing import Freezing
 from densekit.engine.loss_weights import GradNormWeights, LossWeights, UncertaintyWeights
@@ -66,7 +67,7 @@ def train_step(
         freezing=None if stages is None else _freezing(config, built, timetable, stages),
         weights=_loss_weights(config, built, world.device),
         fixed_norms=_fixed_norms(config, built),
-        compiled=compiled,
+        compiled=Compiled(built, few_sizes=_shapes(config) > 0) if compiled else None,
         skip_limit=t.skip_non_finite,
     )
 
@@ -77,7 +78,7 @@ def compiling(config: Config, built: DenseModel, timetable: Plan, device: torch.
         config.train.compile,
         device,
         steps=timetable.steps,
-        one_shape=config.data.fixed_size is not None,
+        shapes=_shapes(config),
         tasks=[head.task for head in built.heads.values()],  # type: ignore[misc]  # nn.Module types its attributes
         same_bits=config.train.deterministic,
     )
@@ -90,6 +91,12 @@ def compiling(config: Config, built: DenseModel, timetable: Plan, device: torch.
             "not give; set compile to false, or take uncertainty or fixed weights"
         )
     return False, "not compiled (auto: gradnorm)"
+
+
+def _shapes(config: Config) -> int:
+    """How many sizes training batches are padded to; 0: any."""
+    fixed = [config.sets[name].fixed_size for name in config.taught]
+    return len(set().union(*map(possible_sizes, fixed))) if all(fixed) else 0
 
 
 def _loss_weights(config: Config, built: DenseModel, device: torch.device) -> LossWeights:

@@ -73,6 +73,15 @@ def test_the_dumped_config_loads_to_an_equal_one(path, tmp_path):
     assert config.load(tmp_path / "again.yaml") == loaded
 
 
+def test_fixed_size_is_one_or_several(path):
+    one, several = (config.load(path, [f"data.fixed_size={given}"]) for given in ("[8, 16]", "[[8, 16], [16, 8]]"))
+    assert (one.data.fixed_size, several.data.fixed_size) == (((8, 16),), ((8, 16), (16, 8)))
+    assert config.load(path, ["data.fixed_size=null"]).data.fixed_size == ()
+    for wrong in ("[8]", "[[8, 16], 8]", "[[8, 0]]", "wide"):
+        with pytest.raises(DensekitError, match=r"data.fixed_size: .*give \[height, width\] in pixels, or a list"):
+            config.load(path, [f"data.fixed_size={wrong}"])
+
+
 def test_environment_variables_are_replaced_with_their_default_where_unset(path, monkeypatch):
     assert config.load(path).data.train.options["images"] == "data/x"
     monkeypatch.setenv("SOME_FOLDER", "/elsewhere")

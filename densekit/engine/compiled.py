@@ -13,7 +13,13 @@ from densekit.model import DenseModel
 from densekit.types import Batch, Task
 
 LEAST_STEPS = 2_500
-"""Of a run that ``auto`` compiles. Faster R-CNN on one H200: the first step takes 40 s, each later one 35 ms less."""
+"""Of a run that ``auto`` compiles, for each shape of its batches.
+
+Faster R-CNN on one H200: the first step of a shape takes 40 s, each later one 35 ms less.
+"""
+
+MOST_SHAPES = 4
+"""Of batches. Torch keeps eight graphs of a function, of which stages of a backbone that begin to learn take some."""
 
 
 def compiles(
@@ -21,20 +27,20 @@ def compiles(
     device: torch.device,
     *,
     steps: int,
-    one_shape: bool,
+    shapes: int,
     tasks: Collection[Task],
     same_bits: bool,
 ) -> tuple[bool, str]:
     """Whether a run compiles, and how its summary says so.
 
     ``auto`` does so where it was measured to pay: detectors on a GPU, in runs that are long enough to earn the first
-    step, with batches of one shape, as each other shape is compiled anew.
+    steps, with batches of one shape or a few, as each is compiled anew: that many times the least number of steps.
 
     Args:
         asked: what the config says.
         device: of the run.
         steps: of the whole run, so that a run that goes on decides as it began.
-        one_shape: all batches are padded to the same size.
+        shapes: how many sizes batches are padded to; 0: any.
         tasks: of the heads.
         same_bits: the run must give the same bits each time.
     """
@@ -42,15 +48,17 @@ def compiles(
         return asked, "compiled" if asked else "not compiled"
     if device.type != "cuda":
         return False, "not compiled"
+    least = LEAST_STEPS * max(shapes, 1)
     for holds, why in (
-        (steps >= LEAST_STEPS, f"under {LEAST_STEPS:,} steps"),
-        (one_shape, "batches of several shapes, see data.fixed_size"),
+        (steps >= least, f"under {least:,} steps"),
+        (shapes > 0, "batches of several shapes, see data.fixed_size"),
+        (shapes <= MOST_SHAPES, f"{shapes} shapes of batches, over {MOST_SHAPES}"),
         (set(tasks) == {"detection"}, "measured for detectors alone"),
         (not same_bits, "train.deterministic"),
     ):
         if not holds:
             return False, f"not compiled (auto: {why})"
-    return True, f"compiled (auto: {LEAST_STEPS:,} steps or more)"
+    return True, f"compiled (auto: {least:,} steps or more)"
 
 
 class Compiled(nn.Module):
@@ -61,14 +69,17 @@ class Compiled(nn.Module):
 
     Args:
         model: gives losses for a batch.
+        few_sizes: each size of the images has a graph of its own; else torch leaves sizes open from the second one on.
         backend: of ``torch.compile``.
     """
 
-    def __init__(self, model: DenseModel, backend: str | Callable[..., Any] = "inductor") -> None:
+    def __init__(
+        self, model: DenseModel, *, few_sizes: bool = False, backend: str | Callable[..., Any] = "inductor"
+    ) -> None:
         super().__init__()
         self.model = model
         self.failed = False
-        self._compiled = torch.compile(model.forward, backend=backend)
+        self._compiled = torch.compile(model.forward, backend=backend, dynamic=False if few_sizes else None)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Losses of every head."""

@@ -72,7 +72,7 @@ class TrainStep:
         freezing: what rests at which step; None lets all learn from the start.
         weights: what the losses of a head are multiplied by; None: nothing.
         fixed_norms: norms that are as in evaluation.
-        compiled: compile forward and losses, see ``compiled.py``.
+        compiled: the model with its forward and losses compiled; None runs it plain.
         skip_limit: how many steps that are not finite may be skipped. From the first one beyond on no update is
             applied, so that the weights stay as they were before it until someone looks at ``StepResult.bad``.
     """
@@ -91,7 +91,7 @@ class TrainStep:
         freezing: Freezing | None = None,
         weights: LossWeights | None = None,
         fixed_norms: Sequence[nn.Module] = (),
-        compiled: bool = False,
+        compiled: Compiled | None = None,
         skip_limit: int = 0,
     ) -> None:
         self.model = model
@@ -108,7 +108,7 @@ class TrainStep:
         self.skip_limit = skip_limit
         self.scaler = LossScale(world.device, enabled=precision == "fp16")
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self._alone: nn.Module = Compiled(model) if compiled else model
+        self._alone: nn.Module = model if compiled is None else compiled
         self.runner = _over_ranks(self._alone) if world.size > 1 else self._alone
         self._statistics = _running_statistics(model)
         self._skipped = torch.zeros((), device=world.device)

@@ -64,13 +64,13 @@ def batch_of(config: Config, look: Look, count: int) -> Batch:
     """So many images as one batch, padded to the largest that were seen."""
     data = config.data
     return collate(
-        list(itertools.islice(itertools.cycle(look.samples), count)), pad_to=data.pad_to, fixed_size=data.fixed_size
+        list(itertools.islice(itertools.cycle(look.samples), count)), pad_to=data.pad_to, fixed_sizes=data.fixed_size
     )
 
 
 def share_of_largest(config: Config, look: Look, count: int) -> float:
     """The area of a batch as it comes on average, as part of that of a batch with the largest images."""
-    if config.data.fixed_size is not None:
+    if config.data.fixed_size:
         return 1.0
     sizes = np.array([sample.image.shape[:2] for sample in look.samples])
     if config.data.aspect_grouping:

@@ -195,7 +195,7 @@ class TestCollate:
         assert batch.targets.masks is None
 
     def test_a_fixed_size_and_number_of_boxes_give_constant_shapes(self):
-        options = {"fixed_size": (48, 64), "max_objects": 17}
+        options = {"fixed_sizes": [(48, 64)], "max_objects": 17}
         shapes = {
             (collate([s], **options).images.shape, collate([s], **options).targets.boxes.boxes.shape)
             for s in (self.sample(30, 40, 3), self.sample(48, 64, 17), self.sample(1, 1, 0))
@@ -203,6 +203,22 @@ class TestCollate:
         assert shapes == {((1, 3, 48, 64), (1, 24, 4))}
         with pytest.raises(DensekitError, match="larger than fixed_size 64 x 48"):
             collate([self.sample(49, 64, 0)], **options)
+
+    def test_of_several_fixed_sizes_the_smallest_that_holds_the_images_is_taken(self):
+        options = {"fixed_sizes": [(48, 96), (64, 64), (96, 48)]}
+        for sizes, padded in (
+            ([(48, 64), (9, 96)], (48, 96)),
+            ([(49, 64), (9, 9)], (64, 64)),
+            ([(96, 8)], (96, 48)),
+            ([(8, 8), (8, 8)], (64, 64)),
+            ([(8, 65), (65, 8)], (96, 96)),  # each fits, in different ones
+        ):
+            assert collate([self.sample(*size, 0) for size in sizes], **options).images.shape[2:] == padded
+        rule = (
+            r"is 66 x 65 \(width x height\) .* larger than fixed_size 96 x 48 and 64 x 64 and 48 x 96; resize or crop"
+        )
+        with pytest.raises(DensekitError, match=rule):
+            collate([self.sample(65, 66, 0)], **options)
 
     def test_masks_are_padded_with_the_ignored_label_and_truth_is_left_alone(self):
         first = self.sample(4, 6, 0, mask=np.ones((4, 6), np.uint8), truth=np.ones((8, 12), np.uint8))
@@ -242,9 +258,10 @@ class TestTrainLoader:
 
     def test_two_ranks_have_the_halves_of_the_batch_of_one(self, shapes):
         data = make(shapes)
-        whole = take(4, train_loader(data, batch_size=4, seed=0, fixed_size=(64, 64)))
+        whole = take(4, train_loader(data, batch_size=4, seed=0, fixed_sizes=[(64, 64)]))
         halves = [
-            take(4, train_loader(data, batch_size=4, seed=0, rank=r, world_size=2, fixed_size=(64, 64))) for r in (0, 1)
+            take(4, train_loader(data, batch_size=4, seed=0, rank=r, world_size=2, fixed_sizes=[(64, 64)]))
+            for r in (0, 1)
         ]
         for step, batch in enumerate(whole):
             assert batch.ids == halves[0][step].ids + halves[1][step].ids
@@ -252,7 +269,7 @@ class TestTrainLoader:
             assert torch.equal(batch.seeds, torch.cat([h[step].seeds for h in halves]))
 
     def test_fixed_shapes_are_the_same_in_every_batch(self, shapes):
-        batches = take(6, train_loader(make(shapes), batch_size=3, seed=0, fixed_size=(64, 64)))
+        batches = take(6, train_loader(make(shapes), batch_size=3, seed=0, fixed_sizes=[(64, 64)]))
         assert len({(b.images.shape, b.targets.boxes.boxes.shape) for b in batches}) == 1
 
     @pytest.mark.parametrize("workers", [0, 2])

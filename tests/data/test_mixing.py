@@ -49,7 +49,7 @@ def same(a: Batch, b: Batch) -> bool:
 @pytest.mark.parametrize("spec", SPECS, ids=lambda s: s["name"])
 def test_batches_do_not_depend_on_workers_ranks_or_where_a_run_goes_on(shapes, spec):
     data = make(shapes, spec, instances=True)
-    fixed = {"batch_size": 4, "seed": 0, "fixed_size": (64, 64), "steps": 8}
+    fixed = {"batch_size": 4, "seed": 0, "fixed_sizes": [(64, 64)], "steps": 8}
     alone = list(itertools.islice(train_loader(data, **fixed), 4))
     shared = list(itertools.islice(train_loader(make(shapes, spec, instances=True), **fixed, workers=2, start=1), 3))
     assert all(map(same, alone[1:], shared))

@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from densekit.engine import step
+from densekit.data.loading.batching import collate
 from densekit.engine.compiled import LEAST_STEPS, Compiled, compiles
 from densekit.engine.distributed import World
 from densekit.engine.optim import make_optimizer, parameter_groups
+from densekit.engine.step import TrainStep
+from densekit.types import Sample
 from tests.engine.parts import batch_on, model_on
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 SLOWER = ("aot_eager", "inductor")
-LONG = {"steps": LEAST_STEPS, "one_shape": True, "tasks": ["detection"], "same_bits": False}
+LONG = {"steps": LEAST_STEPS, "shapes": 1, "tasks": ["detection"], "same_bits": False}
 
 
 def test_a_long_run_of_a_detector_on_a_gpu_is_compiled_by_itself():
     assert compiles("auto", GPU, **LONG) == (True, "compiled (auto: 2,500 steps or more)")
 
 
+def test_each_of_a_few_shapes_must_earn_its_first_step():
+    few = LONG | {"shapes": 3, "steps": 3 * LEAST_STEPS}
+    assert compiles("auto", GPU, **few) == (True, "compiled (auto: 7,500 steps or more)")
+
+
 @pytest.mark.parametrize(
     ("changed", "why"),
     [
         ({"steps": LEAST_STEPS - 1}, "under 2,500 steps"),
-        ({"one_shape": False}, "batches of several shapes, see data.fixed_size"),
+        ({"shapes": 0}, "batches of several shapes, see data.fixed_size"),
+        ({"shapes": 2}, "under 5,000 steps"),
+        ({"shapes": 5, "steps": 50_000}, "5 shapes of batches, over 4"),
         ({"tasks": ["segmentation"]}, "measured for detectors alone"),
         ({"tasks": ["detection", "segmentation"]}, "measured for detectors alone"),
         ({"same_bits": True}, "train.deterministic"),
@@ -45,21 +54,21 @@ def test_what_is_asked_for_is_done_and_a_cpu_does_not_compile_by_itself():
     assert compiles("auto", CPU, **LONG) == (False, "not compiled")
 
 
-def step_of(compiled, backbone=None):
+def step_of(backend, backbone=None):
     model = model_on(CPU, "classifier", {}, backbone)
+    compiled = Compiled(model, backend=backend) if backend else None
     optimizer = make_optimizer("sgd", parameter_groups(model, lr=0.01, weight_decay=0.1))
-    return step.TrainStep(model, optimizer, lambda _: 1.0, world=World(0, 1, 1, CPU), seed=0, compiled=compiled)
+    return TrainStep(model, optimizer, lambda _: 1.0, world=World(0, 1, 1, CPU), seed=0, compiled=compiled)
 
 
-def losses_of(compiled, steps):
-    run, batch = step_of(compiled), batch_on(CPU, "labels")
+def losses_of(backend, steps):
+    run, batch = step_of(backend), batch_on(CPU, "labels")
     return [run([batch], number).losses["cross_entropy"] for number in range(steps)]
 
 
 @pytest.mark.parametrize("backend", ["eager", *(pytest.param(b, marks=pytest.mark.long) for b in SLOWER)])
-def test_compiled_steps_learn_what_plain_ones_do(monkeypatch, backend):
-    monkeypatch.setattr(step, "Compiled", functools.partial(Compiled, backend=backend))
-    compiled, plain = losses_of(True, 50), losses_of(False, 50)
+def test_compiled_steps_learn_what_plain_ones_do(backend):
+    compiled, plain = losses_of(backend, 50), losses_of(None, 50)
     assert plain[-1] < 0.9 * plain[0]
     torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)
 
@@ -97,6 +106,26 @@ def test_a_shape_is_compiled_once_whatever_the_number_of_objects():
         assert len(compiled_graphs) == graphs
 
 
+def test_each_of_a_few_sizes_is_compiled_once():
+    sizes, seen = [(32, 64), (64, 32)], []
+
+    def backend(graph, inputs):
+        (images,) = [one for one in inputs if isinstance(one, torch.Tensor) and one.dtype == torch.uint8]
+        seen.append(tuple(images.shape[2:]))
+        return graph.forward
+
+    def batch(*shapes):
+        none = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0), "crowd": np.zeros(0)}
+        samples = [Sample(np.zeros((*size, 3), np.uint8), 0, size, seed=1, **none) for size in shapes]
+        return collate(samples, fixed_sizes=sizes)
+
+    compiled = Compiled(Sums(), few_sizes=True, backend=backend)
+    wide, high, mixed, known = [(9, 60), (32, 33)], [(64, 8)] * 2, [(8, 64), (64, 8)], [(30, 64), (8, 8)]
+    for number, shapes in enumerate([wide, high, mixed, known, [(33, 9)] * 2]):
+        compiled(batch(*shapes))
+        assert seen == [(32, 64), (64, 32), (64, 64)][: number + 1]
+
+
 def test_what_cannot_be_compiled_runs_plain_and_is_said_once(recwarn):
     def no_compiler(graph, inputs):
         raise OSError("no compiler on this machine")
@@ -125,7 +154,7 @@ class FailsLater(torch.autograd.Function):
 
 
 def test_a_step_whose_backward_cannot_be_compiled_is_made_anew_and_plain():
-    run, plain, batch = step_of(True, "resnet8"), step_of(False, "resnet8"), batch_on(CPU, "labels")
+    run, plain, batch = step_of("inductor", "resnet8"), step_of(None, "resnet8"), batch_on(CPU, "labels")
     model, learned = run.model, run._alone
     learned._compiled = lambda batch: {name: FailsLater.apply(loss) for name, loss in model(batch).items()}
     with pytest.warns(RuntimeWarning, match="train.compile: .* no kernel for the backward"):
@@ -139,7 +168,7 @@ def test_a_step_whose_backward_cannot_be_compiled_is_made_anew_and_plain():
 
 
 def test_other_faults_of_a_compiled_step_are_told_as_they_are():
-    run, batch = step_of(True), batch_on(CPU, "labels")
+    run, batch = step_of("inductor"), batch_on(CPU, "labels")
 
     def breaks(batch):
         raise RuntimeError("a fault of the model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from densekit.types import IGNORE, Batch, BoxTargets, DensekitError, InstanceMasks, Sample, Targets
 
+Size = tuple[int, int]
+"""(height, width)."""
+
 BOXES_MULTIPLE = 8
 """Padded numbers of boxes are multiples of this, so that few shapes occur."""
 
@@ -21,7 +25,7 @@ def collate(
     samples: Sequence[Sample],
     *,
     pad_to: int = 32,
-    fixed_size: tuple[int, int] | None = None,
+    fixed_sizes: Sequence[Size] = (),
     max_objects: int | None = None,
 ) -> Batch:
     """Make a batch.
@@ -29,16 +33,16 @@ def collate(
     Args:
         samples: at least one, all with the same kinds of targets.
         pad_to: height and width of the batch are multiples of this.
-        fixed_size: (height, width) to pad to, instead of that of the largest image.
+        fixed_sizes: what to pad to instead of the size of the largest image, see ``padded_size``.
         max_objects: number of boxes to pad to, instead of the largest number in the batch.
 
     Returns:
         A batch whose images are [B, C, H, W] laid out channels last, so nothing is transposed on the way to the model.
 
     Raises:
-        DensekitError: an image is larger than ``fixed_size``, or channel counts differ.
+        DensekitError: an image fits in none of ``fixed_sizes``, or channel counts differ.
     """
-    height, width = _padded_size(samples, pad_to, fixed_size)
+    height, width = padded_size([_checked(s, fixed_sizes) for s in samples], pad_to, fixed_sizes)
     return Batch(
         images=_images(samples, height, width),
         sizes=torch.tensor([s.image.shape[:2] for s in samples], dtype=torch.int64),
@@ -63,20 +67,43 @@ def _truth(sample: Sample) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     return np.ascontiguousarray(sample.truth)
 
 
-def _padded_size(samples: Sequence[Sample], pad_to: int, fixed_size: tuple[int, int] | None) -> tuple[int, int]:
-    if fixed_size is None:
-        return (
-            round_up(max(s.image.shape[0] for s in samples), pad_to),
-            round_up(max(s.image.shape[1] for s in samples), pad_to),
+def padded_size(images: Sequence[Size], pad_to: int, fixed_sizes: Sequence[Size]) -> Size:
+    """What a batch is padded to: the smallest of ``possible_sizes`` that holds its images.
+
+    Args:
+        images: sizes of at least one, each of which fits in one of ``fixed_sizes``.
+        pad_to: multiple of both sides, where there are no fixed sizes.
+        fixed_sizes: to choose from; empty: any.
+    """
+    largest = _around(images)
+    if not fixed_sizes:
+        return round_up(largest[0], pad_to), round_up(largest[1], pad_to)
+    return min((size for size in possible_sizes(fixed_sizes) if _holds(size, largest)), key=math.prod)
+
+
+def possible_sizes(fixed_sizes: Sequence[Size]) -> set[Size]:
+    """All that batches are padded to: one more where a batch may mix images that fit in different ones alone."""
+    return {*fixed_sizes, _around(fixed_sizes)}
+
+
+def _around(sizes: Sequence[Size]) -> Size:
+    return max(height for height, _ in sizes), max(width for _, width in sizes)
+
+
+def _holds(size: Size, image: Size) -> bool:
+    return size[0] >= image[0] and size[1] >= image[1]
+
+
+def _checked(sample: Sample, fixed_sizes: Sequence[Size]) -> Size:
+    """The size of an image that fits."""
+    height, width = sample.image.shape[:2]
+    if fixed_sizes and not any(_holds(size, (height, width)) for size in fixed_sizes):
+        sizes = " and ".join(f"{w} x {h}" for h, w in fixed_sizes)
+        raise DensekitError(
+            f"image {sample.id!r} is {width} x {height} (width x height) after the transforms, larger than "
+            f"fixed_size {sizes}; resize or crop in the transforms, or raise fixed_size"
         )
-    for sample in samples:
-        size = sample.image.shape[:2]
-        if size[0] > fixed_size[0] or size[1] > fixed_size[1]:
-            raise DensekitError(
-                f"image {sample.id!r} is {size[1]} x {size[0]} (width x height) after the transforms, larger than "
-                f"fixed_size {fixed_size[1]} x {fixed_size[0]}; resize or crop in the transforms, or raise fixed_size"
-            )
-    return fixed_size
+    return height, width
 
 
 def _images(samples: Sequence[Sample], height: int, width: int) -> Tensor:

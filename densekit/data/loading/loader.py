@@ -16,7 +16,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch.utils.data
 
 from densekit import machine
-from densekit.data.loading.batching import collate
+from densekit.data.loading.batching import Size, collate
 from densekit.data.loading.sampling import Address, BatchPlan, eval_batches
 from densekit.data.transforms.pipeline import Pipeline
 from densekit.types import Batch, Dataset, DensekitError, Sample
@@ -47,7 +47,7 @@ def train_loader(
     steps: int | None = None,
     repeats: npt.NDArray[np.float64] | None = None,
     pad_to: int = 32,
-    fixed_size: tuple[int, int] | None = None,
+    fixed_sizes: Sequence[Size] = (),
     aspect_grouping: bool = True,
     on_bad_image: OnBadImage = "error",
     pin_memory: bool = False,
@@ -65,7 +65,8 @@ def train_loader(
         repeats: [len] how often an epoch shows each image, on average; None: once.
         steps: of the whole run: tells the transforms when its last epochs begin.
         pad_to: batches are padded to a multiple of this.
-        fixed_size: (height, width) of every batch, for constant shapes; then the number of boxes is constant too.
+        fixed_sizes: what batches are padded to, for constant shapes, see ``padded_size``; then the number of boxes is
+            constant too.
         aspect_grouping: batch images of like shape together, where the data set knows their shapes.
         on_bad_image: an image that cannot be read is an error, or replaced by the next one in the data set and listed
             in ``Batch.skipped``.
@@ -80,8 +81,8 @@ def train_loader(
     transforms = getattr(dataset, "transforms", None)
     if steps is not None and isinstance(transforms, Pipeline):
         transforms.epochs = plan.epochs(steps)
-    most = getattr(dataset, "max_objects", None) if fixed_size is not None else None
-    options = {"pad_to": pad_to, "fixed_size": fixed_size, "max_objects": most}
+    most = getattr(dataset, "max_objects", None) if fixed_sizes else None
+    options = {"pad_to": pad_to, "fixed_sizes": fixed_sizes, "max_objects": most}
     source = _TrainBatches(dataset, plan, rank, world_size, on_bad_image, options)
     return _unpacked(iter(indexed_loader(source, itertools.count(start), workers, pin_memory, persistent=False)))
 
