@@ -22,53 +22,57 @@ from densekit.forecast.remedies import least_accumulate
 from densekit.forecast.replay import Timed
 from densekit.forecast.steps import Seen
 from densekit.forecast.trace import Trace
+from densekit.model import DenseModel
+from densekit.registry import HEADS
 from densekit.training import train_step
-from densekit.types import Sample
-from tests.engine.test_several_heads import step_of
+from densekit.types import Classes, Sample
+from tests.engine.parts import Stages
 from tests.tools import runs
 
 CPU = torch.device("cpu")
 WORLD = World(0, 1, 1, CPU)
 GIB = 2**30
 OF_KINDS = Look([Sample(np.zeros((64, 64, 3), np.uint8), 0, (64, 64), seed=1, target=1)], 0.01)
-OF_MASKS = Look(
-    [
-        Sample(np.zeros((*size, 3), np.uint8), 0, size, seed=1, mask=np.zeros(size, np.uint8))
-        for size in ((64, 128), (64, 64))
-    ],
-    0.03,
+OF_SCANS = Look(
+    [Sample(np.zeros((*size, 3), np.uint8), 0, size, seed=1, target=1) for size in ((64, 128), (64, 64))], 0.03
 )
 
 
 def config_of(**train):
-    part = {"train": {"name": "masks"}, "workers": 0}
+    part = {"train": {"name": "image_folder"}, "workers": 0}
     tree = {
         "model": {
             "backbone": {"name": "resnet8"},
-            "heads": {"labels": {"name": "classifier"}, "masks": {"name": "linknet"}},
+            "heads": {"kind": {"name": "classifier"}, "organ": {"name": "classifier"}},
         },
         "data": {
-            "kinds": {**part, "heads": ["labels"], "share": 3, "aspect_grouping": False},
-            "tissue": {**part, "heads": ["masks"]},
+            "kinds": {**part, "heads": ["kind"], "share": 3, "aspect_grouping": False},
+            "scans": {**part, "heads": ["organ"]},
         },
         "train": {"steps": 9, "batch_size": 8, "optimizer": {"name": "sgd", "lr": 0.1}, **train},
     }
     return configs.parse(tree, "it")
 
 
+def model_of():
+    trunk = Stages()
+    heads = {name: HEADS.build("classifier", {}, trunk.levels, num_classes=3) for name in ("kind", "organ")}
+    return DenseModel(trunk, heads, mean=(0.5,), std=(0.25,), classes=Classes(("a", "b", "c"), (0, 1, 2)))
+
+
 def study_of(config, *names):
-    looks = {"kinds": OF_KINDS, "tissue": OF_MASKS}
+    looks = {"kinds": OF_KINDS, "scans": OF_SCANS}
     sets = {name: learning_sets.LearningSet(name, config.of_set(name), None, None) for name in looks}
     seen = [Seen(sets[name], looks[name]) for name in names or looks]
-    return study(config, step_of().model, seen, WORLD, "fp32")
+    return study(config, model_of(), seen, WORLD, "fp32")
 
 
 def test_a_step_takes_its_part_of_each_set_or_all_of_one_in_turn():
     config = config_of()
-    ((kinds, tissue),) = study_of(config).steps(config)
-    assert [len(part.batch.ids) for part in (kinds, tissue)] == [6, 2]
-    assert (tissue.batch.heads, tissue.batch.data_set) == (("masks",), "tissue")
-    assert tissue.batch.images.shape == (2, 3, 64, 128)
+    ((kinds, scans),) = study_of(config).steps(config)
+    assert [len(part.batch.ids) for part in (kinds, scans)] == [6, 2]
+    assert (scans.batch.heads, scans.batch.data_set) == (("organ",), "scans")
+    assert scans.batch.images.shape == (2, 3, 64, 128)
     config = config_of(mixing="turn", accumulate=2)
     steps = study_of(config).steps(config)
     assert [[(part.images, part.often) for part in parts] for parts in steps] == [[(4, 0.75)], [(4, 0.25)]]
@@ -79,7 +83,7 @@ def test_the_peak_of_a_step_over_both_sets_is_near_that_of_a_real_one():
     known = study_of(config)
     traced = known.trace(config_of(norm_statistics="frozen"))  # weights to start from are not looked for
     batches = [part.batch for (parts,) in [known.steps(config)] for part in parts]
-    step = train_step(config, step_of().model, Plan(9, 3, 9, "loss"), WORLD, "fp32")
+    step = train_step(config, model_of(), Plan(9, 3, 9, "loss"), WORLD, "fp32")
     step(batches, 0)
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as watched:
         step(batches, 1)
@@ -90,9 +94,12 @@ def test_the_peak_of_a_step_over_both_sets_is_near_that_of_a_real_one():
 
 def test_in_turn_the_largest_of_the_sets_is_what_counts():
     config = config_of(mixing="turn")
-    alone, both = study_of(config, "tissue").trace(config), study_of(config).trace(config)
-    of_tissue, of_kinds = (sum(operations.values()) for operations in reversed(both.operations))
-    assert (of_tissue, of_kinds < of_tissue) == (sum(alone.operations[0].values()), True)
+    alone, both = study_of(config, "scans").trace(config), study_of(config).trace(config)
+    of_kinds, of_scans, of_alone = (
+        {one: count for one, count in operations.items() if one.function._opname == "convolution"}
+        for operations in (*both.operations, *alone.operations)
+    )
+    assert of_scans == of_alone != of_kinds
     assert alone.peak <= both.peak <= alone.peak + 8 * 3 * 64 * 64 + 10_000  # the other batch is held beside it
 
 
@@ -102,7 +109,7 @@ def test_time_is_that_of_an_average_step_and_of_all_images_that_are_read(monkeyp
         config = config_of(mixing=mixing)
         known = study_of(config)
         counts = [Counter(a=4), Counter(b=8)] if mixing == "turn" else [Counter(a=4, b=8)]
-        of_average = {"kinds": 1.0, "tissue": 0.75}
+        of_average = {"kinds": 1.0, "scans": 0.75}
         steps = [
             [dataclasses.replace(part, area=of_average[part.seen.data.name]) for part in parts]
             for parts in known.steps(config)
