@@ -15,6 +15,7 @@ from densekit.config import Config
 from densekit.console import say
 from densekit.data.loading.loader import EvalLoader
 from densekit.engine import distributed
+from densekit.engine.ahead import CopiedAhead
 from densekit.engine.distributed import World
 from densekit.engine.guard import FiniteGuard, Stop
 from densekit.engine.plan import Plan
@@ -49,6 +50,7 @@ class Run:
         record: what it writes down.
         sets: what is learned, and what the best weights are chosen by.
         batches: this rank's micro-batches of each update, without end.
+        ahead: the same, on the device.
         measured: the sets that have something to measure on, and this rank's share of that.
         guard: looks for losses that are not finite.
         pace: tells it when its first steps are done.
@@ -64,12 +66,14 @@ class Run:
     record: Record
     sets: Sequence[LearningSet]
     batches: Iterator[list[Batch]]
+    ahead: CopiedAhead = dataclasses.field(init=False)
     measured: list[tuple[LearningSet, EvalLoader]] = dataclasses.field(init=False)
     guard: FiniteGuard = dataclasses.field(init=False)
     pace: Pace = dataclasses.field(init=False)
     unread: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.ahead = CopiedAhead(self.batches, self.world.device)
         self.guard = FiniteGuard(self.folder, self.step, functools.partial(file_names, self.sets))
         self.pace = Pace(self.plan.steps, sizes_of(self.step.model, self.config.train).folder)
         self.measured = [
@@ -94,15 +98,16 @@ class Run:
     def advance(self) -> str | None:
         """One update of the weights, written down; a few words on it where it is told."""
         state, began = self.state, time.perf_counter()
-        micro_batches = next(self.batches)
-        result = self.step([batch.to(self.world.device) for batch in micro_batches], state.step)
+        micro_batches = next(self.ahead)
+        result = self.step(micro_batches.device, state.step)
+        self.ahead.begin_next()
         self.guard.check(result, state)
-        self.unread += [line for batch in micro_batches for line in batch.skipped]
+        self.unread += [line for batch in micro_batches.host for line in batch.skipped]
         state.step += 1
         state.seconds += (seconds := time.perf_counter() - began)
         if line := self.pace.line(state.step, seconds, memory_in_use(self.world.device)):
             say(line, self.first)
-        self._picture(micro_batches, state.step - 1)
+        self._picture(micro_batches.host, state.step - 1)
         return self.record.step(result, self.step.rate(result.step), seconds, self.config.train.batch_size)
 
     def model_to_use(self) -> DenseModel:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -193,13 +193,16 @@ class Batch:
 
         Only CUDA's copies go on unwaited.
         """
-        moved = dataclasses.replace(self, **{
-            f.name: _to(getattr(self, f.name), device, non_blocking)
-            for f in dataclasses.fields(self) if f.name not in ("ids", "truth", "skipped", "heads", "data_set", "host")
-        })  # fmt: skip
-        before, after = (self.sizes, self.original_sizes), (moved.sizes, moved.original_sizes)
-        moved.host = tuple((there, self.numbers(here)) for here, there in zip(before, after))
-        return moved
+        unwaited = non_blocking and device.type == "cuda"
+        return self.changed(lambda tensor: tensor.to(device, non_blocking=unwaited))
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """With ``change`` made to every tensor but ``truth``; the sizes' numbers stay as they are."""
+        fields = dataclasses.fields(self)
+        new = dataclasses.replace(self, **{f.name: _changed(getattr(self, f.name), change) for f in fields})
+        before, after = (self.sizes, self.original_sizes), (new.sizes, new.original_sizes)
+        new.host = tuple((there, self.numbers(here)) for here, there in zip(before, after))
+        return new
 
     def numbers(self, sizes: Tensor) -> list[list[int]]:
         """[[height, width], ...] of ``sizes`` or ``original_sizes``, without waiting for the device they are on."""
@@ -209,28 +212,20 @@ class Batch:
         values: list[list[int]] = sizes.tolist()
         return values
 
-    def pin_memory(self) -> Self:
-        """Pin the tensors in host memory, so that the copy to the GPU runs beside the computation."""
-        boxes = self.targets.boxes if self.targets else None
-        for holder in (self, self.targets, boxes, boxes.masks if boxes else None):
-            for field in dataclasses.fields(holder) if holder is not None else ():
-                value = getattr(holder, field.name)
-                if isinstance(value, Tensor):
-                    setattr(holder, field.name, value.pin_memory())
-        if self.maps is not None:
-            self.maps = {name: value.pin_memory() for name, value in self.maps.items()}
-        return self
+    def pin_memory(self) -> Batch:
+        """With the tensors pinned in host memory, so that the copy to the GPU runs beside the computation."""
+        return self.changed(lambda tensor: tensor.pin_memory())
 
 
-def _to(value: Any, device: torch.device, non_blocking: bool) -> Any:
+def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=non_blocking and device.type == "cuda")
+        return change(value)
     if isinstance(value, dict):
-        return {name: _to(one, device, non_blocking) for name, one in value.items()}
+        return {name: _changed(one, change) for name, one in value.items()}
     if isinstance(value, Targets | BoxTargets | InstanceMasks):
         fields = dataclasses.fields(value)
-        return dataclasses.replace(value, **{f.name: _to(getattr(value, f.name), device, non_blocking) for f in fields})
-    return value
+        return dataclasses.replace(value, **{f.name: _changed(getattr(value, f.name), change) for f in fields})
+    return value  # ids, and ``truth``, which is a list
 
 
 @dataclasses.dataclass(slots=True)
