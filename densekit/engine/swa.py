@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -87,25 +87,35 @@ def renew_statistics(
         own.training = other.training
     norms = [m for m in average.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.training]
     norms = [norm for norm in norms if norm.track_running_stats]
-    if norms:
-        before = [norm.momentum for norm in norms]
-        apart = average.statistics
-        turns = [contextlib.nullcontext] if apart is None else [functools.partial(apart.use, n) for n in apart.sets]
-        for turn in turns:
-            with turn():
-                for norm in norms:
-                    norm.reset_running_stats()
-                    norm.momentum = None  # the plain mean over the batches that this norm sees
-        for micro, batch in enumerate(batches):
-            seed_step(seed, step, micro, world.rank)
-            with average.using(batch), autocast(precision, world.device):
-                average(batch.to(world.device))
-        for turn in turns:
-            with turn():
-                for norm, momentum in zip(norms, before):
-                    norm.momentum = momentum
-                    for statistic in (norm.running_mean, norm.running_var):
-                        assert statistic is not None
-                        statistic.copy_(mean_over_ranks(statistic))
+    momenta = [norm.momentum for norm in norms]
+    statistics = _of_all_sets(average, norms)
+    before = [[buffer.clone() for buffer in buffers] for buffers in statistics]
+    for norm in norms:
+        norm.momentum = None  # the plain mean over the batches that a norm sees
+    for mean, variance, seen in statistics:
+        mean.zero_(), variance.fill_(1), seen.zero_()
+    for micro, batch in enumerate(batches if norms else ()):
+        seed_step(seed, step, micro, world.rank)
+        with average.using(batch), autocast(precision, world.device):
+            average(batch.to(world.device))
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+    for buffers, old in zip(statistics, before):
+        any_batch = bool(buffers[2])  # else they stay as they were
+        for buffer, value in zip(buffers[:2], old):
+            buffer.copy_(mean_over_ranks(buffer) if any_batch else value)
     for own, mode in zip(average.modules(), modes):
         own.training = mode
+
+
+def _of_all_sets(model: DenseModel, norms: Sequence[nn.modules.batchnorm._NormBase]) -> list[list[Tensor]]:
+    """Mean, variance and number of batches of each norm, and of each data set where it has its own."""
+    apart = model.statistics
+    turns = [contextlib.nullcontext] if apart is None else [functools.partial(apart.use, name) for name in apart.sets]
+    found: dict[int, list[Tensor]] = {}
+    for turn in turns:
+        with turn():
+            for norm in norms:
+                own = [norm.running_mean, norm.running_var, norm.num_batches_tracked]
+                found[id(norm.running_mean)] = [buffer for buffer in own if buffer is not None]
+    return list(found.values())

@@ -16,6 +16,7 @@ from densekit.backbones.resnet import ResNet
 from densekit.engine import checkpoint
 from densekit.engine.distributed import World
 from densekit.engine.optim import AveragedModel, make_optimizer, make_schedule, parameter_groups
+from densekit.engine.replay import read_bundle
 from densekit.engine.run_folder import RunFolder, RunState
 from densekit.engine.step import TrainStep
 from densekit.engine.swa import renew_statistics
@@ -172,6 +173,20 @@ def test_statistics_of_a_mean_of_weights_are_those_of_each_set_and_head():
         torch.testing.assert_close(average.heads[head].state_dict(), peer.heads[head].state_dict())
 
 
+def test_a_set_that_no_batch_comes_from_keeps_its_statistics():
+    model = model_of()
+    average = copy.deepcopy(model)
+    for module in average.modules():
+        if hasattr(module, "running_mean"):
+            module.running_mean.fill_(0.5)
+    batches = [batch("cells", 0), batch("cells", 1)]
+    renew_statistics(average, model.train(), batches, step=1, seed=0, precision="fp32", world=WORLD)
+    means = {key: value for key, value in average.state_dict().items() if key.endswith("running_mean")}
+    assert {key for key, value in means.items() if (value == 0.5).all()} == {
+        key for key in means if key.startswith(("statistics.", "heads.masks."))
+    }
+
+
 def test_a_norm_over_ranks_takes_the_plain_mean_where_it_has_no_momentum():
     norm = SyncBatchNorm2d(2)
     norm.momentum = None
@@ -219,7 +234,10 @@ def test_first_weights_give_their_statistics_to_every_set_or_to_those_of_their_n
     with model.statistics.use("of_masks"):
         model.backbone.bn1.running_mean.fill_(0.5)
     joint.save(each, model, configs.parse(tree, "it"), list(model.heads))
-    for again in (built(tree, each), build.from_checkpoint(each)[0]):
+    bad_step = {"batches": [], "files": [], "step": 0, "seed": 0, "rank": 0, "precision": "fp32"}
+    checkpoint.save(tmp_path / "bundle.pt", {**torch.load(each, weights_only=True), "bundle": bad_step})
+    of_bundle = read_bundle(tmp_path / "bundle.pt").model
+    for again in (built(tree, each), build.from_checkpoint(each)[0], of_bundle):
         assert_same(again.state_dict(), model.state_dict())
     with pytest.raises(DensekitError, match="batch norm statistics of each of its data sets of_boxes, of_masks; set"):
         built(shared, each)
