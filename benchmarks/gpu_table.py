@@ -34,10 +34,12 @@ from densekit.engine.compiled import Compiled
 from densekit.engine.distributed import World
 from densekit.engine.optim import make_optimizer, parameter_groups
 from densekit.engine.step import TrainStep
+from densekit.infer.captured import capture
 from densekit.model import DenseModel
 from densekit.ops import nms
-from densekit.precision import autocast, choose_precision, why_not
-from densekit.types import Batch
+from densekit.packed import packed
+from densekit.precision import DTYPES, autocast, choose_precision, why_not
+from densekit.types import Batch, Detections, Predictions
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -162,11 +164,7 @@ def detectors(place: Place) -> list[Line]:
     lines = steps("Faster R-CNN", ours, batch, peer, "sgd", place, ("3 x", "31 ms, 5 x"), agreement)
     for images, goal in ((count, "4 x"), (1, "10 ms")):
         some = detector.random_batch(images, size, place.device)
-        sides = detector.our_inference(ours, some), detector.their_inference(theirs, some, place.amp)
-        times = all_in_turn(sides, repeats=place.repeats, warm_up=2)
-        lines.append(
-            line(f"Faster R-CNN, inference, {images} images", times[0], images, times[1], goal=goal, remark="")
-        )
+        lines += inference("Faster R-CNN", ours, some, detector.their_inference(theirs, some, place.amp), place, goal)
     return lines
 
 
@@ -178,9 +176,40 @@ def segmenters(place: Place) -> list[Line]:
     batch = unet.random_batch(count, side, place.device)
     peer = unet.their_step(theirs.to(memory_format=torch.channels_last), batch, place.amp)
     lines = steps("U-Net", ours, batch, peer, "adamw", place, ("27 ms, 2 x", "27 ms, 2 x"), agreement)
-    sides = unet.our_inference(ours, batch), unet.their_inference(theirs, batch, place.amp)
-    times = all_in_turn(sides, repeats=place.repeats, warm_up=2)
-    return [*lines, line(f"U-Net, inference, {count} images", times[0], count, times[1], goal="2 x", remark="")]
+    peer = unet.their_inference(theirs, batch, place.amp)
+    return [*lines, *inference("U-Net", ours, batch, peer, place, "2 x")]
+
+
+def inference(name: str, model: DenseModel, batch: Batch, peer: Action, place: Place, goal: str) -> list[Line]:
+    """Predictions as ``Predictor`` makes them, and on a GPU also by recorded graphs."""
+    count, lines = len(batch.ids), []
+    for recorded in (False, True) if place.gpu else (False,):
+        ours = predictions(model, batch, recorded)
+        remark = check("recorded", values(ours, 3), values(predictions(model, batch), 1), atol=1e-3) if recorded else ""
+        times = all_in_turn([ours, peer], repeats=place.repeats, warm_up=2)
+        what = f"{name}, inference, {count} images{', recorded' if recorded else ''}"
+        lines.append(line(what, times[0], count, times[1], goal=goal, remark=remark))
+    return lines
+
+
+def predictions(model: DenseModel, batch: Batch, recorded: bool = False) -> Callable[[], Predictions]:
+    precision = choose_precision("auto", batch.images.device)
+    ready = packed(model, DTYPES[precision])
+    if recorded:
+        capture(ready)
+
+    @torch.inference_mode()
+    def predict() -> Predictions:
+        with autocast(precision, batch.images.device):
+            return ready.predict(batch)
+
+    return predict
+
+
+def values(predict: Callable[[], Predictions], calls: int) -> torch.Tensor:
+    """Scores or probabilities of the last of several calls; the third one is a recorded graph's."""
+    found = [predict() for _ in range(calls)][-1]
+    return found.scores if isinstance(found, Detections) else torch.stack(list(found.probabilities))
 
 
 def steps(

@@ -8,7 +8,7 @@ on the predictions by ``Batch.sizes`` and ``Batch.original_sizes``.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Self
 
 import torch
@@ -45,6 +45,7 @@ class DenseModel(nn.Module):
         statistics: of the backbone's batch norms for each of several data sets; None: one for all.
         calibrations: what its checkpoint knows of the scores of some heads; ``Predictor`` reads them so, the model
             itself never.
+        captured: takes the place of ``predict_part``, see ``infer/captured.py``.
     """
 
     mean: Tensor
@@ -75,6 +76,7 @@ class DenseModel(nn.Module):
         self.frozen: tuple[str, ...] = ()
         self.statistics = None
         self.calibrations: dict[str, Calibration] = {}
+        self.captured: Callable[[Batch, Sequence[str]], dict[str, Predictions]] | None = None
         self.channels = channels
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         for name, values in (("mean", mean), ("std", std)):
@@ -264,7 +266,7 @@ class DenseModel(nn.Module):
         """
         names = list(self.heads) if heads is None else list(heads)
         parts = [(list(range(len(batch.ids))), batch)] if padded else self._by_canvas(batch)
-        found = [(rows, self._predict(part, names)) for rows, part in parts]
+        found = [(rows, (self.captured or self.predict_part)(part, names)) for rows, part in parts]
         return {name: canvases.join([(rows, one[name]) for rows, one in found]) for name in names}
 
     def losses_and_predictions(
@@ -296,7 +298,8 @@ class DenseModel(nn.Module):
             maps = self._maps(batch, data_set)
             yield from ((name, maps) for name in heads)
 
-    def _predict(self, batch: Batch, names: Sequence[str]) -> dict[str, Predictions]:
+    def predict_part(self, batch: Batch, names: Sequence[str]) -> dict[str, Predictions]:
+        """As ``predict_all``, of images of one canvas."""
         seen = self._seen(batch, names)
         return {name: self.finish(self.head(name).predict(maps, batch), batch, name) for name, maps in seen}
 

@@ -18,6 +18,7 @@ from densekit.data.images.given import GivenImage, GivenImages
 from densekit.data.images.read import ImageReader
 from densekit.data.loading.batching import collate
 from densekit.engine.distributed import find_device
+from densekit.infer import captured
 from densekit.infer.augmented import FLIPS
 from densekit.infer.predict import AnyResult as AnyResult
 from densekit.infer.predict import BatchPredictor, Images, Options, Outcome, Skipped, predict_images
@@ -42,6 +43,7 @@ class Predictor:
         overlap: least part of a window or tile that its neighbour covers too.
         flips: average over mirrored images (not classification).
         scales: average over these sizes (not classification).
+        capture: on a CUDA GPU, record what a prediction does once for each shape of batch, and repeat it.
         calibrated: read scores as the checkpoint's calibration says, where it has one (``tools/calibrate.py``).
 
     Attributes:
@@ -69,6 +71,7 @@ class Predictor:
         flips: bool = False,
         scales: Sequence[float] = (1.0,),
         calibrated: bool = True,
+        capture: bool = False,
     ) -> None:
         if batch_size < 1:
             raise DensekitError(f"batch_size {batch_size} must be at least 1")
@@ -81,6 +84,8 @@ class Predictor:
         self.options = Options(chosen, window, tiles, overlap, FLIPS if flips else ("none",), tuple(scales))
         self.options.check(model)
         self.model = packed(model.to(where), DTYPES[chosen])
+        if capture:
+            captured.capture(self.model)
         self.batch_size = batch_size
         known = model.calibrations if calibrated else {}
         several = len(model.heads) > 1

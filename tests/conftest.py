@@ -69,3 +69,24 @@ def real_data():
     if not folder.is_dir():
         pytest.skip(f"real data sets are not at {folder}; set DENSEKIT_DATA to run this test")
     return folder
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """The ways that a GPU takes."""
+    import torch
+
+    from densekit.heads.mask_rcnn import mask
+    from densekit.ops import deterministic, instance_masks, nms, roi_align
+
+    here, there = torch.device("cpu"), torch.device("meta")
+    method, pooling, replaces = nms.best_method, roi_align.best_method, deterministic.replaces
+    known = instance_masks.values_are_known
+    assert method(there) != method(here)
+    assert pooling(there) != pooling(here)
+    assert known(there) != known(here)
+    monkeypatch.setattr(nms, "best_method", lambda _: method(there))
+    monkeypatch.setattr(roi_align, "best_method", lambda _: pooling(there))
+    monkeypatch.setattr(deterministic, "replaces", lambda _: replaces(there))
+    for module in (instance_masks, mask):
+        monkeypatch.setattr(module, "values_are_known", lambda _: known(there))

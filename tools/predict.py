@@ -51,6 +51,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=console.at_least(1), help="images per batch (default: 8)")
     parser.add_argument("--device", choices=console.DEVICES, help="default: cuda where there is one, else cpu")
     parser.add_argument("--overlap", type=console.share, help="share that windows or tiles overlap (default: 0.25)")
+    parser.add_argument("--capture", action="store_true", help="on a CUDA GPU: record a prediction once and repeat it")
     parser.add_argument("--flips", action="store_true", help="average over mirrored images")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="average over these sizes")
     parser.add_argument("--tiles", type=int, help="detection: side of tiles in pixels, for large images, small objects")
@@ -89,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         flips=args.flips,
         scales=args.scales,
         calibrated=not args.uncalibrated,
+        capture=args.capture,
     )
     model, config = predictor.model, predictor.config
     refuse_in_vain(args, model, videos=bool(videos))

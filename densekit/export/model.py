@@ -147,7 +147,7 @@ class ExportedModel(DenseModel):
         """The predictions, and no losses."""
         return {}, self.predict_all(batch, heads)
 
-    def _predict(self, batch: Batch, names: Sequence[str]) -> dict[str, Predictions]:
+    def predict_part(self, batch: Batch, names: Sequence[str]) -> dict[str, Predictions]:
         """All heads from one run of the file."""
         (images,) = self.features(batch)
         outputs = self.file(images)

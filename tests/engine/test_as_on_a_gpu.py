@@ -18,8 +18,7 @@ from densekit.engine.distributed import World
 from densekit.engine.optim import AveragedModel, make_optimizer, parameter_groups
 from densekit.engine.step import TrainStep
 from densekit.errors import DensekitError
-from densekit.heads.mask_rcnn import mask
-from densekit.ops import deterministic, instance_masks, nms, roi_align
+from densekit.ops import roi_align
 from tests.engine.parts import CASES, batch_on, model_on
 
 META, CPU = torch.device("meta"), torch.device("cpu")
@@ -73,21 +72,6 @@ ELSEWHERE = {
     "cumsum",
 }
 """Listed there for other devices than CUDA's, for quantized tensors, or (by torch 2.11) for sums of floats."""
-
-
-@pytest.fixture
-def as_on_a_gpu(monkeypatch):
-    """The ways that a GPU takes."""
-    method, pooling, replaces = nms.best_method, roi_align.best_method, deterministic.replaces
-    known = instance_masks.values_are_known
-    assert method(META) != method(CPU)
-    assert pooling(META) != pooling(CPU)
-    assert known(META) != known(CPU)
-    monkeypatch.setattr(nms, "best_method", lambda _: method(META))
-    monkeypatch.setattr(roi_align, "best_method", lambda _: pooling(META))
-    monkeypatch.setattr(deterministic, "replaces", lambda _: replaces(META))
-    for module in (instance_masks, mask):
-        monkeypatch.setattr(module, "values_are_known", lambda _: known(META))
 
 
 @pytest.fixture

@@ -255,3 +255,8 @@ def test_supervision_is_asked_for_where_it_is_missing(predictors, files, monkeyp
     monkeypatch.setitem(sys.modules, "supervision", None)
     with pytest.raises(DensekitError, match="pip install supervision"):
         predictors["detection"](files[0]).to_supervision()
+
+
+def test_recorded_graphs_are_for_gpus(checkpoints, folder):
+    told = runs.refused("predict", checkpoints["classification"], folder, "--device", "cpu", "--capture")
+    assert "capture records what a CUDA GPU does, and the model is on cpu; leave it out" in told
