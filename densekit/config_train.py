@@ -126,7 +126,8 @@ class TrainConfig(Strict):
         swa: the plain mean of weights in the last part of the run takes that place; null keeps none.
         freeze_until: when the backbone begins to learn: a fraction of the run, or epochs from 1 on. Of several that
             rise the first is for its last stage, the next for the stage before, the last for all that are left.
-        compile: ``auto`` compiles where it was measured to pay (see docs/speed.md), true and false decide.
+        compile: ``auto`` compiles where it was measured to pay (see docs/speed.md), true and false decide; ``captured``
+            also replays the step as CUDA graphs, on a GPU with ``data.fixed_size``.
         checkpoint_backbone: the backbone's blocks keep their inputs alone for the backward and compute the rest again:
             less memory, about a third more time in the backbone, the same bits.
         deterministic: same bits on every run on a GPU too, slower there; the CPU always gives the same bits.
@@ -153,7 +154,7 @@ class TrainConfig(Strict):
     clip: float | None = Field(default=None, gt=0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     channels_last: bool = True
-    compile: Literal["auto"] | bool = "auto"
+    compile: Literal["auto", "captured"] | bool = "auto"
     ema: float | None = Field(default=None, gt=0, lt=1)
     swa: SwaConfig | None = None
     freeze_until: float | tuple[float, ...] | None = None

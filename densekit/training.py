@@ -67,7 +67,7 @@ def train_step(
         freezing=None if stages is None else _freezing(config, built, timetable, stages),
         weights=_loss_weights(config, built, world.device),
         fixed_norms=_fixed_norms(config, built),
-        compiled=Compiled(built, few_sizes=_shapes(config) > 0) if compiled else None,
+        compiled=Compiled(built, few_sizes=_shapes(config) > 0, captured=t.compile == "captured") if compiled else None,
         skip_limit=t.skip_non_finite,
     )
 
@@ -79,16 +79,17 @@ def compiling(config: Config, built: DenseModel, timetable: Plan, device: torch.
         device,
         steps=timetable.steps,
         shapes=_shapes(config),
+        micro_batches=config.train.accumulate * (1 if config.train.mixing == "turn" else len(config.taught)),
         tasks=[head.task for head in built.heads.values()],  # type: ignore[misc]  # nn.Module types its attributes
         same_bits=config.train.deterministic,
     )
     weights = config.train.loss_weights
     if not compiled or isinstance(weights, dict) or weights.name != "gradnorm":
         return compiled, told
-    if config.train.compile is True:
+    if config.train.compile != "auto":
         raise DensekitError(
-            "train.compile=true: train.loss_weights gradnorm takes gradients out of a step, which a compiled one does "
-            "not give; set compile to false, or take uncertainty or fixed weights"
+            f"train.compile={str(config.train.compile).lower()}: train.loss_weights gradnorm takes gradients out of a "
+            f"step, which a compiled one does not give; set compile to false, or take uncertainty or fixed weights"
         )
     return False, "not compiled (auto: gradnorm)"
 

@@ -9,6 +9,8 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from densekit.errors import DensekitError
+from densekit.memory import is_out_of_memory
 from densekit.model import DenseModel
 from densekit.types import Batch, Task
 
@@ -23,11 +25,12 @@ MOST_SHAPES = 4
 
 
 def compiles(
-    asked: Literal["auto"] | bool,
+    asked: Literal["auto", "captured"] | bool,
     device: torch.device,
     *,
     steps: int,
     shapes: int,
+    micro_batches: int,
     tasks: Collection[Task],
     same_bits: bool,
 ) -> tuple[bool, str]:
@@ -41,9 +44,16 @@ def compiles(
         device: of the run.
         steps: of the whole run, so that a run that goes on decides as it began.
         shapes: how many sizes batches are padded to; 0: any.
+        micro_batches: of a step.
         tasks: of the heads.
         same_bits: the run must give the same bits each time.
+
+    Raises:
+        DensekitError: ``captured`` where a step can't be.
     """
+    if asked == "captured":
+        _check_captured(device, shapes, micro_batches)
+        return True, "compiled and captured"
     if asked != "auto":
         return asked, "compiled" if asked else "not compiled"
     if device.type != "cuda":
@@ -61,6 +71,19 @@ def compiles(
     return True, f"compiled (auto: {least:,} steps or more)"
 
 
+def _check_captured(device: torch.device, shapes: int, micro_batches: int) -> None:
+    """Refuse steps that would be recorded again and again, or whose gradients the next forward would write over."""
+    several = f"{micro_batches} micro-batches a step are over 1; set train.accumulate=1"
+    for holds, rule in (
+        (device.type == "cuda", f"a CUDA GPU replays its steps, and this run is on {device}; set it to auto"),
+        (shapes > 0, "a step is recorded for each size of the images; set data.fixed_size, or this to true"),
+        (shapes <= MOST_SHAPES, f"{shapes} sizes of images are over {MOST_SHAPES}; give fewer in data.fixed_size"),
+        (micro_batches == 1, f"{several} and, of several data sets, train.mixing=turn, or this to true"),
+    ):
+        if not holds:
+            raise DensekitError(f"train.compile=captured: {rule}")
+
+
 class Compiled(nn.Module):
     """A model's losses through ``torch.compile``; where that fails, plain from there on, with one warning of why.
 
@@ -70,30 +93,53 @@ class Compiled(nn.Module):
     Args:
         model: gives losses for a batch.
         few_sizes: each size of the images has a graph of its own; else torch leaves sizes open from the second one on.
+        captured: replay forward and backward as CUDA graphs. Gradients lie in these graphs' memory until the next step.
         backend: of ``torch.compile``.
     """
 
     def __init__(
-        self, model: DenseModel, *, few_sizes: bool = False, backend: str | Callable[..., Any] = "inductor"
+        self,
+        model: DenseModel,
+        *,
+        few_sizes: bool = False,
+        captured: bool = False,
+        backend: str | Callable[..., Any] = "inductor",
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.captured = model, captured
         self.failed = False
-        self._compiled = torch.compile(model.forward, backend=backend, dynamic=False if few_sizes else None)
+        dynamic, mode = False if few_sizes else None, "reduce-overhead" if captured else None
+        self._compiled = torch.compile(model.forward, backend=backend, dynamic=dynamic, mode=mode)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Losses of every head."""
         if not self.failed:
             _leave_objects_open(batch)
             try:
-                return self._compiled(batch)
-            except torch._dynamo.exc.TorchDynamoException as error:
-                self.give_way(error)
+                return self._replayed(batch) if self.captured else self._compiled(batch)
+            except RuntimeError as error:
+                if not self.give_way(error):
+                    raise
         return cast("dict[str, Tensor]", self.model(batch))
 
-    def give_way(self, error: BaseException) -> bool:
-        """Run plain from here on if the compiler failed, which it may do in a backward pass too; whether it did."""
-        if self.failed or not isinstance(error, torch._dynamo.exc.TorchDynamoException):
+    def _replayed(self, batch: Batch) -> dict[str, Tensor]:
+        boxes = batch.targets.boxes if batch.targets is not None else None
+        if boxes is not None and boxes.masks is not None:
+            raise DensekitError(
+                "train.compile=captured: instance masks have another number of pixels in each batch, which would be "
+                "recorded anew each time; set it to true"
+            )
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        # The next step writes where these lie.
+        return {name: loss.clone() for name, loss in self._compiled(batch).items()}
+
+    def give_way(self, error: RuntimeError) -> bool:
+        """Run plain from here on if the compiler failed, which it may do in a backward pass too; whether it did.
+
+        What stops a recording has no type of its own: if it is the model's fault, it comes up again in the plain step.
+        """
+        recording = self.captured and not is_out_of_memory(error)
+        if self.failed or not (recording or isinstance(error, torch._dynamo.exc.TorchDynamoException)):
             return False
         self.failed = True
         why = " ".join(str(error).split())[:300]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -14,12 +15,12 @@ from densekit.engine.compiled import LEAST_STEPS, Compiled, compiles
 from densekit.engine.distributed import World
 from densekit.engine.optim import make_optimizer, parameter_groups
 from densekit.engine.step import TrainStep
-from densekit.types import Sample
+from densekit.types import DensekitError, Sample
 from tests.engine.parts import batch_on, model_on
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 SLOWER = ("aot_eager", "inductor")
-LONG = {"steps": LEAST_STEPS, "shapes": 1, "tasks": ["detection"], "same_bits": False}
+LONG = {"steps": LEAST_STEPS, "shapes": 1, "micro_batches": 1, "tasks": ["detection"], "same_bits": False}
 
 
 def test_a_long_run_of_a_detector_on_a_gpu_is_compiled_by_itself():
@@ -139,6 +140,73 @@ def test_what_cannot_be_compiled_runs_plain_and_is_said_once(recwarn):
     assert len(told) == 1
     assert told[0].startswith("train.compile: the step runs without compilation: ")
     assert "no compiler on this machine" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("device", "changed", "why"),
+    [
+        (CPU, {}, "a CUDA GPU replays its steps, and this run is on cpu; set it to auto"),
+        (GPU, {"shapes": 0}, "a step is recorded for each size of the images; set data.fixed_size"),
+        (GPU, {"shapes": 5}, "5 sizes of images are over 4; give fewer"),
+        (GPU, {"micro_batches": 2}, "2 micro-batches a step are over 1; set train.accumulate=1"),
+    ],
+)
+def test_steps_that_cannot_be_replayed_are_refused(device, changed, why):
+    with pytest.raises(DensekitError, match=rf"^train.compile=captured: {re.escape(why)}"):
+        compiles("captured", device, **LONG | changed)
+    assert compiles("captured", GPU, **LONG | {"shapes": 4, "steps": 1}) == (True, "compiled and captured")
+
+
+@pytest.fixture
+def begun(monkeypatch):
+    """Steps that torch was told of."""
+    steps = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: steps.append(len(steps)))
+    return steps
+
+
+def test_losses_of_a_captured_step_outlive_the_next_one(begun):
+    """The backend writes where it wrote in the step before, as a CUDA graph does."""
+    places = []
+
+    def backend(graph, inputs, mode):
+        assert mode == "reduce-overhead"
+
+        def replayed(*inputs):
+            found = graph(*inputs)
+            places.extend(torch.zeros_like(one) for one in found[len(places) :])
+            return [place.copy_(one) for place, one in zip(places, found)]
+
+        return replayed
+
+    model = Sums()
+    compiled, batches = Compiled(model, captured=True, backend=backend), [with_objects(4), with_objects(4)]
+    batches[1].images = 255 - batches[1].images
+    with torch.no_grad():
+        found, expected = [compiled(batch)["sum"] for batch in batches], [model(batch)["sum"] for batch in batches]
+    assert expected[0] != expected[1]
+    torch.testing.assert_close(found, expected)
+    assert begun == [0, 1]
+    batches[0].targets.boxes.masks = batch_on(CPU, "boxes").targets.boxes.masks
+    with pytest.raises(DensekitError, match=r"^train.compile=captured: instance masks have another number of"):
+        compiled(batches[0])
+
+
+def test_a_recording_that_fails_is_made_anew_plainly_and_the_models_own_faults_come_up_there(begun):
+    run, batch = step_of("inductor", "resnet8"), batch_on(CPU, "labels")
+    run._alone.captured = True
+
+    def breaks(batch):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    run._alone._compiled = breaks
+    with pytest.warns(RuntimeWarning, match=r"train.compile: the step runs without compilation: operation not perm"):
+        found = run([batch], 0)
+    torch.testing.assert_close(found.losses, step_of(None, "resnet8")([batch], 0).losses)
+    failing = Compiled(model_on(CPU, "classifier", {}), captured=True, backend="eager")
+    failing.model.features = failing._compiled = breaks
+    with pytest.warns(RuntimeWarning), pytest.raises(RuntimeError, match=r"^operation not permitted"):
+        failing(batch)
 
 
 class FailsLater(torch.autograd.Function):
