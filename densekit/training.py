@@ -95,9 +95,9 @@ def compiling(config: Config, built: DenseModel, timetable: Plan, device: torch.
 
 
 def _shapes(config: Config) -> int:
-    """How many sizes training batches are padded to; 0: any."""
+    """How many shapes training batches have, those of each data set for themselves, as their heads differ; 0: any."""
     fixed = [config.sets[name].fixed_size for name in config.taught]
-    return len(set().union(*map(possible_sizes, fixed))) if all(fixed) else 0
+    return sum(len(possible_sizes(sizes)) for sizes in fixed) if all(fixed) else 0
 
 
 def _loss_weights(config: Config, built: DenseModel, device: torch.device) -> LossWeights:

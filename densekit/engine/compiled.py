@@ -43,7 +43,7 @@ def compiles(
         asked: what the config says.
         device: of the run.
         steps: of the whole run, so that a run that goes on decides as it began.
-        shapes: how many sizes batches are padded to; 0: any.
+        shapes: how many batches have; 0: any.
         micro_batches: of a step.
         tasks: of the heads.
         same_bits: the run must give the same bits each time.

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 
+from densekit import config as configs
 from densekit.data.loading.batching import collate
 from densekit.engine.compiled import LEAST_STEPS, Compiled, compiles
 from densekit.engine.distributed import World
 from densekit.engine.optim import make_optimizer, parameter_groups
 from densekit.engine.step import TrainStep
+from densekit.training import compiling
 from densekit.types import DensekitError, Sample
 from tests.engine.parts import batch_on, model_on
 
@@ -155,6 +159,28 @@ def test_steps_that_cannot_be_replayed_are_refused(device, changed, why):
     with pytest.raises(DensekitError, match=rf"^train.compile=captured: {re.escape(why)}"):
         compiles("captured", device, **LONG | changed)
     assert compiles("captured", GPU, **LONG | {"shapes": 4, "steps": 1}) == (True, "compiled and captured")
+
+
+def test_shapes_and_micro_batches_of_all_data_sets_count():
+    def told(*changes, one="[[8, 16], [16, 8]]", other="[8, 16]"):
+        tree = f"""
+            model: {{backbone: {{name: resnet8}}, heads: {{a: {{name: fcos}}, b: {{name: fcos}}}}}}
+            data:
+              x: {{heads: [a], train: {{name: coco}}, fixed_size: {one}}}
+              y: {{heads: [b], train: {{name: coco}}, fixed_size: {other}}}
+            train: {{steps: 9, compile: captured, optimizer: {{lr: 1.0}}, {", ".join(changes)}}}
+        """
+        config = configs.parse(yaml.safe_load(tree), "two sets")
+        return compiling(config, SimpleNamespace(heads={}), SimpleNamespace(steps=9), GPU)[1]
+
+    assert told("mixing: turn") == "compiled and captured"  # 3 shapes of one set, 1 of the other
+    for arguments, sizes, why in (
+        (["accumulate: 2"], {}, "4 micro-batches a step"),
+        (["mixing: turn"], {"other": "[[8, 16], [9, 9]]"}, "6 sizes of images are over 4"),
+        (["mixing: turn"], {"other": "null"}, "a step is recorded for each size"),
+    ):
+        with pytest.raises(DensekitError, match=f"^train.compile=captured: {why}"):
+            told(*arguments, **sizes)
 
 
 @pytest.fixture
