@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from torch import nn
 
 from densekit.layers import ConvNormAct, FrozenBatchNorm2d, SyncBatchNorm2d, conv_norm, make_norm
+from tests.tools import runs
 
 
 def random_frozen(channels: int, *, eps: float = 1e-5) -> FrozenBatchNorm2d:
@@ -22,7 +22,7 @@ def random_frozen(channels: int, *, eps: float = 1e-5) -> FrozenBatchNorm2d:
 
 @pytest.mark.parametrize("eps", [1e-5, 0.0])
 def test_frozen_batch_norm_equals_torchvisions_and_takes_its_weights(eps):
-    import torchvision  # not above: the ranks below import this file
+    import torchvision
 
     norm = random_frozen(6, eps=eps)
     theirs = torchvision.ops.FrozenBatchNorm2d(6, eps=eps)
@@ -80,7 +80,6 @@ def test_conv_norm_act_without_a_norm_has_a_bias_and_without_an_activation_goes_
 
 
 def _rank(rank: int, folder: str, images: torch.Tensor) -> None:
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     norm = SyncBatchNorm2d(3).train()
     # Uneven shares: three images here, one there.
@@ -100,7 +99,7 @@ def test_sync_batch_norm_on_two_cpu_ranks_equals_batch_norm_over_all_images(tmp_
     x = images.clone().requires_grad_()
     out = whole(x)
     (out * out.detach().cos()).sum().backward()
-    multiprocessing.start_processes(_rank, (str(tmp_path), images), nprocs=2, start_method="spawn")
+    runs.apart(_rank, str(tmp_path), images, ranks=2)
     first, second = (torch.load(tmp_path / f"{r}.pt") for r in range(2))
     assert torch.allclose(torch.cat([first[0], second[0]]), out, atol=1e-5)
     assert torch.allclose(torch.cat([first[1], second[1]]), x.grad, atol=1e-4)

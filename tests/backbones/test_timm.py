@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import timm
 import torch
 from torch import nn
 
 from densekit.errors import DensekitError
-from densekit.registry import BACKBONES
-from densekit.types import Backbone
+from densekit.model import DenseModel
+from densekit.registry import BACKBONES, HEADS
+from densekit.types import Backbone, Batch, Classes, Targets
+from tests.tools import runs
 
 FAMILY = (
     "resnet", "resnext", "wide_resnet", "resnetv2", "seres", "ecares", "legacy_se", "resnest", "res2n", "gernet",
@@ -153,29 +152,26 @@ def test_images_of_another_channel_count_are_refused():
         meta("resnet10t")(torch.empty(1, 4, 64, 64, device="meta"))
 
 
+STEMS_OF_1X1 = ("fastvit_t8", "repvgg_a0", "mobileone_s0")
+
+
+def learn_with_stems_of_1x1(_: int) -> None:
+    images, sizes = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), torch.full((2, 2), 64)
+    batch = Batch(images, sizes, sizes, [0, 1], torch.arange(2), Targets(labels=torch.arange(2)))
+    for name in STEMS_OF_1X1:
+        backbone = BACKBONES.build(f"timm/{name}", {})
+        head = HEADS.build("classifier", {}, backbone.levels, num_classes=2)
+        classes = Classes(("a", "b"), (0, 1))
+        model = DenseModel(backbone, {"head": head}, mean=[0.5], std=[0.2], classes=classes).train()
+        stems = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3]
+        assert any(m.kernel_size == (1, 1) and m.stride == (2, 2) for m in stems), name
+        sum(model(batch).values()).backward()
+        assert all(bool(m.weight.grad.isfinite().all()) for m in stems), name
+
+
 def test_networks_whose_stem_is_a_1x1_convolution_with_stride_learn_with_channels_last():
     """Torch's own convolution ends the process of it, or hangs."""
-    code = f"""if True:
-        import torch
-        from densekit.model import DenseModel
-        from densekit.registry import BACKBONES, HEADS
-        from densekit.types import Batch, Classes, Targets
-
-        images, sizes = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), torch.full((2, 2), 64)
-        batch = Batch(images, sizes, sizes, [0, 1], torch.arange(2), Targets(labels=torch.arange(2)))
-        for name in {("fastvit_t8", "repvgg_a0", "mobileone_s0")}:
-            backbone = BACKBONES.build("timm/" + name, {{}})
-            head = HEADS.build("classifier", {{}}, backbone.levels, num_classes=2)
-            classes = Classes(("a", "b"), (0, 1))
-            model = DenseModel(backbone, {{"head": head}}, mean=[0.5], std=[0.2], classes=classes).train()
-            stems = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.in_channels == 3]
-            assert any(m.kernel_size == (1, 1) and m.stride == (2, 2) for m in stems), name
-            sum(model(batch).values()).backward()
-            assert all(bool(m.weight.grad.isfinite().all()) for m in stems), name
-            print(name)
-    """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, f"{done.stdout} {done.stderr[-2000:]}"
+    runs.apart(learn_with_stems_of_1x1)
 
 
 @pytest.mark.parametrize("name", ["inception_v3", "legacy_xception"])

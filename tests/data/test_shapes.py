@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -16,8 +14,8 @@ from pycocotools.coco import COCO
 from densekit.data.formats.coco.file import open_coco
 from densekit.data.formats.shapes import CLASSES, generate_shapes
 from densekit.types import DensekitError
+from tests.tools import runs
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"train": 30, "val": 3, "test": 3, "size": 64}
 
 
@@ -116,12 +114,8 @@ def test_numbers_out_of_range_are_refused(tmp_path, options):
 
 
 def test_the_tool_makes_the_set_and_explains_itself(tmp_path):
-    tool = [sys.executable, str(ROOT / "tools/generate_shapes.py")]
     sizes = ["--train", "2", "--val", "1", "--test", "1", "--size", "48"]
-    done = subprocess.run([*tool, str(tmp_path / "s"), *sizes], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    code, said = runs.call("generate_shapes", tmp_path / "s", *sizes)
+    assert code == 0, said
     assert len(json.loads((tmp_path / "s/annotations/train.json").read_text())["images"]) == 2
-    wrong = subprocess.run([*tool, str(tmp_path / "s"), "--seed", "4"], capture_output=True, text=True, cwd=ROOT)
-    assert wrong.returncode == 2
-    assert wrong.stderr.startswith("error: ")
-    assert wrong.stderr.count("\n") == 1
+    runs.refused("generate_shapes", tmp_path / "s", "--seed", "4")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 
 from densekit.ops.segmentation_losses import Losses, segmentation_losses
 from densekit.types import IGNORE
+from tests.tools import runs
 
 LOSSES = {
     "multiclass": Losses(cross_entropy=1.0, dice=0.7, jaccard=0.5, tversky=0.3, focal=2.0,
@@ -32,7 +32,6 @@ def total_and_gradient(logits, masks, mode):
 
 
 def work(rank, folder):
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
     for mode in LOSSES:
         logits, masks = make(mode)
@@ -44,7 +43,7 @@ def work(rank, folder):
 def test_two_ranks_give_the_loss_and_gradient_of_one(tmp_path):
     if not dist.is_available():
         pytest.skip("this build of torch has no distributed package")
-    torch.multiprocessing.start_processes(work, (str(tmp_path),), nprocs=2, start_method="spawn")
+    runs.apart(work, str(tmp_path), ranks=2)
     for mode in LOSSES:
         total, gradient = total_and_gradient(*make(mode), mode)
         ranks = [torch.load(tmp_path / f"{mode}{rank}.pt") for rank in range(2)]

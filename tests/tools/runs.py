@@ -12,6 +12,8 @@ import os
 import signal
 import sys
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -160,11 +162,45 @@ def refused(name: str, *arguments: object) -> str:
 def _warm() -> Any:
     context = multiprocessing.get_context("forkserver")
     # Python 3.11 does not hand sys.path on to the fork server, and an import that fails there fails in silence.
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    given = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([given] if given else [])])
     context.set_forkserver_preload(["warm"])
     multiprocessing.forkserver.ensure_running()
     del os.environ["PYTHONPATH"]
+    if given:
+        os.environ["PYTHONPATH"] = given
     return context
+
+
+def apart(work: Callable[..., Any], *arguments: object, ranks: int = 1, timeout: float = 240) -> list[Any]:
+    """What a function gives in processes of its own, one a rank, each with everything imported when it starts.
+
+    Args:
+        work: a module's function, called with the rank and the arguments; what it gives is small.
+        arguments: for it.
+        ranks: processes, side by side.
+        timeout: seconds for each.
+    """
+    ends, processes = [], []
+    for rank in range(ranks):
+        receive, send = multiprocessing.Pipe(duplex=False)
+        processes.append(_warm().Process(target=_tell, args=(send, work, rank, arguments)))
+        processes[-1].start()
+        send.close()
+        ends.append(receive)
+    codes = finish(processes, timeout)  # what they tell is small: it waits in the pipe
+    told = [end.recv() for end, code in zip(ends, codes) if code >= 0]  # one that was killed tells nothing
+    assert codes == [0] * ranks, f"ended with {codes}: {told}"
+    return told
+
+
+def _tell(end: Any, work: Callable[..., Any], rank: int, arguments: tuple[object, ...]) -> None:
+    torch.set_num_threads(1)
+    try:
+        end.send(work(rank, *arguments))
+    except BaseException:
+        end.send(traceback.format_exc())
+        raise
 
 
 def start(

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
+from densekit.__main__ import main as command
 from densekit.engine.run_folder import RunFolder
 from tests.tools import runs
 
@@ -100,11 +101,11 @@ def test_the_doctors_command_that_a_run_prints_works_when_pasted(tmp_path, shape
     (line,) = [line for line in said.splitlines() if "all checks: " in line]
     words = shlex.split(line.split("all checks: ")[1])
     assert words == ["python", "-m", "densekit", "doctor", str(tmp_path / "my run/config.yaml")]
-    code, told = runs.call("doctor", words[-1])
-    assert code in (0, 3), told
-    if task == "detection":  # as a process once, which takes its time
-        done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == code, done.stderr
+    assert command(words[3:]) in (0, 3)
+    if task == "detection":  # as a process once; what it reads takes its time, its help does not
+        done = subprocess.run([sys.executable, *words[1:4], "--help"], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "usage: densekit doctor" in done.stdout
 
 
 def test_other_channels_than_the_models_name_the_key_that_sets_them(tmp_path):
