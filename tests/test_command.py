@@ -85,7 +85,7 @@ assert all(site in path.parents for path in configs().values()), configs()
 small = ["model.heads.boxes.box_head_width=32", "model.heads.boxes.channels=16", "train.precision=fp32",
          "train.epochs=null", "train.steps=1", "train.batch_size=2", "data.workers=0",
          "evaluation.pictures=0", "log.tensorboard=false",
-         "train.schedule.warmup=0"]
+         "train.schedule.warmup=0", "data.train_transforms=[]"]
 assert main(["generate-shapes", "data/shapes", "--train", "4", "--val", "2", "--test", "2", "--size", "64"]) == 0
 assert main(["train", "faster_rcnn_r18_shapes", "--out", "runs/cells", "--device", "cpu", *small]) == 0
 assert main(["predict", "runs/cells/best.pt", "data/shapes/images/test", "--out", "out", "--device", "cpu"]) == 0
@@ -101,7 +101,8 @@ def test_an_installed_wheel_trains_predicts_and_exports_outside_the_checkout(tmp
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
     work.mkdir()
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index",
+               "--no-compile", "--disable-pip-version-check"]  # fmt: skip
     built = subprocess.run([*install, "--target", site, source], capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     story = STORY.format(site=str(site))

@@ -16,19 +16,16 @@ def _filled(name: str, options: dict[str, object] | None = None) -> nn.Module:
     state = {}
     for key, empty in net.state_dict().items():
         count = empty.numel()
-        value = noise.repeat(-(-count // len(noise)))[:count].reshape(empty.shape)
+        value = noise.repeat(-(-count // len(noise)))[:count].reshape(empty.shape)  # its own memory, changed in place
         if empty.dim() == 4:
-            value = value * (2 / empty[0].numel()) ** 0.5
+            value.mul_((2 / empty[0].numel()) ** 0.5)
         elif key.endswith(("running_mean", "bias")):
-            value = value * 0.1
+            value.mul_(0.1)
         else:  # norms' weights and variances; the last norm of a block is small, as after training
-            value = (1 + 0.1 * value).abs() * (0.3 if key.endswith("bn3.weight") else 1.0)
+            value.mul_(0.1).add_(1).abs_().mul_(0.3 if key.endswith("bn3.weight") else 1.0)
         noise = noise.roll(1)
         state[key] = value.to(empty.dtype)
     net.load_state_dict(state, assign=True)
-    for module in net.modules():
-        for key, parameter in list(module.named_parameters(recurse=False)):
-            setattr(module, key, nn.Parameter(parameter.detach().clone()))
     return net
 
 

@@ -29,7 +29,7 @@ def test_a_backbone_gives_the_levels_it_claims_learns_and_survives_saving(name, 
     sum(m.square().mean() for m in maps).backward()
     for key, parameter in net.named_parameters():
         assert parameter.grad is not None, key
-        assert parameter.grad.isfinite().all(), key
+        assert parameter.grad.norm().isfinite(), key  # one pass, where asking each number takes three
     assert any(parameter.grad.abs().max() > 0 for parameter in net.conv1.parameters())
 
     file = io.BytesIO()

@@ -191,7 +191,7 @@ def test_one_graph_without_breaks_holds_the_network_and_its_backward(options):
     small = Variant("small", "basic", (1, 2), (8, 16), stem="3x3")
     plain, graph = ResNet(small, **options).train(), ResNet(small, **options).train()
     graph.load_state_dict(copy.deepcopy(plain.state_dict()))
-    compiled = torch.compile(graph, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(graph, backend="aot_eager_default_partitioner", fullgraph=True)
     x = torch.randn(2, 3, 32, 32)
     for net in (plain, compiled):
         torch.manual_seed(1)
