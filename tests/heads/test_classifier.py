@@ -6,7 +6,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-import scipy.stats
 import torch
 import torch.nn.functional as F
 
@@ -146,6 +145,8 @@ def test_mixing_does_not_depend_on_the_number_of_ranks():
 
 @pytest.mark.parametrize("alpha", [0.05, 0.2, 1.0])
 def test_shares_follow_the_beta_distribution(alpha):
+    import scipy.stats  # 1.5 s, which collecting the tests need not take in every process
+
     seeds = torch.from_numpy(np.random.default_rng(0).integers(2**63 - 1, size=4000))
     shares = beta_shares(seeds, alpha)
     assert torch.equal(shares, beta_shares(seeds, alpha))

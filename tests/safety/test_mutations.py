@@ -180,16 +180,21 @@ def config_bytes(folder, data):
     return uses.start_run, path
 
 
+@functools.cache
+def _sound(folder):
+    """The checkpoint before any change, read once: it is copied where it is changed."""
+    return checkpoint.load(folder / "run" / "last.pt")
+
+
 def checkpoint_bytes(folder, data):
     path = new(folder, ".pt")
     path.write_bytes(damaged((folder / "run" / "last.pt").read_bytes(), data.draw(DAMAGES)))
-    return uses.use_checkpoint, path, checkpoint.load(folder / "run" / "last.pt")
+    return uses.use_checkpoint, path, _sound(folder)
 
 
 def checkpoint_tree(folder, data):
     path = new(folder, ".pt")
-    content = checkpoint.load(folder / "run" / "last.pt")
-    del content["training"]
+    content = {name: value for name, value in _sound(folder).items() if name != "training"}
     torch.save(changed(content, data.draw(CHANGES)), path)
     return uses.use_changed_checkpoint, path
 
@@ -210,9 +215,8 @@ def resume_tree(folder, data):
     run = new(folder, "")
     run.mkdir()
     (run / "config.yaml").write_text(config)
-    content = checkpoint.load(folder / "run" / "last.pt")
-    content["training"] = changed(content["training"], data.draw(CHANGES))
-    torch.save(content, run / "last.pt")
+    content = _sound(folder)
+    torch.save({**content, "training": changed(content["training"], data.draw(CHANGES))}, run / "last.pt")
     return uses.resume, run, config, step, batches
 
 
