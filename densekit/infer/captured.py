@@ -86,9 +86,8 @@ class Captured:
         try:
             return _Graph(self._model, batch, heads, self._pool)
         except RuntimeError as error:  # of CUDA: it can't be recorded, or there is no memory for it
-            why = " ".join(str(error.__context__ or error).split())[
-                :300
-            ]  # the end of a recording tells less than its cause
+            cause = error.__context__ or error  # the end of a recording tells less
+            why = " ".join(str(cause).split())[:300]
             warnings.warn(f"capture: predictions run without recorded graphs: {why}", RuntimeWarning, stacklevel=2)
             self._failed = True
             self._graphs.clear()
