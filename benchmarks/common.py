@@ -275,7 +275,13 @@ class Training:
         return numbers
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation."""
+def compared(before: Sequence[float], after: Sequence[float]) -> list[str]:
+    """Mean and standard deviation of a number over the seeds, on both sides and of the differences of a seed."""
+    differences = [b - a for a, b in zip(before, after)]
+    sign = "+" if statistics.mean(differences) >= 0 else ""
+    return [_spread(before), _spread(after), sign + _spread(differences)]
+
+
+def _spread(values: Sequence[float]) -> str:
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.mean(values):.3f} ± {deviation:.3f}"

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from common import Training, spread
+from common import Training, compared
 
 from densekit.console import print_table, run, say
 
@@ -149,9 +149,7 @@ def tell(name: str, results: Sequence[dict[str, Any]]) -> None:
     rows = []
     for path in QUESTIONS[name].numbers:
         arms = {arm: [r[path] for r in results if r["arm"] == arm] for arm in ("without", "with")}
-        differences = [b - a for a, b in zip(arms["without"], arms["with"])]
-        sign = "+" if statistics.mean(differences) >= 0 else ""
-        rows.append([path, *map(spread, arms.values()), sign + spread(differences)])
+        rows.append([path, *compared(arms["without"], arms["with"])])
     minutes = statistics.mean(r["minutes"] for r in results)
     title = (
         f"{name} on test images, mean and standard deviation over {len(results) // 2} seeds, {minutes:.1f} minutes each"

@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import Training, spread
+from common import Training, compared
 
 from densekit import config as configs
 from densekit.config import Config
 from densekit.console import print_table, run, say
+from densekit.data.loading.mixing import Mixing
 
 CONFIG = "bccd_nuclei"
 NUMBERS = {"boxes": ("AP", "AP50"), "masks": ("mIoU",)}
@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="also write the numbers of every run here")
     args = parser.parse_args(argv)
 
-    given = [f"train.steps={2 if args.short else args.steps}", "evaluation.baselines={}", *args.overrides]
+    steps = 2 if args.short else args.steps
+    given = [f"train.steps={steps}", "evaluation.baselines={}", *args.overrides]
     given += [f"model.backbone.weights={args.weights}"] if args.weights else []
     results = []
     for seed in args.seeds[:1] if args.short else args.seeds:
@@ -53,15 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             say(str(results[-1]))
             if args.json:
                 args.json.write_text(json.dumps(results, indent=2))
-    print_table(f"{CONFIG} on test images, {args.steps} steps", *table(results))
+    print_table(f"{CONFIG} on test images, {steps} steps", *table(results))
     return 0
 
 
 def alone(both: Config, head: str) -> Config:
     """The run of one head: its data set alone, and of each step the images of that set."""
-    batch, shares = both.train.batch_size, {name: one.share for name, one in both.sets.items()}
-    images = round(batch * shares[both.set_of(head)] / sum(shares.values()))
-    return configs.override(both.of_heads([head]), [f"train.batch_size={images}"])
+    mixing = Mixing({name: one.share for name, one in both.sets.items()}, both.train.batch_size)
+    return configs.override(both.of_heads([head]), [f"train.batch_size={mixing.sizes[both.set_of(head)]}"])
 
 
 def learned(config: Config) -> dict[str, float]:
@@ -81,9 +81,7 @@ def table(results: Sequence[dict[str, object]]) -> tuple[list[str], list[list[st
         for name in (f"{head}.{name}" for name in names):
             sides = [[float(r[name]) for r in results if name in r and (len(r["heads"]) > 1) == joint]  # type: ignore[arg-type]
                      for joint in (False, True)]  # fmt: skip
-            differences = [together - one for one, together in zip(*sides)]
-            sign = "+" if statistics.mean(differences) >= 0 else ""
-            rows.append([name, *map(spread, sides), sign + spread(differences)])
+            rows.append([name, *compared(*sides)])
     return ["number", "one head", "both heads", "difference"], rows
 
 

@@ -22,7 +22,6 @@ from densekit.types import Batch, Classes, Detections, Segmentation
 
 BOXES = Classes(("red cell", "white cell", "platelet"), (1, 2, 3))
 MASKS = Classes(("background", "nucleus"), (0, 255))
-HEADS = configs.load("bccd_nuclei", ["model.backbone.weights=null"]).model.heads
 GOAL = 1 / 0.7
 
 
@@ -50,10 +49,10 @@ def batch_of(count: int, side: int, device: torch.device) -> Batch:
 def models(name: str) -> tuple[DenseModel, dict[str, DenseModel]]:
     """A model with both heads, and one with each, of the same weights."""
     torch.manual_seed(0)
-    backbone = {"name": name}
-    both = build_model(ModelConfig(backbone=backbone, heads=HEADS), {"boxes": BOXES, "masks": MASKS}).eval()
+    backbone, heads = {"name": name}, configs.load("bccd_nuclei").model.heads
+    both = build_model(ModelConfig(backbone=backbone, heads=heads), {"boxes": BOXES, "masks": MASKS}).eval()
     alone = {}
-    for head, part in HEADS.items():
+    for head, part in heads.items():
         one = build_model(ModelConfig(backbone=backbone, heads={head: part}), both.classes_of(head)).eval()
         one.load_state_dict({key: both.state_dict()[key] for key in one.state_dict()})
         alone[head] = one
