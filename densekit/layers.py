@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densekit.ops import winograd
+from densekit.ops.kept import OfTensors
 from densekit.precision import convolves_packed
 from densekit.weight_gradients import Conv2d, two_sides
 
@@ -50,9 +51,13 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("bias", torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
+        self._kept = OfTensors()
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """The scale [C] and shift [C] that this norm applies."""
+        """The scale [C] and shift [C] that this norm applies; computed when the buffers have changed."""
+        return self._kept((self.weight, self.bias, self.running_mean, self.running_var), self._affine)
+
+    def _affine(self) -> tuple[Tensor, Tensor]:
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         return scale, self.bias - self.running_mean * scale
 

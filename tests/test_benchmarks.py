@@ -223,6 +223,14 @@ def test_multiply_adds_count_every_convolution_of_a_packed_network(load):
     assert load("limits").check_count(model.eval(), batch)
 
 
+def test_a_step_queues_few_operators_each_counted_once(load):
+    counts = load("operators").operators_of_a_step("faster_rcnn", "resnet18")
+    # 20 convolutions with their weights scaled, 17 ReLUs, 8 sums and a pooling; norms are folded, their scales kept.
+    assert counts["backbone"] == 20 + 20 + 17 + 8 + 1
+    assert "anchors" not in counts  # laid out in the first step
+    assert sum(counts.values()) <= 720
+
+
 def test_the_torchvision_peer_drops_images_without_usable_boxes_and_groups_by_shape(load, tmp_path):
     peer = load("peers.torchvision_train")
     sizes = [(40, 20), (20, 40), (40, 20), (40, 20)]

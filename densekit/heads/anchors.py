@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from densekit.errors import DensekitError
 from densekit.ops.anchors import cell_anchors, grid_anchors
+from densekit.ops.kept import ByShape
 from densekit.types import Level
 
 Sizes = tuple[tuple[float, ...], ...]
@@ -28,6 +29,7 @@ class Anchors(nn.Module):
         for level, own in enumerate(sizes):
             self.register_buffer(f"cells_{level}", cell_anchors(own, ratios), persistent=False)
         self.sizes, self.each = len(sizes[0]), len(sizes[0]) * len(ratios)
+        self._kept = ByShape()
 
     def cells(self, level: int) -> Tensor:
         """[k, 4] anchors of one cell of a level, around the origin."""
@@ -43,7 +45,10 @@ class Anchors(nn.Module):
         Returns:
             [A, 4] level by level, and the number of each level.
         """
-        grids = [(m.shape[2], m.shape[3]) for m in pyramid]
+        grids = tuple((m.shape[2], m.shape[3]) for m in pyramid)
+        return self._kept((grids, size), self.cells(0), lambda: self._lay_out(grids, size))
+
+    def _lay_out(self, grids: Sequence[tuple[int, int]], size: tuple[int, int]) -> tuple[Tensor, tuple[int, ...]]:
         laid = [grid_anchors(self.cells(i), g, (size[0] // g[0], size[1] // g[1])) for i, g in enumerate(grids)]
         return torch.cat(laid), tuple(anchors.shape[0] for anchors in laid)
 

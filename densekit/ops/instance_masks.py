@@ -23,8 +23,8 @@ cell of the patch then has nine samples a direction."""
 LARGEST_WINDOW = 1024
 """Likewise where they are known."""
 
-PIXELS = 1 << 22
-"""Of all windows that are looked at together: what bounds the memory."""
+PIXELS, PIXELS_ON_GPU = 1 << 22, 1 << 24
+"""Of all windows that are looked at together, on a CPU and elsewhere: what bounds the memory, to some 300 MB there."""
 
 
 def values_are_known(device: torch.device) -> bool:
@@ -89,7 +89,7 @@ def _groups(length: Tensor, longest: int) -> tuple[Tensor, list[tuple[int, int]]
     count = len(length)
     if not values_are_known(length.device):
         window = min(WINDOW, longest + 2)
-        most = max(1, PIXELS // window**2)
+        most = max(1, (PIXELS if length.device.type == "cpu" else PIXELS_ON_GPU) // window**2)
         sizes = [min(most, count - first) for first in range(0, count, most)]
         return torch.arange(count, device=length.device), [(size, window) for size in sizes]
     sides, order = length.amax(1).ceil().clamp(max=LARGEST_WINDOW - 2).sort(descending=True)

@@ -8,6 +8,7 @@ B images, N padded objects an image, A points an image (all levels), K classes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -21,6 +22,7 @@ from densekit.heads.dense.pyramid import DensePyramid
 from densekit.heads.dense.towers import best_candidates, by_place, output
 from densekit.layers import Norm, NormOption, chosen_norm
 from densekit.ops import boxes as box_ops
+from densekit.ops.kept import ByShape
 from densekit.ops.losses import binary_loss, mean_over_ranks
 from densekit.ops.points import Points, assign_points, boxes_around, centerness, grid_points
 from densekit.ops.suppression import NMS, Suppression
@@ -83,6 +85,7 @@ class FCOS(DenseDetector[Judged]):
         channels = neck.levels[0].channels
         self.distances, self.centerness = output(channels, 4), output(channels, 1)
         self.radius, self.offset, self.box_loss = radius, offset, box_loss
+        self._kept = ByShape()
 
     def judge(self, maps: Sequence[Tensor]) -> Judged:
         """Run the neck and both towers over all levels."""
@@ -92,9 +95,10 @@ class FCOS(DenseDetector[Judged]):
             logits = self._class_logits(classes)
             distances = by_place([F.relu(self.distances(x)) for x in boxes], 4)
             middle = by_place([self.centerness(x) for x in boxes], 1)[..., 0]
-        grids = [(x.shape[2], x.shape[3]) for x in pyramid]
+        grids = tuple((x.shape[2], x.shape[3]) for x in pyramid)
         strides = [level.stride for level in self.neck.levels]
-        points = grid_points(grids, size, strides, offset=self.offset, device=logits.device)
+        lay_out = functools.partial(grid_points, grids, size, strides, offset=self.offset, device=logits.device)
+        points = self._kept((grids, size), pyramid[0], lay_out)
         return Judged(logits, distances, middle, points)
 
     def _losses(self, judged: Judged, targets: BoxTargets) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ image, k anchors a cell.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -40,15 +40,6 @@ class Regions(NamedTuple):
     deltas: Tensor
     anchors: Tensor
     per_level: tuple[int, ...]
-
-    def by_level(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Objectness, deltas and anchors of one level after the other."""
-        first = 0
-        for count in self.per_level:  # not by torch.split, whose sizes can't be unknown in an exported graph
-            parts = zip((self.objectness, self.deltas, self.anchors), (1, 1, 0))
-            objectness, deltas, anchors = (values.narrow(dim, first, count) for values, dim in parts)
-            yield objectness, deltas, anchors
-            first += count
 
 
 class AnchorSamples(NamedTuple):
@@ -177,22 +168,25 @@ class RegionProposalNetwork(nn.Module):
             before_nms: best anchors of each level that enter the suppression.
             after_nms: best boxes of all levels that leave it (P, unless there are fewer anchors).
         """
-        found = [self._best_of_level(*level, sizes, before_nms) for level in regions.by_level()]
-        boxes, scores, valid = (torch.cat(parts, dim=1) for parts in zip(*found))
-        kept = greedy_nms(boxes, valid, self.nms_threshold, parts=[level[1].shape[1] for level in found])
+        scores, place, parts = _best_of_levels(regions, before_nms)
+        boxes = box_ops.clip(box_ops.decode(rows(regions.deltas, place), regions.anchors[place], WEIGHTS), sizes)
+        valid = box_ops.longer_than(boxes, SMALLEST_PROPOSAL) & (scores.sigmoid() >= self.score_threshold)
+        valid = valid & (scores > -torch.inf)
+        kept = greedy_nms(boxes, valid, self.nms_threshold, parts=parts)
         scores, order = best_of(torch.where(kept, scores, -torch.inf), after_nms)
         valid = scores > -torch.inf
         return Proposals(torch.where(valid[..., None], rows(boxes, order), 0.0), valid, sizes)
 
-    def _best_of_level(
-        self, objectness: Tensor, deltas: Tensor, anchors: Tensor, sizes: Tensor, count: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The best ``count`` anchors of a level: [B, count, 4] boxes, [B, count] logits, [B, count] bool."""
-        scores, place = best_of(objectness, count)
-        boxes = box_ops.decode(rows(deltas, place), anchors[place], WEIGHTS)
-        boxes = box_ops.clip(boxes, sizes)
-        valid = box_ops.longer_than(boxes, SMALLEST_PROPOSAL) & (scores.sigmoid() >= self.score_threshold)
-        return boxes, scores, valid & (scores > -torch.inf)
+
+def _best_of_levels(regions: Regions, count: int) -> tuple[Tensor, Tensor, list[int]]:
+    """The best ``count`` anchors of each level: [B, n] logits, [B, n] places in 0..A-1, and how many of each level."""
+    scores, places, first = [], [], 0
+    for number in regions.per_level:  # not by torch.split, whose sizes can't be unknown in an exported graph
+        values, place = best_of(regions.objectness.narrow(1, first, number), count)
+        scores.append(values)
+        places.append(place + first)
+        first += number
+    return torch.cat(scores, dim=1), torch.cat(places, dim=1), [values.shape[1] for values in scores]
 
 
 def rows(values: Tensor, index: Tensor) -> Tensor:

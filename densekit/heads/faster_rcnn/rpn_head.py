@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from densekit.layers import PackedConv2d
 from densekit.ops import winograd
+from densekit.ops.kept import ByShape
 from densekit.precision import in_float32
 
 
@@ -124,16 +125,25 @@ def _neighbours(shapes: Sequence[tuple[int, int]], cell: Tensor, reach: int) -> 
         [B * S, 2 r + 1, 2 r + 1] rows, -1 outside the map, and [B * S, 2 r + 1, 2 r + 1, 1] bool: inside.
     """
     images = cell.shape[0]
-    parts, first = [], 0
-    for height, width in shapes:
-        place = torch.arange(height * width, device=cell.device)
-        sides = [torch.full_like(place, value) for value in (height, width, first)]
-        parts.append(torch.stack([place // width, place % width, *sides], dim=-1))
-        first += images * height * width
-    y, x, heights, widths, level = torch.cat(parts)[cell][..., None, None].unbind(2)  # each [B, S, 1, 1]
+    table = _CELLS((tuple(shapes), images), cell, lambda: _cells(shapes, images, cell.device))
+    y, x, heights, widths, level = table[cell][..., None, None].unbind(2)  # each [B, S, 1, 1]
     image = torch.arange(images, device=cell.device)[:, None, None, None]
     step = torch.arange(-reach, reach + 1, device=cell.device)
     y, x = y + step[:, None], x + step[None, :]
     inside = (y >= 0) & (y < heights) & (x >= 0) & (x < widths)
     rows = torch.where(inside, level + (image * heights + y) * widths + x, -1)
     return rows.flatten(0, 1), inside.flatten(0, 1)[..., None]
+
+
+_CELLS = ByShape()
+
+
+def _cells(shapes: Sequence[tuple[int, int]], images: int, device: torch.device) -> Tensor:
+    """[cells, 5] int64: row and column of each cell of an image, size of its level, and where that begins in all."""
+    parts, first = [], 0
+    for height, width in shapes:
+        place = torch.arange(height * width, device=device)
+        sides = [torch.full_like(place, value) for value in (height, width, first)]
+        parts.append(torch.stack([place // width, place % width, *sides], dim=-1))
+        first += images * height * width
+    return torch.cat(parts)

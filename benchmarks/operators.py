@@ -1,0 +1,143 @@
+"""How many operators a training step queues on a GPU, part by part: what its host has to do; no GPU is needed.
+
+    python benchmarks/operators.py [--short] [--head faster_rcnn|mask_rcnn|cascade_rcnn|retinanet|fcos] [--json FILE]
+
+The step of a ResNet-50 under each head (--short: under Faster R-CNN alone) runs on torch's device without values, in
+float32, in the ways that a GPU with Triton takes. Every operator counts once that is no view and only sets memory
+aside; mixed precision adds casts, and suppression is two kernels in one operator. The update is left out, which a GPU
+does in a few fused kernels. The second step is counted: the first one computes what later ones keep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from densekit.console import print_table, run
+from densekit.engine.step import head_losses, total_loss
+from densekit.heads.anchors import Anchors
+from densekit.heads.faster_rcnn.roi import RegionHead
+from densekit.heads.faster_rcnn.rpn import RegionProposalNetwork
+from densekit.model import DenseModel
+from densekit.ops import nms, roi_align
+from densekit.registry import BACKBONES, HEADS
+from densekit.types import Batch, BoxTargets, Classes, InstanceMasks, Targets
+
+META = torch.device("meta")
+SIZES = {"images": 8, "height": 800, "width": 1344, "objects": 10, "classes": 80}
+VIEWS = ["view", "as_strided", "permute", "transpose", "t", "expand", "select", "slice", "unsqueeze", "squeeze"]
+PARTED = ["detach", "alias", "_unsafe_view", "unbind", "split", "split_with_sizes", "unfold", "lift_fresh"]
+SET_ASIDE = ["empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"]
+NOT_QUEUED = frozenset([*VIEWS, *PARTED, *SET_ASIDE])
+PARTS = [
+    *((RegionProposalNetwork, name, f"rpn {name}") for name in ("sample", "losses", "proposals")),
+    *((RegionHead, name, f"regions {name}") for name in ("sample", "losses")),
+    (Anchors, "forward", "anchors"),
+    (torch.Tensor, "backward", "backward"),
+]
+HEAD_NAMES = ("faster_rcnn", "mask_rcnn", "cascade_rcnn", "retinanet", "fcos")
+
+
+class Counting(TorchDispatchMode):
+    """Counts the operators of each part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts, self.counts = ["elsewhere"], collections.Counter[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ not in NOT_QUEUED:
+            self.counts[self.parts[-1]] += 1
+        return func(*args, **(kwargs or {}))
+
+    @contextlib.contextmanager
+    def of_parts(self, model: DenseModel) -> Iterator[None]:
+        """Tell the parts apart."""
+        with contextlib.ExitStack() as stack:
+            for owner, name, part in [*PARTS, (type(model.backbone), "forward", "backbone")]:
+                plain = getattr(owner, name)
+                stack.enter_context(mock.patch.object(owner, name, self._within(part, plain)))
+            yield
+
+    def _within(self, part: str, plain: Any) -> Any:
+        @functools.wraps(plain)
+        def within(*args: Any, **kwargs: Any) -> Any:
+            self.parts.append(part)
+            try:
+                return plain(*args, **kwargs)
+            finally:
+                self.parts.pop()
+
+        return within
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--short", action="store_true", help="Faster R-CNN alone")
+    parser.add_argument("--head", nargs="+", choices=HEAD_NAMES, help="these heads alone")
+    parser.add_argument("--json", type=Path, help="also write the counts here")
+    args = parser.parse_args(argv)
+    heads = args.head or (HEAD_NAMES[:1] if args.short else HEAD_NAMES)
+    counts = {head: operators_of_a_step(head) for head in heads}
+    parts = list(dict.fromkeys(part for count in counts.values() for part in count))
+    rows = [[part, *(str(count.get(part, "-")) for count in counts.values())] for part in parts]
+    rows.append(["a step", *(str(sum(count.values())) for count in counts.values())])
+    print_table("operators of a training step on a GPU, without the update", ["part", *heads], rows)
+    if args.json:
+        args.json.write_text(json.dumps(counts, indent=2))
+    return 0
+
+
+def operators_of_a_step(head: str, backbone: str = "resnet50") -> dict[str, int]:
+    """The operators that the forward and backward pass of a step queue, by part."""
+    with (
+        mock.patch.object(torch, "autocast", return_value=contextlib.nullcontext()),  # that device has none
+        mock.patch.object(nms, "best_method", return_value="triton"),
+        mock.patch.object(roi_align, "best_method", return_value="triton"),
+        mock.patch.object(roi_align, "_check"),
+    ):
+        trunk = BACKBONES.build(backbone, {"norm": "frozen", "frozen_stages": 2})
+        heads = {"boxes": HEADS.build(head, {}, trunk.levels, num_classes=SIZES["classes"])}
+        names = tuple(f"class {i}" for i in range(SIZES["classes"]))
+        classes = Classes(names, tuple(range(SIZES["classes"])))
+        model = DenseModel(trunk, heads, mean=(0.5,) * 3, std=(0.25,) * 3, classes=classes).to(META)
+        batch = batch_of_boxes(masks=head == "mask_rcnn")
+        learn(model, batch)
+        with Counting() as counting, counting.of_parts(model):
+            learn(model, batch)
+    return dict(counting.counts)
+
+
+def learn(model: DenseModel, batch: Batch) -> None:
+    """Forward and backward, gradients made anew as in a step."""
+    model.train()
+    model.zero_grad(set_to_none=True)
+    total_loss(head_losses(model, model(batch), dict.fromkeys(model.heads, 1)), {}).backward()
+
+
+def batch_of_boxes(*, masks: bool) -> Batch:
+    """A batch without values."""
+    images, objects = SIZES["images"], SIZES["objects"]
+    with META:
+        none = torch.zeros(images, objects, dtype=torch.bool)
+        labels = torch.zeros(images, objects, dtype=torch.int64)
+        cuts = torch.zeros(images, objects, 4, dtype=torch.int64)
+        drawn = InstanceMasks(torch.zeros(100_000, dtype=torch.uint8), labels, cuts) if masks else None
+        boxes = BoxTargets(torch.zeros(images, objects, 4), labels, none, ~none, drawn)
+        pixels = torch.zeros(images, 3, SIZES["height"], SIZES["width"], dtype=torch.uint8)
+        sizes, numbers = torch.zeros(images, 2, dtype=torch.int64), torch.zeros(images, dtype=torch.int64)
+        return Batch(pixels, sizes, sizes, list(range(images)), numbers, Targets(boxes=boxes))
+
+
+if __name__ == "__main__":
+    run(main)
