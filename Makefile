@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m compileall -q -j 0 -x '$(UNUSED)' $$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])') > /dev/null || true
 	touch $@
 
-demo: install ## train, evaluate and draw a detector on a generated data set (about 5 minutes on 4 cores)
+demo: install ## train, evaluate and draw a detector on a generated data set (7 minutes on 2 cores)
 	$(BIN)/python tools/generate_shapes.py data/shapes
 	rm -rf runs/demo
 	$(BIN)/python tools/train.py configs/detection/faster_rcnn_r18_shapes.yaml --out runs/demo

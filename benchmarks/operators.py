@@ -30,6 +30,7 @@ from densekit.heads.faster_rcnn.roi import RegionHead
 from densekit.heads.faster_rcnn.rpn import RegionProposalNetwork
 from densekit.model import DenseModel
 from densekit.ops import nms, roi_align
+from densekit.ops.cuda import random_keys
 from densekit.registry import BACKBONES, HEADS
 from densekit.types import Batch, BoxTargets, Classes, InstanceMasks, Targets
 
@@ -105,6 +106,7 @@ def operators_of_a_step(head: str, backbone: str = "resnet50") -> dict[str, int]
         mock.patch.object(nms, "best_method", return_value="triton"),
         mock.patch.object(roi_align, "best_method", return_value="triton"),
         mock.patch.object(roi_align, "_check"),
+        mock.patch.object(random_keys, "works", return_value=True),
     ):
         trunk = BACKBONES.build(backbone, {"norm": "frozen", "frozen_stages": 2})
         heads = {"boxes": HEADS.build(head, {}, trunk.levels, num_classes=SIZES["classes"])}

@@ -28,19 +28,20 @@ class ByShape:
     """What follows from a key alone, for the keys seen last."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[Hashable, torch.device], Any] = {}
+        self._kept: dict[tuple[Hashable, torch.device, torch.dtype], Any] = {}
 
     def __call__(self, key: Hashable, like: Tensor, make: Callable[[], T]) -> T:
-        """What ``make`` gives on the device of ``like``, made once for a key."""
+        """What ``make`` gives on the device and in the dtype of ``like``, made once for a key."""
         if not keeps(like):
             return make()
-        found: T | None = self._kept.get((key, like.device))
+        place = key, like.device, like.dtype
+        found: T | None = self._kept.get(place)
         if found is None:
             with torch.inference_mode(False), torch.no_grad():  # steps that learn use it too
                 found = make()
             for oldest in list(self._kept)[: max(0, len(self._kept) + 1 - SHAPES)]:
                 self._kept.pop(oldest, None)  # another thread may have taken it out
-            self._kept[key, like.device] = found
+            self._kept[place] = found
         return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ByShape:

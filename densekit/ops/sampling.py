@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from densekit.ops.cuda import random_keys as in_triton
+
 _MASK = 0xFFFFFFFF
 
 
@@ -50,8 +52,20 @@ def random_keys(seeds: Tensor, count: int, stream: int) -> Tensor:
     Returns:
         [B, count] int64 in 0 .. 2**32 - 1.
     """
+    if in_triton.works(seeds.device) and not torch.compiler.is_compiling():
+        return in_triton.random_keys(seeds, count, use_of(stream))
+    return keys_of(seeds, count, use_of(stream))
+
+
+def use_of(stream: int) -> int:
+    """32 bits that tell the use of a seed."""
+    return stream * 0x9E3779B9 & _MASK
+
+
+def keys_of(seeds: Tensor, count: int, use: int) -> Tensor:
+    """``random_keys`` by torch's operators, on any device."""
     low, high = seeds & _MASK, (seeds >> 32) & _MASK
-    seed = _mix(_mix(low ^ (stream * 0x9E3779B9 & _MASK)) ^ high)
+    seed = _mix(_mix(low ^ use) ^ high)
     index = torch.arange(count, device=seeds.device)
     return _mix(_mix(index[None] ^ seed[:, None]) ^ _mix(seed ^ 0x85EBCA6B)[:, None])
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from densekit.ops.cuda import roi_align_kernels, suppression_kernels
+from densekit.ops.cuda import random_keys_kernels, roi_align_kernels, suppression_kernels
 
 capability, dtype = int(sys.argv[1]), sys.argv[2]
 four, size = 4, {"bf16": 2, "fp16": 2, "fp32": 4}[dtype]
@@ -42,6 +42,11 @@ kernels = [
         suppression_kernels._walk,
         runs | {"valid": "*u8", "kept": "*u8"},
         {"BITS": 64, "WIDTH": 32, "ROWS": 64},
+    ),
+    (
+        random_keys_kernels._random_keys,
+        {"seeds": "*i64", "keys": "*i64", "count": "i32", "stream": "i64"},
+        {"BLOCK": 1024},
     ),
 ]
 (cuobjdump,) = Path(triton.__file__).parent.glob("backends/nvidia/bin/cuobjdump")
@@ -74,6 +79,6 @@ def test_kernels_compile_spill_no_register_and_move_16_bytes_at_once(capability,
     assert done.returncode == 0, done.stderr
     stack = {name: int(stack) for name, stack, _ in (line.split() for line in done.stdout.splitlines())}
     vectors = {name: int(count) for name, _, count in (line.split() for line in done.stdout.splitlines())}
-    assert stack == {"_pool": 0, "_gradients": 0, "_hits": 0, "_walk": 0}
+    assert stack == {"_pool": 0, "_gradients": 0, "_hits": 0, "_walk": 0, "_random_keys": 0}
     assert vectors["_pool"] >= 64
     assert vectors["_gradients"] >= 8
