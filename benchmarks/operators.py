@@ -3,9 +3,9 @@
     python benchmarks/operators.py [--short] [--head faster_rcnn|mask_rcnn|cascade_rcnn|retinanet|fcos] [--json FILE]
 
 The step of a ResNet-50 under each head (--short: under Faster R-CNN alone) runs on torch's device without values, in
-float32, in the ways that a GPU with Triton takes. Every operator counts once that is no view and only sets memory
-aside; mixed precision adds casts, and suppression is two kernels in one operator. The update is left out, which a GPU
-does in a few fused kernels. The second step is counted: the first one computes what later ones keep.
+float32, in the ways that a GPU with Triton takes. Every operator counts once, but for views and those that only set
+memory aside; mixed precision adds casts, and suppression is two kernels in one operator. The update is left out, which
+a GPU does in a few fused kernels. The second step is counted: the first one computes what later ones keep.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from typing import Any
 from unittest import mock
 
 import torch
+from detector import CLASSES
+from mask_rcnn import with_masks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from densekit.console import print_table, run
@@ -32,14 +34,14 @@ from densekit.model import DenseModel
 from densekit.ops import nms, roi_align
 from densekit.ops.cuda import random_keys
 from densekit.registry import BACKBONES, HEADS
-from densekit.types import Batch, BoxTargets, Classes, InstanceMasks, Targets
+from densekit.types import Batch
 
 META = torch.device("meta")
-SIZES = {"images": 8, "height": 800, "width": 1344, "objects": 10, "classes": 80}
+IMAGES, SIZE, OBJECTS = 8, (800, 1344), 10
 VIEWS = ["view", "as_strided", "permute", "transpose", "t", "expand", "select", "slice", "unsqueeze", "squeeze"]
-PARTED = ["detach", "alias", "_unsafe_view", "unbind", "split", "split_with_sizes", "unfold", "lift_fresh"]
+MORE_VIEWS = ["detach", "alias", "_unsafe_view", "unbind", "split", "split_with_sizes", "unfold", "lift_fresh"]
 SET_ASIDE = ["empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"]
-NOT_QUEUED = frozenset([*VIEWS, *PARTED, *SET_ASIDE])
+NOT_QUEUED = frozenset([*VIEWS, *MORE_VIEWS, *SET_ASIDE])
 PARTS = [
     *((RegionProposalNetwork, name, f"rpn {name}") for name in ("sample", "losses", "proposals")),
     *((RegionHead, name, f"regions {name}") for name in ("sample", "losses")),
@@ -109,11 +111,9 @@ def operators_of_a_step(head: str, backbone: str = "resnet50") -> dict[str, int]
         mock.patch.object(random_keys, "works", return_value=True),
     ):
         trunk = BACKBONES.build(backbone, {"norm": "frozen", "frozen_stages": 2})
-        heads = {"boxes": HEADS.build(head, {}, trunk.levels, num_classes=SIZES["classes"])}
-        names = tuple(f"class {i}" for i in range(SIZES["classes"]))
-        classes = Classes(names, tuple(range(SIZES["classes"])))
-        model = DenseModel(trunk, heads, mean=(0.5,) * 3, std=(0.25,) * 3, classes=classes).to(META)
-        batch = batch_of_boxes(masks=head == "mask_rcnn")
+        heads = {"boxes": HEADS.build(head, {}, trunk.levels, num_classes=len(CLASSES))}
+        model = DenseModel(trunk, heads, mean=(0.5,) * 3, std=(0.25,) * 3, classes=CLASSES).to(META)
+        batch = with_masks(IMAGES, SIZE, OBJECTS).to(META, non_blocking=False)
         learn(model, batch)
         with Counting() as counting, counting.of_parts(model):
             learn(model, batch)
@@ -125,20 +125,6 @@ def learn(model: DenseModel, batch: Batch) -> None:
     model.train()
     model.zero_grad(set_to_none=True)
     total_loss(head_losses(model, model(batch), dict.fromkeys(model.heads, 1)), {}).backward()
-
-
-def batch_of_boxes(*, masks: bool) -> Batch:
-    """A batch without values."""
-    images, objects = SIZES["images"], SIZES["objects"]
-    with META:
-        none = torch.zeros(images, objects, dtype=torch.bool)
-        labels = torch.zeros(images, objects, dtype=torch.int64)
-        cuts = torch.zeros(images, objects, 4, dtype=torch.int64)
-        drawn = InstanceMasks(torch.zeros(100_000, dtype=torch.uint8), labels, cuts) if masks else None
-        boxes = BoxTargets(torch.zeros(images, objects, 4), labels, none, ~none, drawn)
-        pixels = torch.zeros(images, 3, SIZES["height"], SIZES["width"], dtype=torch.uint8)
-        sizes, numbers = torch.zeros(images, 2, dtype=torch.int64), torch.zeros(images, dtype=torch.int64)
-        return Batch(pixels, sizes, sizes, list(range(images)), numbers, Targets(boxes=boxes))
 
 
 if __name__ == "__main__":

@@ -44,8 +44,8 @@ class ByShape:
             self._kept[place] = found
         return found
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> ByShape:
-        return ByShape()
+    def __reduce__(self) -> tuple[type[ByShape], tuple[()]]:
+        return ByShape, ()  # a copy begins anew
 
 
 class OfTensors:
@@ -72,5 +72,5 @@ class OfTensors:
         found: T = self._kept
         return found
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> OfTensors:
-        return OfTensors()
+    def __reduce__(self) -> tuple[type[OfTensors], tuple[()]]:
+        return OfTensors, ()  # a copy begins anew

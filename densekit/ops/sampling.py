@@ -52,7 +52,7 @@ def random_keys(seeds: Tensor, count: int, stream: int) -> Tensor:
     Returns:
         [B, count] int64 in 0 .. 2**32 - 1.
     """
-    if in_triton.works(seeds.device) and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and in_triton.works(seeds.device):
         return in_triton.random_keys(seeds, count, use_of(stream))
     return keys_of(seeds, count, use_of(stream))
 
