@@ -8,7 +8,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from densekit.ops import winograd
-from densekit.weight_gradients import Conv2d, Linear, _turned, use_own_convolutions
+from densekit.weight_gradients import (
+    Conv2d,
+    ConvTranspose2d,
+    Linear,
+    _channels_first,
+    _turned,
+    use_own_convolutions,
+)
 
 
 def test_the_linear_layer_gives_torchs_values_and_gradients_in_mixed_precision():
@@ -115,6 +122,53 @@ def test_the_convolution_gives_torchs_values_and_gradients_in_float32(monkeypatc
         torch.testing.assert_close(
             found[name], expected[name], rtol=1e-4, atol=1e-4 * float(expected[name].abs().max())
         )
+
+
+TRANSPOSED = {
+    "doubling": ((40, 33, 4), {"stride": 2, "padding": 1}, "_Turned"),
+    "no bias, oblong": ((32, 36, (2, 3)), {"stride": (2, 1), "padding": (0, 1), "bias": False}, "_Turned"),
+    "few channels": ((16, 40, 4), {"stride": 2, "padding": 1}, "Convolution"),
+    "groups": ((64, 64, 2), {"stride": 2, "groups": 2}, "Convolution"),
+    "larger output": ((32, 32, 3), {"stride": 2, "output_padding": 1}, "Convolution"),
+}
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize(("shape", "options", "way"), TRANSPOSED.values(), ids=TRANSPOSED)
+def test_a_transposed_convolution_gives_torchs_values_and_gradients(threads, shape, options, way):
+    torch.manual_seed(0)
+    ours, theirs = ConvTranspose2d(*shape, **options), nn.ConvTranspose2d(*shape, **options)
+    theirs.load_state_dict(ours.state_dict())
+    ours, x = ours.to(memory_format=torch.channels_last), torch.randn(2, shape[0], 9, 7)
+    last, before = x.contiguous(memory_format=torch.channels_last), torch.get_num_threads()
+    assert type(ours(last).grad_fn).__name__.startswith(way)
+    assert type(ours(x).grad_fn).__name__.startswith("Convolution"), "channels first is torch's own path"
+    try:
+        torch.set_num_threads(threads)
+        found = gradients_of(ours, last, mixed=False)
+    finally:
+        torch.set_num_threads(before)
+    expected = gradients_of(theirs, x, mixed=False)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(
+            found[name], expected[name], rtol=1e-4, atol=1e-4 * float(expected[name].abs().max())
+        )
+    size = [18, 14] if way == "_Turned" and shape[2] == 4 else None
+    assert torch.equal(ours(last, size), ours(last)), "an output size that is asked for is torch's own path"
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_map_that_lies_channels_last_is_turned_whatever_the_number_of_threads(threads):
+    x, before = torch.randn(3, 70, 9, 13), torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for given in (x.contiguous(memory_format=torch.channels_last), x, x[:, :1].expand(-1, 5, -1, -1)):
+            turned = _channels_first(given)
+            assert turned.is_contiguous()
+            assert torch.equal(turned, given)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("size", [(20, 22), (9, 7)], ids=["_Points", "_Turned"])

@@ -89,9 +89,9 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def turn_weight(weight: Tensor) -> Tensor:
-    """[O, C, 3, 3] -> [36, O, C] in the space of points; a copy in long runs where channels lie last."""
-    turned = _kernel() @ weight.permute(2, 3, 0, 1).reshape(9, -1)
-    return turned.view(POINTS, *weight.shape[:2])
+    """[O, C, 3, 3] -> [36, O, C] in the space of points; no copy comes first where channels lie last."""
+    out, channels = weight.shape[:2]
+    return torch.matmul(_kernel(), weight.permute(0, 2, 3, 1).reshape(out, 9, channels)).transpose(0, 1)
 
 
 def convolve(x: Tensor, turned: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
@@ -115,8 +115,9 @@ def convolve(x: Tensor, turned: Tensor, bias: Tensor | None = None, *, relu: boo
         products = torch.bmm(_points(tiles[some, rows]), turned.transpose(1, 2))
         if bias is not None:
             products[_CONSTANT] += bias
-        part = (_output() @ products.view(POINTS, -1)).view(TILE, TILE, *places[some, rows, 0, :, 0].shape)
-        places[some, rows] = (part.clamp_min_(0.0) if relu else part).permute(2, 3, 0, 4, 1, 5)
+        part = torch.matmul(_output(), products.transpose(0, 1))  # [T, 16, O]
+        part = (part.clamp_min_(0.0) if relu else part).view(*tiles[some, rows].shape[:3], TILE, TILE, out)
+        places[some, rows] = part.transpose(2, 3)
     if y.shape[2:] == x.shape[2:]:
         return y  # itself, not a view of it, so that what follows may write over it
     return y[:, :, :height, :width].contiguous(memory_format=torch.channels_last)
@@ -147,12 +148,12 @@ def gradients(x: Tensor, turned: Tensor, gradient: Tensor, *, of_input: bool = T
         pair = products.transpose(1, 2), _points(tiles[some, rows])
         learned = torch.bmm(*pair) if learned is None else learned.baddbmm_(*pair)
         if before is not None:
-            part = _input().t() @ torch.bmm(products, turned).view(POINTS, -1)
-            _add_tiles(before[some], rows, part.view(6, 6, *tiles[some, rows, :, 0, 0].shape))
+            part = torch.matmul(_input().t(), torch.bmm(products, turned).transpose(0, 1))  # [T, 36, C]
+            _add_tiles(before[some], rows, part.view(tiles[some, rows].shape))
     assert learned is not None, "a batch has at least one tile"
-    weight = (_kernel().t() @ learned.view(POINTS, -1)).view(3, 3, out, channels).permute(2, 3, 0, 1)
+    weight = torch.matmul(_kernel().t(), learned.transpose(0, 1)).view(out, 3, 3, channels).permute(0, 3, 1, 2)
     inner = None if before is None else before[:, 1 : height + 1, 1 : width + 1].contiguous().permute(0, 3, 1, 2)
-    return inner, weight.contiguous(memory_format=torch.channels_last)
+    return inner, weight
 
 
 def _tiles(x: Tensor) -> Tensor:
@@ -176,12 +177,11 @@ def _points(tiles: Tensor) -> Tensor:
 
 
 def _add_tiles(x: Tensor, rows: slice, tiles: Tensor) -> None:
-    """Add tiles [6, 6, B, down, across, C] to the rows of tiles of a padded map [B, H, W, C].
+    """Add tiles [B, down, across, 6, 6, C] to the rows of tiles of a padded map [B, H, W, C].
 
     Tiles overlap, so in four parts within which none does: their first four pixels and their last two, both ways.
     """
-    down, across = tiles.shape[3:5]
-    tiles = tiles.permute(2, 3, 4, 0, 1, 5)
+    down, across = tiles.shape[1:3]
     for y, y_end in ((0, TILE), (TILE, 6)):
         for left, right in ((0, TILE), (TILE, 6)):
             place = _as_tiles(x[:, rows.start * TILE + y :, left:], down, across, (y_end - y, right - left))
@@ -190,11 +190,16 @@ def _add_tiles(x: Tensor, rows: slice, tiles: Tensor) -> None:
 
 def _rounds(images: int, down: int, bytes_a_row: int) -> Iterator[tuple[slice, slice]]:
     """Images and rows of tiles, as many at a time as ``CHUNK`` holds: several images, or a part of one."""
-    count = max(1, CHUNK // (bytes_a_row * down))
-    height = down if count > 1 else max(1, min(down, CHUNK // bytes_a_row))
+    count = _even(images, CHUNK // (bytes_a_row * down))
+    height = down if count > 1 else _even(down, CHUNK // bytes_a_row)
     for image in range(0, images, count):
         for row in range(0, down, height):
             yield slice(image, image + count), slice(row, min(row + height, down))
+
+
+def _even(whole: int, most: int) -> int:
+    """The size of parts that are alike, none above ``most`` unless that is none."""
+    return -(-whole // -(-whole // max(1, most)))
 
 
 def _both_ways(matrix: Sequence[Sequence[float]]) -> Tensor:

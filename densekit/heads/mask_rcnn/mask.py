@@ -19,6 +19,7 @@ from densekit.ops.instance_masks import crop_masks, values_are_known
 from densekit.ops.losses import mean_over_ranks
 from densekit.ops.roi_align import Method, roi_align
 from densekit.types import BoxTargets, Detections
+from densekit.weight_gradients import ConvTranspose2d
 
 TOGETHER = 256
 """Detections that are looked at together: what bounds the memory of a prediction."""
@@ -71,7 +72,7 @@ class MaskHead(nn.Module):
         self.aligned, self.roi_align, self.stage = aligned, roi_align, stage
         inputs = [channels, *[width] * convs]
         self.convs = nn.Sequential(*(ConvNormAct(c, width, kernel=3, norm=norm) for c in inputs[:-1]))
-        self.upsample = nn.ConvTranspose2d(inputs[-1], width, 2, stride=2)
+        self.upsample = ConvTranspose2d(inputs[-1], width, 2, stride=2)
         self.logits = nn.Conv2d(width, 1 if class_agnostic else num_classes, 1)
         nn.init.kaiming_normal_(self.upsample.weight, mode="fan_out", nonlinearity="relu")
         nn.init.normal_(self.logits.weight, std=0.001)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densekit.layers import PackedConv2d, fold_norm, foldable
-from densekit.weight_gradients import conv2d
+from densekit.weight_gradients import conv2d, conv_transpose2d
 
 MOST_CHANNELS = 128
 """Of the map from below. With more, where maps are small, oneDNN's transposed convolution loses what the sums save."""
@@ -64,7 +64,7 @@ class DoublingBlock(nn.Module):
     def _transposed(self, x: Tensor, skip: Tensor | None) -> Tensor:
         conv, norm, relu = self.conv1
         weight, bias = cast(Tensor, conv.weight), cast("Tensor | None", conv.bias)
-        y = F.conv_transpose2d(x, spread(weight[:, : self.channels]), bias, stride=2, padding=1)
+        y = conv_transpose2d(x, spread(weight[:, : self.channels]), bias, (2, 2), (1, 1))
         if skip is not None:
             y = y + conv2d(skip, weight[:, self.channels :], None, padding=(1, 1))
         return cast(Tensor, relu(norm(y)))

@@ -12,6 +12,7 @@ from densekit.heads.segmentation.doubling import MOST_CHANNELS, DoublingBlock
 from densekit.heads.segmentation.head import Decoder, register_decoder
 from densekit.heads.segmentation.pyramid import Pyramid, doubling_levels, every_level
 from densekit.types import DensekitError, Level
+from densekit.weight_gradients import ConvTranspose2d
 
 Positive = Annotated[int, pydantic.Field(gt=0)]
 Interpolation = Literal["nearest", "bilinear"]
@@ -158,7 +159,7 @@ class PlainDecoder(nn.Module):
         for before, after in zip([in_channels, *channels], channels):
             # Kernel 4 with stride 2: every output pixel sees the same number of inputs, so no checkerboard.
             steps += [
-                nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False),
+                ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False),
                 nn.BatchNorm2d(after),
                 nn.ReLU(inplace=True),
             ]
