@@ -276,7 +276,7 @@ class _Turned(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.place = (list(stride), list(padding), [1, 1], transposed, [0, 0], 1)
-        return torch.ops.aten.convolution(x, weight, bias, *ctx.place)
+        return cast(Tensor, torch.ops.aten.convolution(x, weight, bias, *ctx.place))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, None, None, None]:
