@@ -1,11 +1,13 @@
-"""How many operators a training step queues on a GPU, part by part: what its host has to do; no GPU is needed.
+"""How many operators a training step queues on a GPU, part by part, and the memory it needs at once; without a GPU.
 
     python benchmarks/operators.py [--short] [--head faster_rcnn|mask_rcnn|cascade_rcnn|retinanet|fcos] [--json FILE]
 
 The step of a ResNet-50 under each head (--short: under Faster R-CNN alone) runs on torch's device without values, in
 float32, in the ways that a GPU with Triton takes. Every operator counts once, but for views and those that only set
 memory aside; mixed precision adds casts, and suppression is two kernels in one operator. The update is left out, which
-a GPU does in a few fused kernels. The second step is counted: the first one computes what later ones keep.
+a GPU does in a few fused kernels. The second step is counted: the first one computes what later ones keep. Memory is
+that of all tensors which live at once, but for the weights and what the first step kept; a GPU's own kernels may take
+more for themselves.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import collections
 import contextlib
 import functools
 import json
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,9 @@ from unittest import mock
 import torch
 from detector import CLASSES
 from mask_rcnn import with_masks
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from densekit.console import print_table, run
 from densekit.engine.step import head_losses, total_loss
@@ -52,16 +57,35 @@ HEAD_NAMES = ("faster_rcnn", "mask_rcnn", "cascade_rcnn", "retinanet", "fcos")
 
 
 class Counting(TorchDispatchMode):
-    """Counts the operators of each part."""
+    """Counts the operators of each part, and the bytes of the tensors that live."""
 
     def __init__(self) -> None:
         super().__init__()
         self.parts, self.counts = ["elsewhere"], collections.Counter[str]()
+        self.living: dict[int, int] = {}
+        self.bytes = self.most_bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.overloadpacket.__name__ not in NOT_QUEUED:
             self.counts[self.parts[-1]] += 1
-        return func(*args, **(kwargs or {}))
+        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.device == META:
+                self._lives(tensor.untyped_storage(), given)
+        return result
+
+    def _lives(self, storage: torch.UntypedStorage, given: set[int]) -> None:
+        name = storage._cdata
+        if name in self.living or name in given:  # a view, or what was there before
+            return
+        self.living[name] = storage.nbytes()
+        self.bytes += storage.nbytes()
+        self.most_bytes = max(self.most_bytes, self.bytes)
+        weakref.finalize(storage, self._dies, name)
+
+    def _dies(self, name: int) -> None:
+        self.bytes -= self.living.pop(name)
 
     @contextlib.contextmanager
     def of_parts(self, model: DenseModel) -> Iterator[None]:
@@ -91,18 +115,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="also write the counts here")
     args = parser.parse_args(argv)
     heads = args.head or (HEAD_NAMES[:1] if args.short else HEAD_NAMES)
-    counts = {head: operators_of_a_step(head) for head in heads}
+    found = {head: count_a_step(head) for head in heads}
+    counts = {head: dict(counting.counts) for head, counting in found.items()}
     parts = list(dict.fromkeys(part for count in counts.values() for part in count))
     rows = [[part, *(str(count.get(part, "-")) for count in counts.values())] for part in parts]
     rows.append(["a step", *(str(sum(count.values())) for count in counts.values())])
+    rows.append(["memory at once, GiB", *(f"{counting.most_bytes / 2**30:.2f}" for counting in found.values())])
     print_table("operators of a training step on a GPU, without the update", ["part", *heads], rows)
     if args.json:
-        args.json.write_text(json.dumps(counts, indent=2))
+        most = {head: counting.most_bytes for head, counting in found.items()}
+        args.json.write_text(json.dumps({"operators": counts, "bytes at once": most}, indent=2))
     return 0
 
 
-def operators_of_a_step(head: str, backbone: str = "resnet50") -> dict[str, int]:
-    """The operators that the forward and backward pass of a step queue, by part."""
+def count_a_step(head: str, backbone: str = "resnet50") -> Counting:
+    """What the forward and backward pass of a step queue, by part, and need."""
     with (
         mock.patch.object(torch, "autocast", return_value=contextlib.nullcontext()),  # that device has none
         mock.patch.object(nms, "best_method", return_value="triton"),
@@ -117,7 +144,7 @@ def operators_of_a_step(head: str, backbone: str = "resnet50") -> dict[str, int]
         learn(model, batch)
         with Counting() as counting, counting.of_parts(model):
             learn(model, batch)
-    return dict(counting.counts)
+    return counting
 
 
 def learn(model: DenseModel, batch: Batch) -> None:

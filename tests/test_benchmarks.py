@@ -224,11 +224,25 @@ def test_multiply_adds_count_every_convolution_of_a_packed_network(load):
 
 
 def test_a_step_queues_few_operators_each_counted_once(load):
-    counts = load("operators").operators_of_a_step("faster_rcnn", "resnet18")
+    counts = load("operators").count_a_step("faster_rcnn", "resnet18").counts
     # 20 convolutions with their weights scaled, 17 ReLUs, 8 sums and a pooling; norms are folded, their scales kept.
     assert counts["backbone"] == 20 + 20 + 17 + 8 + 1
     assert "anchors" not in counts  # laid out in the first step
     assert sum(counts.values()) <= 620
+
+
+def test_memory_is_that_of_the_tensors_that_live_at_once(load):
+    before = torch.ones(1000, device="meta")
+    with load("operators").Counting() as counting:
+        one = before + 1
+        before.mul_(2)  # was there before
+        two = one.double()
+        assert (counting.bytes, counting.most_bytes) == (12_000, 12_000)
+        view = two.view(10, 100)
+        del one, two
+        assert counting.bytes == 8_000, "the view keeps its tensor"
+        del view
+    assert (counting.bytes, counting.most_bytes) == (0, 12_000)
 
 
 def test_the_torchvision_peer_drops_images_without_usable_boxes_and_groups_by_shape(load, tmp_path):
