@@ -107,17 +107,16 @@ def convolve(x: Tensor, turned: Tensor, bias: Tensor | None = None, *, relu: boo
         [B, O, H, W], channels last.
     """
     (images, channels, height, width), out = x.shape, turned.shape[1]
-    tiles = _tiles(x)
-    down, across = tiles.shape[1:3]
+    down, across = -(-height // TILE), -(-width // TILE)
     y = torch.empty((images, out, down * TILE, across * TILE), memory_format=torch.channels_last)
     places = y.permute(0, 2, 3, 1).view(images, down, TILE, across, TILE, out)
     for some, rows in _rounds(images, down, 4 * POINTS * (channels + out) * across):
-        products = torch.bmm(_points(tiles[some, rows]), turned.transpose(1, 2))
+        products = torch.bmm(_points(_tiles(x, some, rows)), turned.transpose(1, 2))
         if bias is not None:
             products[_CONSTANT] += bias
         part = torch.matmul(_output(), products.transpose(0, 1))  # [T, 16, O]
-        part = (part.clamp_min_(0.0) if relu else part).view(*tiles[some, rows].shape[:3], TILE, TILE, out)
-        places[some, rows] = part.transpose(2, 3)
+        place = places[some, rows].transpose(2, 3)
+        place.copy_((part.clamp_min_(0.0) if relu else part).view(place.shape))
     if y.shape[2:] == x.shape[2:]:
         return y  # itself, not a view of it, so that what follows may write over it
     return y[:, :, :height, :width].contiguous(memory_format=torch.channels_last)
@@ -136,32 +135,35 @@ def gradients(x: Tensor, turned: Tensor, gradient: Tensor, *, of_input: bool = T
         [B, C, H, W], channels last, or None; and [O, C, 3, 3].
     """
     (images, channels, height, width), out = x.shape, turned.shape[1]
-    tiles = _tiles(x)
-    down, across = tiles.shape[1:3]
+    down, across = -(-height // TILE), -(-width // TILE)
     gradient = F.pad(gradient.permute(0, 2, 3, 1), (0, 0, 0, across * TILE - width, 0, down * TILE - height))
     gradient = gradient.reshape(images, down, TILE, across, TILE, out)
-    before = x.new_zeros(images, down * TILE + 2, across * TILE + 2, channels) if of_input else None
+    before = torch.empty((images, height, width, channels)) if of_input else None
     learned: Tensor | None = None
     for some, rows in _rounds(images, down, 4 * POINTS * (channels + out) * across):
         part = gradient[some, rows].transpose(2, 3).reshape(-1, TILE**2, out)
         products = torch.matmul(_output().t(), part).transpose(0, 1)  # [36, T, O]
-        pair = products.transpose(1, 2), _points(tiles[some, rows])
+        tiles = _tiles(x, some, rows)
+        pair = products.transpose(1, 2), _points(tiles)
         learned = torch.bmm(*pair) if learned is None else learned.baddbmm_(*pair)
         if before is not None:
             part = torch.matmul(_input().t(), torch.bmm(products, turned).transpose(0, 1))  # [T, 36, C]
-            _add_tiles(before[some], rows, part.view(tiles[some, rows].shape))
+            _put(before[some], rows, part.view(tiles.shape))
     assert learned is not None, "a batch has at least one tile"
     weight = torch.matmul(_kernel().t(), learned.transpose(0, 1)).view(out, 3, 3, channels).permute(0, 3, 1, 2)
-    inner = None if before is None else before[:, 1 : height + 1, 1 : width + 1].contiguous().permute(0, 3, 1, 2)
-    return inner, weight
+    return None if before is None else before.permute(0, 3, 1, 2), weight
 
 
-def _tiles(x: Tensor) -> Tensor:
-    """[B, C, H, W] -> [B, down, across, 6, 6, C], tiles that overlap by two pixels, without a copy of each."""
+def _tiles(x: Tensor, some: slice, rows: slice) -> Tensor:
+    """Rows of tiles of some images, [B, C, H, W] -> [b, down, across, 6, 6, C]; they overlap by two pixels.
+
+    Only these rows are copied, into zeros around them; the tiles lie over one another in the copy.
+    """
     height, width = x.shape[2:]
-    down, across = -(-height // TILE), -(-width // TILE)
-    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, across * TILE - width + 1, 1, down * TILE - height + 1))
-    return _as_tiles(x, down, across, (6, 6))
+    across, top, bottom = -(-width // TILE), rows.start * TILE - 1, rows.stop * TILE + 1
+    part = x.permute(0, 2, 3, 1)[some, max(0, top) : bottom]
+    part = F.pad(part, (0, 0, 1, across * TILE - width + 1, max(0, -top), max(0, bottom - height)))
+    return _as_tiles(part, rows.stop - rows.start, across, (6, 6))
 
 
 def _as_tiles(x: Tensor, down: int, across: int, size: tuple[int, int]) -> Tensor:
@@ -176,16 +178,24 @@ def _points(tiles: Tensor) -> Tensor:
     return torch.matmul(_input(), tiles.reshape(-1, POINTS, tiles.shape[-1])).transpose(0, 1)
 
 
-def _add_tiles(x: Tensor, rows: slice, tiles: Tensor) -> None:
-    """Add tiles [B, down, across, 6, 6, C] to the rows of tiles of a padded map [B, H, W, C].
+def _put(x: Tensor, rows: slice, tiles: Tensor) -> None:
+    """Put sums of tiles [B, down, across, 6, 6, C] into their rows of a map [B, H, W, C].
 
-    Tiles overlap, so in four parts within which none does: their first four pixels and their last two, both ways.
+    Two rows are shared with the rows of tiles above, which were put there before. Tiles overlap, so they are added in
+    four parts within which none does: their first four pixels and their last two, both ways.
     """
-    down, across = tiles.shape[1:3]
+    images, down, across, _, _, channels = tiles.shape
+    whole = tiles.new_zeros(images, down * TILE + 2, across * TILE + 2, channels)
     for y, y_end in ((0, TILE), (TILE, 6)):
         for left, right in ((0, TILE), (TILE, 6)):
-            place = _as_tiles(x[:, rows.start * TILE + y :, left:], down, across, (y_end - y, right - left))
+            place = _as_tiles(whole[:, y:, left:], down, across, (y_end - y, right - left))
             place += tiles[:, :, :, y:y_end, left:right]
+    height, width = x.shape[1:3]
+    first, whole = rows.start * TILE - 1, whole[:, :, 1 : width + 1]
+    begin, end = (2, first + 2) if rows.start else (1, 0)
+    if rows.start:
+        x[:, first:end] += whole[:, :2][:, : height - first]
+    x[:, end : rows.stop * TILE + 1] = whole[:, begin : height - first]
 
 
 def _rounds(images: int, down: int, bytes_a_row: int) -> Iterator[tuple[slice, slice]]:
