@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 import sys
 from pathlib import Path
@@ -69,6 +71,22 @@ def real_data():
     if not folder.is_dir():
         pytest.skip(f"real data sets are not at {folder}; set DENSEKIT_DATA to run this test")
     return folder
+
+
+@pytest.fixture(scope="module")
+def narrow_resnet18():
+    """Under the name ``resnet18`` that network with an eighth of its channels: the same levels, norms and options.
+
+    A run of it writes checkpoints of megabytes, not of hundreds.
+    """
+    from densekit.backbones.resnet import VARIANTS, ResNet
+    from densekit.registry import BACKBONES
+
+    assert BACKBONES.names()
+    narrow = dataclasses.replace(next(v for v in VARIANTS if v.name == "resnet18"), widths=(8, 16, 32, 64))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKBONES._builders, narrow.name, functools.partial(ResNet, narrow))
+        yield
 
 
 @pytest.fixture

@@ -16,7 +16,14 @@ from densekit.types import Classes
 
 ROOT = Path(__file__).resolve().parents[1]
 ALL = sorted((ROOT / "configs").rglob("*.yaml"))
-SMALL = ("box_head_width=64", "rpn_before_nms=[100,50]", "rpn_after_nms=[100,50]", "samples=32")
+SMALL = (
+    "channels=32",
+    "mask_channels=32",
+    "box_head_width=64",
+    "rpn_before_nms=[100,50]",
+    "rpn_after_nms=[100,50]",
+    "samples=32",
+)
 DETECTION = sorted(p for folder in ("detection", "instance") for p in (ROOT / "configs" / folder).glob("*.yaml"))
 
 
@@ -70,11 +77,12 @@ def layouts(tmp_path_factory):
 
 
 @pytest.mark.parametrize("path", DETECTION, ids=name)
+@pytest.mark.usefixtures("narrow_resnet18")
 def test_a_shipped_detection_config_takes_a_step(path, layouts, tmp_path, monkeypatch):
     monkeypatch.setenv("DENSEKIT_DATA", str(layouts))
     monkeypatch.chdir(layouts)
     ((head, part),) = configs.load(path).model.heads.items()
-    options = SMALL if "rpn_before_nms" in HEADS.options(part.name) else ()
+    options = [option for option in SMALL if option.split("=")[0] in HEADS.options(part.name)]
     small = [
         "model.backbone.weights=null",
         "model.backbone.name=resnet18",

@@ -18,6 +18,7 @@ from densekit.engine.class_weights import balanced_losses, count_pixels
 from densekit.metrics.segmentation import SegmentationMetric
 from densekit.types import Batch, Classes, DensekitError, Segmentation
 
+pytestmark = pytest.mark.usefixtures("narrow_resnet18")
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs/segmentation").glob("*.yaml"))
 SMALL = [
@@ -56,7 +57,7 @@ def overrides(shapes):
 
 
 @pytest.fixture(scope="module")
-def trained(shapes, tmp_path_factory):
+def trained(shapes, tmp_path_factory, narrow_resnet18):
     out = tmp_path_factory.mktemp("runs") / "run"
     config = ROOT / "configs/segmentation/unet_r18_shapes.yaml"
     assert tool("train", config, "--out", out, *overrides(shapes)) == 0
