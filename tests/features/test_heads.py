@@ -14,6 +14,7 @@ from densekit.errors import DensekitError
 from tests.features.conftest import tool
 from tests.tools import runs
 
+pytestmark = pytest.mark.usefixtures("narrow_resnet18")
 HEADS = {
     "detection": {
         "name": "faster_rcnn",
@@ -134,7 +135,7 @@ def test_a_store_made_in_less_than_the_precision_that_the_config_insists_on_is_r
 
 
 @pytest.fixture(scope="module")
-def exported(shapes, tmp_path_factory):
+def exported(shapes, tmp_path_factory, narrow_resnet18):
     """A segmentation run's config on stored c4 and c5 only, without the vertical flip."""
     tree = config_of("segmentation", shapes)
     del tree["data"]["train_transforms"][2]
@@ -150,7 +151,7 @@ def exported(shapes, tmp_path_factory):
         ({"model__backbone": {"name": "resnet34", "frozen_stages": 5}}, "features of resnet18 .* model has resnet34"),
         (
             {"model__backbone": {"name": "resnet18"}},
-            r"11.2 M parameters of the backbone would learn.*frozen_stages to 5",
+            r"0.2 M parameters of the backbone would learn.*frozen_stages to 5",
         ),
         ({"data__train_transforms": [{"name": "Resize", "long": 64}]}, "'height': 64.*the config has .*'long': 64"),
         ({"data__train_transforms": []}, "'height': 64.*the config has none"),
@@ -266,5 +267,5 @@ def test_a_batch_with_maps_moves_to_another_precision_on_the_way_to_the_head(exp
     maps = model.features(batch)
     assert [m.dtype for m in maps] == [torch.float32] * 5
     assert maps[0].isnan().all()
-    assert maps[0].shape == (4, 64, 32, 32)
+    assert maps[0].shape == (4, 8, 32, 32)
     assert dataclasses.replace(batch, maps=None).maps is None
