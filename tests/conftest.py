@@ -21,27 +21,55 @@ if "DENSEKIT_DATA" not in os.environ and _SHARED.is_dir():
 
 
 SLOW_FILES = (
-    "engine/test_host_waits.py",
+    "tools/test_export_model.py",
+    "tools/test_kill.py",
     "tools/test_train.py",
+    "engine/test_host_waits.py",
     "backbones/test_contract.py",
+    "tools/test_segmentation.py",
+    "features/test_export.py",
     "features/test_heads.py",
     "heads/test_segmentation_parity.py",
-    "engine/test_as_on_a_gpu.py",
-    "tools/test_segmentation.py",
-    "tools/test_export_model.py",
-    "backbones/test_resnet_options.py",
-    "backbones/test_resnet_parity.py",
     "heads/test_faster_rcnn_torchvision.py",
-    "export/test_detectors.py",
-    "heads/test_segmentation.py",
-    "test_configs.py",
-    "test_packed.py",
+    "backbones/test_resnet_options.py",
+    "tools/test_predict.py",
+    "engine/test_as_on_a_gpu.py",
     "safety/test_mutations.py",
-    "backbones/test_timm.py",
+    "test_packed.py",
     "heads/test_dense_torchvision.py",
-    "tools/test_first_start.py",
+    "heads/test_segmentation.py",
+    "test_command.py",
+    "backbones/test_timm.py",
+    "backbones/test_resnet_parity.py",
     "tools/test_instances.py",
+    "test_readme.py",
+    "heads/test_faster_rcnn.py",
+    "doctor/test_repairs.py",
+    "doctor/test_fix.py",
+    "test_configs.py",
+    "tools/test_first_start.py",
 )
+EXPORTS = (
+    "tests/export/test_detectors.py",
+    "tests/export/test_onnx_operators.py",
+    "tests/tools/test_export_model.py",
+    "tests/tools/test_joint_export.py",
+)
+
+
+@pytest.hookimpl(optionalhook=True)  # xdist's
+def pytest_xdist_make_scheduler(config, log):
+    """Files that export go to one process: what a first export imports and looks up takes torch ten seconds."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "exports" if file in EXPORTS else file
+
+    return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(items):
