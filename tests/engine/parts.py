@@ -88,16 +88,16 @@ CASES = [
 
 
 class Stages(nn.Module):
-    """One convolution a stage, with the strides of a ResNet; the last can be dilated."""
+    """One convolution a stage, with the strides of a ResNet; the last of all five can be dilated."""
 
-    def __init__(self, *, dilated: bool = False) -> None:
+    def __init__(self, count: int = 5, *, dilated: bool = False) -> None:
         super().__init__()
-        channels = [3, 8, 8, 16, 16, 32]
+        channels = [3, 8, 8, 16, 16, 32][: count + 1]
         self.stages = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(channels))
         if dilated:
             self.stages[-1] = nn.Conv2d(16, 32, 3, padding=2, dilation=2)
-        last = Level("c5", 32, 16 if dilated else 32, self.last_stage)
-        self.levels = (*(Level(f"c{i}", channels[i], 2**i) for i in range(1, 5)), last)
+        last = Level(f"c{count}", channels[-1], 16 if dilated else 2**count, self.last_stage)
+        self.levels = (*(Level(f"c{i}", channels[i], 2**i) for i in range(1, count)), last)
 
     def forward(self, images):
         maps = [images]
@@ -132,9 +132,9 @@ def batch_on(device, kind, images=IMAGES):
     return batch.to(device, non_blocking=False)
 
 
-def model_on(device, head, options, backbone=None):
+def model_on(device, head, options, backbone=None, stages=5):
     torch.manual_seed(0)
-    trunk = BACKBONES.build(backbone, {}) if backbone else Stages(dilated=options.get("neck") == "dc5")
+    trunk = BACKBONES.build(backbone, {}) if backbone else Stages(stages, dilated=options.get("neck") == "dc5")
     built = HEADS.build(head, options, trunk.levels, num_classes=3)
     classes = Classes(("a", "b", "c"), (0, 1, 2))
     return DenseModel(trunk, {"head": built}, mean=(0.5,) * 3, std=(0.25,) * 3, classes=classes).to(device)

@@ -31,7 +31,7 @@ COMPILED = [
     ),  # the boxes are Faster R-CNN's, the pyramid RetinaNet's
     ("retinanet", DENSE | {"convs": 1}, "boxes"),
     ("fcos", DENSE | {"convs": 1}, "boxes"),
-    ("unet", {}, "masks"),
+    ("unet", {"decoder_channels": (16, 16, 8)}, "masks"),
     ("deeplab_v3_plus", {}, "masks"),
     ("classifier", {}, "labels"),
 ]
@@ -128,7 +128,8 @@ def test_the_scale_of_fp16_is_found_without_a_value_read(no_values):
 def test_losses_and_their_gradients_compile_without_a_graph_break(head, options, kind):
     torch._dynamo.reset()
     gradients = []
-    model, batch = model_on(CPU, head, options), batch_on(CPU, kind)
+    stages = len(options.get("decoder_channels", range(5)))  # the steps of a decoder are alike
+    model, batch = model_on(CPU, head, options, stages=stages), batch_on(CPU, kind)
     # The backward as a graph is much of the same for other heads with boxes and masks, and takes half a minute.
     graph = "aot_eager_default_partitioner"  # what to compute again, aot_eager's own question, is not asked here
     backend = graph if head in ("mask_rcnn", "unet", "classifier") else "eager"
