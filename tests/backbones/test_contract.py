@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
 import torch
 
@@ -32,12 +30,9 @@ def test_a_backbone_gives_the_levels_it_claims_learns_and_survives_saving(name, 
         assert parameter.grad.norm().isfinite(), key  # one pass, where asking each number takes three
     assert any(parameter.grad.abs().max() > 0 for parameter in net.conv1.parameters())
 
-    state, file = net.eval().state_dict(), io.BytesIO()
-    torch.save({key: value.to("meta") for key, value in state.items()}, file)  # without 500 MB of values
-    file.seek(0)
     with torch.device("meta"):
         other = BACKBONES.build(name, {}).eval()
-    other.load_state_dict({key: state[key] for key in torch.load(file, weights_only=True)}, assign=True)
+    other.load_state_dict(net.eval().state_dict(), assign=True)
     with torch.no_grad():
         for old, new in zip(net(torch.ones(1, 3, 32, 32)), other(torch.ones(1, 3, 32, 32)), strict=True):
             assert torch.equal(old, new)
