@@ -49,25 +49,39 @@ SLOW_FILES = (
     "test_configs.py",
     "tools/test_first_start.py",
 )
-EXPORTS = (
-    "tests/export/test_detectors.py",
-    "tests/export/test_onnx_operators.py",
-    "tests/tools/test_export_model.py",
-    "tests/tools/test_joint_export.py",
-)
+TOGETHER = {
+    "exports": (
+        "tests/export/test_detectors.py",
+        "tests/export/test_onnx_operators.py",
+        "tests/tools/test_export_model.py",
+        "tests/tools/test_joint_export.py",
+    ),
+    "forks": (
+        "tests/backbones/test_timm.py",
+        "tests/features/test_export.py",
+        "tests/heads/test_segmentation_ranks.py",
+        "tests/infer/test_sliding_window.py",
+        "tests/test_layers.py",
+        "tests/tools/test_predict.py",
+        "tests/tools/test_train.py",
+    ),
+}
+"""What a first export looks up, and a server to fork from (``tests/tools/runs.py``), take a process ten seconds."""
 
 
 @pytest.hookimpl(optionalhook=True)  # xdist's
 def pytest_xdist_make_scheduler(config, log):
-    """Files that export go to one process: what a first export imports and looks up takes torch ten seconds."""
+    """File by file, but those of ``TOGETHER`` in one process."""
     if config.getvalue("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
 
+    groups = {file: group for group, files in TOGETHER.items() for file in files}
+
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid):
             file = super()._split_scope(nodeid)
-            return "exports" if file in EXPORTS else file
+            return groups.get(file, file)
 
     return Scheduling(config, log)
 
