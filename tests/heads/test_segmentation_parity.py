@@ -11,6 +11,7 @@ from densekit.heads.segmentation import from_smp, is_smp
 from densekit.model import DenseModel
 from densekit.registry import BACKBONES, HEADS
 from densekit.types import Classes, DensekitError, Level
+from tests.filled import fill
 
 MODELS = {
     "unet": smp.Unet,
@@ -40,21 +41,11 @@ class SmpEncoder(nn.Module):
         return self.encoder(images)[1:]
 
 
-def randomise(model):
-    """Give norms and biases values that a wrong mapping would show."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if name.endswith(("bias", "running_mean")):
-                tensor.normal_(0, 0.1, generator=generator)
-            elif name.endswith("running_var"):
-                tensor.uniform_(0.5, 1.5, generator=generator)
-    return model.eval()
-
-
 def make_smp(name, encoder="resnet18", **options):
-    torch.manual_seed(0)
-    return randomise(MODELS[name](encoder, encoder_weights=None, classes=3, **options))
+    """smp's model, with values in norms and biases too that a wrong mapping would show."""
+    with torch.device("meta"):
+        model = MODELS[name](encoder, encoder_weights=None, classes=3, **options)
+    return fill(model).eval()
 
 
 def dense_model(backbone, head):
