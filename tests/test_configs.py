@@ -76,6 +76,11 @@ def layouts(tmp_path_factory):
     return root
 
 
+def test_what_makes_a_step_small_is_an_option_of_a_head():
+    taken = {option for head in HEADS.names() for option in HEADS.options(head)}
+    assert {option.split("=")[0] for option in SMALL} <= taken
+
+
 @pytest.mark.parametrize("path", DETECTION, ids=name)
 @pytest.mark.usefixtures("narrow_resnet18")
 def test_a_shipped_detection_config_takes_a_step(path, layouts, tmp_path, monkeypatch):
@@ -83,6 +88,7 @@ def test_a_shipped_detection_config_takes_a_step(path, layouts, tmp_path, monkey
     monkeypatch.chdir(layouts)
     ((head, part),) = configs.load(path).model.heads.items()
     options = [option for option in SMALL if option.split("=")[0] in HEADS.options(part.name)]
+    assert options, f"{part.name} takes none of {SMALL}"
     small = [
         "model.backbone.weights=null",
         "model.backbone.name=resnet18",
