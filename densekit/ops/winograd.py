@@ -138,7 +138,7 @@ def gradients(x: Tensor, turned: Tensor, gradient: Tensor, *, of_input: bool = T
     down, across = -(-height // TILE), -(-width // TILE)
     gradient = F.pad(gradient.permute(0, 2, 3, 1), (0, 0, 0, across * TILE - width, 0, down * TILE - height))
     gradient = gradient.reshape(images, down, TILE, across, TILE, out)
-    before = torch.empty((images, height, width, channels)) if of_input else None
+    before = x.new_empty(images, height, width, channels) if of_input else None
     learned: Tensor | None = None
     for some, rows in _rounds(images, down, 4 * POINTS * (channels + out) * across):
         part = gradient[some, rows].transpose(2, 3).reshape(-1, TILE**2, out)
@@ -191,11 +191,11 @@ def _put(x: Tensor, rows: slice, tiles: Tensor) -> None:
             place = _as_tiles(whole[:, y:, left:], down, across, (y_end - y, right - left))
             place += tiles[:, :, :, y:y_end, left:right]
     height, width = x.shape[1:3]
-    first, whole = rows.start * TILE - 1, whole[:, :, 1 : width + 1]
-    begin, end = (2, first + 2) if rows.start else (1, 0)
+    top, skip = rows.start * TILE - 1, 2 if rows.start else 1  # above the map's first row lies one of zeros
+    whole = whole[:, :, 1 : width + 1]
     if rows.start:
-        x[:, first:end] += whole[:, :2][:, : height - first]
-    x[:, end : rows.stop * TILE + 1] = whole[:, begin : height - first]
+        x[:, top : top + 2] += whole[:, : min(2, height - top)]
+    x[:, top + skip : rows.stop * TILE + 1] = whole[:, skip : height - top]
 
 
 def _rounds(images: int, down: int, bytes_a_row: int) -> Iterator[tuple[slice, slice]]:
