@@ -152,7 +152,9 @@ def test_a_second_signal_stops_at_once_and_damages_nothing(bench):
     workers = runs.children(processes[0].pid)
     os.kill(processes[0].pid, signal.SIGINT)
     os.kill(processes[0].pid, signal.SIGTERM)
-    assert runs.finish(processes) == [128 + signal.SIGTERM], bench.printed(out)
+    (code,) = runs.finish(processes)
+    assert code in (128 + signal.SIGTERM, 128 + signal.SIGINT), bench.printed(out)  # threads may swap the two
+    assert "stopped after step" not in bench.printed(out), "the step was finished and saved: that is one signal's way"
     assert workers
     time.sleep(0.2)
     assert not [pid for pid in workers if alive(pid)], "loader workers outlive the run"
