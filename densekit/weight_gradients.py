@@ -236,9 +236,9 @@ class ConvTranspose2d(nn.ConvTranspose2d):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """[B, C, H, W] -> [B, O, H', W']."""
         plain = self.groups == 1 and set(self.dilation) == {1} and not any(self.output_padding)
-        if output_size is not None or isinstance(self.padding, str) or not plain:
+        if output_size is not None or not plain:
             return super().forward(input, output_size)
-        return conv_transpose2d(input, self.weight, self.bias, self.stride, self.padding)
+        return conv_transpose2d(input, self.weight, self.bias, self.stride, two_sides(self.padding))
 
 
 def conv_transpose2d(

@@ -124,7 +124,7 @@ def narrow_resnet18():
     from densekit.backbones.resnet import VARIANTS, ResNet
     from densekit.registry import BACKBONES
 
-    assert BACKBONES.names()
+    assert BACKBONES.names()  # registers them all, which would undo what follows
     narrow = dataclasses.replace(next(v for v in VARIANTS if v.name == "resnet18"), widths=(8, 16, 32, 64))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BACKBONES._builders, narrow.name, functools.partial(ResNet, narrow))

@@ -43,14 +43,17 @@ def test_the_linear_layer_is_torchs_own_in_float32():
     assert torch.equal(ours(rows), torch.nn.functional.linear(rows, ours.weight, ours.bias))
 
 
-@pytest.mark.parametrize("threads", [1, 4])
+@pytest.fixture(params=[1, 4], ids=["1 thread", "4 threads"])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
 def test_a_turned_matrix_lies_row_by_row_whatever_the_number_of_threads(threads):
-    before, x = torch.get_num_threads(), torch.randn(130, 70).bfloat16()
-    try:
-        torch.set_num_threads(threads)
-        turned = _turned(x)
-    finally:
-        torch.set_num_threads(before)
+    x = torch.randn(130, 70).bfloat16()
+    turned = _turned(x)
     assert turned.is_contiguous()
     assert torch.equal(turned, x.t())
 
@@ -133,42 +136,36 @@ TRANSPOSED = {
 }
 
 
-@pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize(("shape", "options", "way"), TRANSPOSED.values(), ids=TRANSPOSED)
 def test_a_transposed_convolution_gives_torchs_values_and_gradients(threads, shape, options, way):
     torch.manual_seed(0)
     ours, theirs = ConvTranspose2d(*shape, **options), nn.ConvTranspose2d(*shape, **options)
     theirs.load_state_dict(ours.state_dict())
     ours, x = ours.to(memory_format=torch.channels_last), torch.randn(2, shape[0], 9, 7)
-    last, before = x.contiguous(memory_format=torch.channels_last), torch.get_num_threads()
+    last = x.contiguous(memory_format=torch.channels_last)
     assert type(ours(last).grad_fn).__name__.startswith(way)
     assert type(ours(x).grad_fn).__name__.startswith("Convolution"), "channels first is torch's own path"
-    try:
-        torch.set_num_threads(threads)
-        found = gradients_of(ours, last, mixed=False)
-    finally:
-        torch.set_num_threads(before)
-    expected = gradients_of(theirs, x, mixed=False)
+    found, expected = gradients_of(ours, last, mixed=False), gradients_of(theirs, x, mixed=False)
     assert found.keys() == expected.keys()
     for name in expected:
         torch.testing.assert_close(
             found[name], expected[name], rtol=1e-4, atol=1e-4 * float(expected[name].abs().max())
         )
-    size = [18, 14] if way == "_Turned" and shape[2] == 4 else None
-    assert torch.equal(ours(last, size), ours(last)), "an output size that is asked for is torch's own path"
 
 
-@pytest.mark.parametrize("threads", [1, 4])
+def test_a_transposed_convolution_gives_the_size_that_is_asked_for():
+    ours, theirs, x = ConvTranspose2d(32, 33, 3, 2, 1), nn.ConvTranspose2d(32, 33, 3, 2, 1), torch.randn(1, 32, 9, 7)
+    theirs.load_state_dict(ours.state_dict())
+    assert ours(x).shape[2:] == (17, 13)
+    assert torch.equal(ours(x, [18, 13]), theirs(x, [18, 13]))
+
+
 def test_a_map_that_lies_channels_last_is_turned_whatever_the_number_of_threads(threads):
-    x, before = torch.randn(3, 70, 9, 13), torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
-        for given in (x.contiguous(memory_format=torch.channels_last), x, x[:, :1].expand(-1, 5, -1, -1)):
-            turned = _channels_first(given)
-            assert turned.is_contiguous()
-            assert torch.equal(turned, given)
-    finally:
-        torch.set_num_threads(before)
+    x = torch.randn(3, 70, 9, 13)
+    for given in (x.contiguous(memory_format=torch.channels_last), x, x[:, :1].expand(-1, 5, -1, -1)):
+        turned = _channels_first(given)
+        assert turned.is_contiguous()
+        assert torch.equal(turned, given)
 
 
 @pytest.mark.parametrize("size", [(20, 22), (9, 7)], ids=["_Points", "_Turned"])

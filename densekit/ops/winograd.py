@@ -70,10 +70,8 @@ def pays(x: Tensor, weight: Tensor, *, learning: bool = False) -> bool:
         return False
     if torch.is_autocast_enabled("cpu") or not _faster_here() or not x.is_contiguous(memory_format=torch.channels_last):
         return False
-    images, channels, height, width = x.shape
-    out = weight.shape[0]
-    tiles = images * -(-height // TILE) * -(-width // TILE)
-    return tiles >= LEAST_TILES and channels * out >= (30 if learning else 60) * (channels + out)
+    (images, channels), out, (down, across) = x.shape[:2], weight.shape[0], _grid(x)
+    return images * down * across >= LEAST_TILES and channels * out >= (30 if learning else 60) * (channels + out)
 
 
 def _faster_here() -> bool:
@@ -107,7 +105,7 @@ def convolve(x: Tensor, turned: Tensor, bias: Tensor | None = None, *, relu: boo
         [B, O, H, W], channels last.
     """
     (images, channels, height, width), out = x.shape, turned.shape[1]
-    down, across = -(-height // TILE), -(-width // TILE)
+    down, across = _grid(x)
     y = torch.empty((images, out, down * TILE, across * TILE), memory_format=torch.channels_last)
     places = y.permute(0, 2, 3, 1).view(images, down, TILE, across, TILE, out)
     for some, rows in _rounds(images, down, 4 * POINTS * (channels + out) * across):
@@ -135,7 +133,7 @@ def gradients(x: Tensor, turned: Tensor, gradient: Tensor, *, of_input: bool = T
         [B, C, H, W], channels last, or None; and [O, C, 3, 3].
     """
     (images, channels, height, width), out = x.shape, turned.shape[1]
-    down, across = -(-height // TILE), -(-width // TILE)
+    down, across = _grid(x)
     gradient = F.pad(gradient.permute(0, 2, 3, 1), (0, 0, 0, across * TILE - width, 0, down * TILE - height))
     gradient = gradient.reshape(images, down, TILE, across, TILE, out)
     before = x.new_empty(images, height, width, channels) if of_input else None
@@ -154,13 +152,18 @@ def gradients(x: Tensor, turned: Tensor, gradient: Tensor, *, of_input: bool = T
     return None if before is None else before.permute(0, 3, 1, 2), weight
 
 
+def _grid(x: Tensor) -> tuple[int, int]:
+    """Rows of tiles, and tiles in a row, that cover a map [B, C, H, W]."""
+    return -(-x.shape[2] // TILE), -(-x.shape[3] // TILE)
+
+
 def _tiles(x: Tensor, some: slice, rows: slice) -> Tensor:
     """Rows of tiles of some images, [B, C, H, W] -> [b, down, across, 6, 6, C]; they overlap by two pixels.
 
     Only these rows are copied, into zeros around them; the tiles lie over one another in the copy.
     """
-    height, width = x.shape[2:]
-    across, top, bottom = -(-width // TILE), rows.start * TILE - 1, rows.stop * TILE + 1
+    (height, width), across = x.shape[2:], _grid(x)[1]
+    top, bottom = rows.start * TILE - 1, rows.stop * TILE + 1
     part = x.permute(0, 2, 3, 1)[some, max(0, top) : bottom]
     part = F.pad(part, (0, 0, 1, across * TILE - width + 1, max(0, -top), max(0, bottom - height)))
     return _as_tiles(part, rows.stop - rows.start, across, (6, 6))
